@@ -1,0 +1,86 @@
+//! What went wrong, by what the caller can still do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything in Quoit that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One variant for each thing that some caller does about it.
+#[derive(Debug)]
+pub enum Error {
+    /// An operation on a file, directory or socket failed. `NotFound`, ENOSPC and address-in-use
+    /// are told apart by `source`'s kind.
+    Io {
+        /// What was tried, as a verb: "open", "write", "sync".
+        action: &'static str,
+        /// The file, directory or address.
+        what: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// Bytes on disk are not what was written there. Never served, never skipped: the shard
+    /// does not open.
+    Corrupt {
+        /// The file.
+        file: PathBuf,
+        /// Byte offset in it.
+        offset: u64,
+        /// What does not hold.
+        why: String,
+    },
+    /// The disk is full: this write was refused and changed nothing; reads go on.
+    DiskFull,
+    /// The log failed. Writes are refused until the node is restarted; this write changed nothing.
+    LogFailed,
+    /// The log failed while this write was on its way to disk: it may or may not survive.
+    Uncertain,
+    /// A queue is full. Nothing was done.
+    Busy,
+    /// The node cannot run as it is configured, or where it is. For the operator; ends the process.
+    Setup(String),
+}
+
+impl Error {
+    /// An I/O error with its context.
+    pub fn io(action: &'static str, what: &Path, source: io::Error) -> Error {
+        Error::Io { action, what: what.to_owned(), source }
+    }
+
+    /// True if the file system or quota is out of space.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Error::DiskFull => true,
+            Error::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
+    /// True if the file does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { action, what, source } => {
+                write!(f, "cannot {action} {}: {source}", what.display())
+            }
+            Error::Corrupt { file, offset, why } => {
+                write!(f, "{} is damaged at byte {offset}: {why}", file.display())
+            }
+            Error::DiskFull => write!(f, "no space left on device"),
+            Error::LogFailed => write!(f, "the log failed; writes are refused until a restart"),
+            Error::Uncertain => write!(f, "the log failed; this write may or may not survive"),
+            Error::Busy => write!(f, "too much work is queued"),
+            Error::Setup(why) => write!(f, "{why}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,134 @@
+//! The words that all modules share: slots, positions, versions, cores.
+//!
+//! Everything here is a plain value: no I/O, no clock, no allocation.
+
+use crc::{CRC_16_XMODEM, Crc, Table};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Slots of a Redis Cluster.
+pub const SLOTS: u32 = 1 << SLOT_BITS;
+const SLOT_BITS: u32 = 14;
+const HASH_BITS: u32 = 32 - SLOT_BITS;
+
+const SLOT_CRC: Crc<u16, Table<16>> = Crc::<u16, Table<16>>::new(&CRC_16_XMODEM);
+
+/// One of the 16384 slots of Redis Cluster: CRC16 of the key, or of its `{hash tag}` if it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u16);
+
+impl Slot {
+    /// The slot of a key, by the rule of the Redis Cluster specification ("Hash tags").
+    pub fn of(key: &[u8]) -> Slot {
+        Slot(SLOT_CRC.checksum(hash_tag(key)) % SLOTS as u16)
+    }
+}
+
+/// The part of `key` that decides its slot: what stands between the first `{` and the next `}`
+/// unless that is empty, else the whole key.
+fn hash_tag(key: &[u8]) -> &[u8] {
+    let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
+    let after = &key[open + 1..];
+    match after.iter().position(|&b| b == b'}') {
+        Some(length) if length > 0 => &after[..length],
+        _ => key,
+    }
+}
+
+/// A key's 64-bit hash (xxh3): the low bits of its position, its filter bits and its latch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash(pub u64);
+
+impl KeyHash {
+    /// Hashes `key`.
+    pub fn of(key: &[u8]) -> KeyHash {
+        KeyHash(xxh3_64(key))
+    }
+}
+
+/// A key's place on the ring 0..2^32-1: its slot in the top 14 bits, 18 bits of its hash below.
+/// Keys are stored in the order of (position, key).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u32);
+
+impl Position {
+    /// The position of `key`.
+    pub fn of(key: &[u8]) -> Position {
+        Position::from_parts(Slot::of(key), KeyHash::of(key))
+    }
+
+    /// The position of the key that has this slot and this hash.
+    pub fn from_parts(slot: Slot, hash: KeyHash) -> Position {
+        Position(u32::from(slot.0) << HASH_BITS | (hash.0 as u32 & ((1 << HASH_BITS) - 1)))
+    }
+
+    /// The slot that this position lies in.
+    pub fn slot(self) -> Slot {
+        Slot((self.0 >> HASH_BITS) as u16)
+    }
+
+    /// The first position of `slot`.
+    pub fn first_of(slot: Slot) -> Position {
+        Position(u32::from(slot.0) << HASH_BITS)
+    }
+}
+
+/// A core of this node, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoreId(pub u16);
+
+/// When and where a mutation was made. No two are equal, all are ordered, the higher one wins.
+///
+/// `clock` is a hybrid logical clock reading (Kulkarni et al., 2014): Unix milliseconds in the top
+/// 48 bits, a counter in the low 16. `coordinator` is the node (high 16 bits) and core that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// Hybrid logical clock reading.
+    pub clock: u64,
+    /// Node and core that chose this version.
+    pub coordinator: u32,
+}
+
+impl Version {
+    /// Below every version that is ever chosen: "no record at all".
+    pub const ZERO: Version = Version { clock: 0, coordinator: 0 };
+}
+
+/// A record's place in its core's log: counts mutations, from 1. 0 is "before everything".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+/// Unix time in milliseconds.
+pub type UnixMillis = u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis_cluster() {
+        // Values of `CLUSTER KEYSLOT` in Redis 7.0.
+        assert_eq!(Slot::of(b"foo"), Slot(12182));
+        assert_eq!(Slot::of(b"somekey"), Slot(11058));
+        assert_eq!(Slot::of(b"foo{hash_tag}"), Slot(2515));
+        assert_eq!(Slot::of(b""), Slot(0));
+        assert_eq!(Slot::of(b"{user1000}.following"), Slot::of(b"{user1000}.followers"));
+        assert_eq!(Slot::of(b"foo{}{bar}"), Slot(8363), "an empty tag is no tag");
+    }
+
+    #[test]
+    fn a_position_keeps_its_slot_on_top() {
+        for key in [&b"a"[..], b"b", b"{x}1", b"{x}2"] {
+            assert_eq!(Position::of(key).slot(), Slot::of(key));
+        }
+        assert_ne!(Position::of(b"{x}1"), Position::of(b"{x}2"), "below the slot, the key decides");
+        assert!(Position::first_of(Slot(5)) <= Position::from_parts(Slot(5), KeyHash(0)));
+    }
+
+    #[test]
+    fn versions_order_by_clock_then_coordinator() {
+        let old = Version { clock: 1, coordinator: 9 };
+        let new = Version { clock: 2, coordinator: 0 };
+        let rival = Version { clock: 2, coordinator: 1 };
+        assert!(Version::ZERO < old && old < new && new < rival);
+    }
+}
