@@ -45,7 +45,11 @@ pub enum Error {
 impl Error {
     /// An I/O error with its context.
     pub fn io(action: &'static str, what: &Path, source: io::Error) -> Error {
-        Error::Io { action, what: what.to_owned(), source }
+        Error::Io {
+            action,
+            what: what.to_owned(),
+            source,
+        }
     }
 
     /// True if the file system or quota is out of space.
@@ -53,7 +57,10 @@ impl Error {
         match self {
             Error::DiskFull => true,
             Error::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                )
             }
             _ => false,
         }
@@ -68,7 +75,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Io { action, what, source } => {
+            Error::Io {
+                action,
+                what,
+                source,
+            } => {
                 write!(f, "cannot {action} {}: {source}", what.display())
             }
             Error::Corrupt { file, offset, why } => {

@@ -26,7 +26,9 @@ impl Slot {
 /// The part of `key` that decides its slot: what stands between the first `{` and the next `}`
 /// unless that is empty, else the whole key.
 fn hash_tag(key: &[u8]) -> &[u8] {
-    let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
+    let Some(open) = key.iter().position(|&b| b == b'{') else {
+        return key;
+    };
     let after = &key[open + 1..];
     match after.iter().position(|&b| b == b'}') {
         Some(length) if length > 0 => &after[..length],
@@ -90,7 +92,10 @@ pub struct Version {
 
 impl Version {
     /// Below every version that is ever chosen: "no record at all".
-    pub const ZERO: Version = Version { clock: 0, coordinator: 0 };
+    pub const ZERO: Version = Version {
+        clock: 0,
+        coordinator: 0,
+    };
 }
 
 /// A record's place in its core's log: counts mutations, from 1. 0 is "before everything".
@@ -111,8 +116,15 @@ mod tests {
         assert_eq!(Slot::of(b"somekey"), Slot(11058));
         assert_eq!(Slot::of(b"foo{hash_tag}"), Slot(2515));
         assert_eq!(Slot::of(b""), Slot(0));
-        assert_eq!(Slot::of(b"{user1000}.following"), Slot::of(b"{user1000}.followers"));
-        assert_eq!(Slot::of(b"foo{}{bar}"), Slot(8363), "an empty tag is no tag");
+        assert_eq!(
+            Slot::of(b"{user1000}.following"),
+            Slot::of(b"{user1000}.followers")
+        );
+        assert_eq!(
+            Slot::of(b"foo{}{bar}"),
+            Slot(8363),
+            "an empty tag is no tag"
+        );
     }
 
     #[test]
@@ -120,15 +132,28 @@ mod tests {
         for key in [&b"a"[..], b"b", b"{x}1", b"{x}2"] {
             assert_eq!(Position::of(key).slot(), Slot::of(key));
         }
-        assert_ne!(Position::of(b"{x}1"), Position::of(b"{x}2"), "below the slot, the key decides");
+        assert_ne!(
+            Position::of(b"{x}1"),
+            Position::of(b"{x}2"),
+            "below the slot, the key decides"
+        );
         assert!(Position::first_of(Slot(5)) <= Position::from_parts(Slot(5), KeyHash(0)));
     }
 
     #[test]
     fn versions_order_by_clock_then_coordinator() {
-        let old = Version { clock: 1, coordinator: 9 };
-        let new = Version { clock: 2, coordinator: 0 };
-        let rival = Version { clock: 2, coordinator: 1 };
+        let old = Version {
+            clock: 1,
+            coordinator: 9,
+        };
+        let new = Version {
+            clock: 2,
+            coordinator: 0,
+        };
+        let rival = Version {
+            clock: 2,
+            coordinator: 1,
+        };
         assert!(Version::ZERO < old && old < new && new < rival);
     }
 }

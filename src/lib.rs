@@ -1,0 +1,3 @@
+//! Quoit.
+pub mod error;
+pub mod types;
