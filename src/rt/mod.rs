@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::types::{CoreId, UnixMillis};
 
 pub use ring_flags::cooperative_rings;
-pub use uring::{HostReport, check_host, cpu_count, reserve_port, run_cores};
+pub use uring::{CoreOptions, HostReport, check_host, cpu_count, reserve_port, run_cores};
 
 /// Alignment and granularity of every write: offsets, lengths and memory.
 pub const BLOCK_BYTES: usize = 4096;
@@ -287,6 +287,17 @@ pub enum WriteBuffer {
     Real(uring::WriteBytes),
     /// For a simulated one.
     Sim(Vec<u8>),
+}
+
+impl WriteBuffer {
+    /// Gives up what lies behind the first `length` bytes (a multiple of [`BLOCK_BYTES`]).
+    pub fn truncate(&mut self, length: usize) {
+        assert!(length <= self.len() && length.is_multiple_of(BLOCK_BYTES));
+        match self {
+            WriteBuffer::Real(bytes) => bytes.trim_to_size(length),
+            WriteBuffer::Sim(bytes) => bytes.truncate(length),
+        }
+    }
 }
 
 impl std::ops::Deref for WriteBuffer {

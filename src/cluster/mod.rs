@@ -1,0 +1,3 @@
+//! Which node and core holds which keys.
+
+pub mod ring;

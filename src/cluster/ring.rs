@@ -1,0 +1,106 @@
+//! The ring: key -> position -> vnode -> placement. Pure.
+//!
+//! The ring has `VNODES` equal arcs, each a run of whole slots. The map gives each its placement:
+//! for now the one core of the one node that holds it. A node's cores get contiguous runs of
+//! vnodes, as equal as they can be, so that what a cluster client is told stays short.
+
+use crate::config::VNODES;
+use crate::types::{CoreId, Position, SLOTS};
+
+const VNODE_SHIFT: u32 = 32 - VNODES.trailing_zeros();
+const _: () = assert!(VNODES.is_power_of_two() && VNODES <= SLOTS);
+
+/// One of the equal arcs of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vnode(pub u16);
+
+impl Vnode {
+    /// The arc that `position` lies in.
+    pub fn of(position: Position) -> Vnode {
+        Vnode((position.0 >> VNODE_SHIFT) as u16)
+    }
+}
+
+/// The placement of all vnodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// The core of each vnode.
+    cores: Vec<CoreId>,
+    count: u16,
+}
+
+/// A run of positions that one core holds: `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Who holds it.
+    pub core: CoreId,
+    /// Its first position.
+    pub first: Position,
+    /// Its last position.
+    pub last: Position,
+}
+
+impl Map {
+    /// The map of a node alone, with `cores` cores.
+    pub fn one_node(cores: u16) -> Map {
+        assert!(cores > 0 && u32::from(cores) <= VNODES);
+        let owner = |vnode: u32| CoreId((vnode * u32::from(cores) / VNODES) as u16);
+        Map { cores: (0..VNODES).map(owner).collect(), count: cores }
+    }
+
+    /// How many cores there are.
+    pub fn cores(&self) -> u16 {
+        self.count
+    }
+
+    /// The core that holds `position`.
+    pub fn core_of(&self, position: Position) -> CoreId {
+        self.cores[usize::from(Vnode::of(position).0)]
+    }
+
+    /// The run of positions around `position` that one core holds.
+    pub fn run_of(&self, position: Position) -> Run {
+        let core = self.core_of(position);
+        let at = usize::from(Vnode::of(position).0);
+        let before = self.cores[..at].iter().rev().take_while(|other| **other == core).count();
+        let after = self.cores[at..].iter().take_while(|other| **other == core).count();
+        let first = Position(((at - before) as u32) << VNODE_SHIFT);
+        let next = ((at + after) as u64) << VNODE_SHIFT;
+        Run { core, first, last: Position((next - 1) as u32) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_core_gets_an_equal_share_and_every_position_an_owner() {
+        for cores in [1, 2, 3, 7, 64, 1024] {
+            let map = Map::one_node(cores);
+            let mut share = vec![0u32; usize::from(cores)];
+            for vnode in 0..VNODES {
+                share[usize::from(map.core_of(Position(vnode << VNODE_SHIFT)).0)] += 1;
+            }
+            let (least, most) = (share.iter().min(), share.iter().max());
+            assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1), "{share:?}");
+        }
+    }
+
+    #[test]
+    fn runs_cover_the_ring_once() {
+        for cores in [1, 2, 5] {
+            let map = Map::one_node(cores);
+            let mut next = 0u64;
+            let mut runs = 0;
+            while next < 1 << 32 {
+                let run = map.run_of(Position(next as u32));
+                assert_eq!(u64::from(run.first.0), next, "a gap or an overlap");
+                assert_eq!(map.core_of(run.last), run.core);
+                next = u64::from(run.last.0) + 1;
+                runs += 1;
+            }
+            assert_eq!(runs, cores, "a core's vnodes are one run");
+        }
+    }
+}

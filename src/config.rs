@@ -1,0 +1,253 @@
+//! The configuration: config.toml into [`Config`], checked once, before anything starts.
+//!
+//! config.toml at the top of the repository is the manual: every key with its unit, default and
+//! consequence. A test holds it to [`Config::default`]. Every limit has its name here.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The manual, as shipped.
+pub const MANUAL: &str = include_str!("../config.toml");
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// When it is on disk.
+    Sync,
+    /// At once; what was written is synced once in this interval.
+    Periodic(Duration),
+    /// At once; there is no log, and only flushed memtables survive.
+    None,
+}
+
+/// `durability` as it is written in config.toml and on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityName {
+    /// Every acknowledged write is on disk.
+    Sync,
+    /// Up to one interval of acknowledged writes may be lost in a power cut.
+    Periodic,
+    /// Everything since the last flush may be lost in any crash.
+    None,
+}
+
+/// All of the configuration.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the data is.
+    pub dir: PathBuf,
+    /// The address that clients connect to.
+    pub bind: IpAddr,
+    /// The port that clients connect to; 0: any free one.
+    pub port: u16,
+    /// How many cores the node uses; 0: as many as the machine has.
+    pub cores: u16,
+    /// CPUs that the cores are pinned to, in order; empty: the kernel places them.
+    pub pin: Vec<usize>,
+    /// This node's number, part of every version that it makes.
+    pub node_id: u16,
+    /// When a write is acknowledged.
+    pub durability: DurabilityName,
+    /// Milliseconds between two syncs, with `durability = "periodic"`.
+    pub durability_interval_ms: u64,
+    /// What clients must say with AUTH; empty: nothing.
+    pub password: String,
+    /// Sizes of each core's storage.
+    pub storage: Storage,
+    /// What a client may ask for.
+    pub limits: Limits,
+}
+
+/// Sizes of each core's storage.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Storage {
+    /// A memtable is flushed at this size.
+    pub memtable: ByteSize,
+    /// A memtable is flushed when the log reaches this size.
+    pub wal_max: ByteSize,
+    /// The size of one log segment.
+    pub wal_segment: ByteSize,
+    /// The most that one batch of the log takes.
+    pub wal_batch: ByteSize,
+    /// A table is begun anew at this size.
+    pub table_max: ByteSize,
+}
+
+/// What a client may ask for.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections to the node.
+    pub clients_max: usize,
+    /// Bytes of a key.
+    pub key_max: ByteSize,
+    /// Bytes of a value.
+    pub value_max: ByteSize,
+    /// Bytes of one request, and of all that MULTI queues.
+    pub request_max: ByteSize,
+    /// Arguments of one request.
+    pub args_max: usize,
+    /// Bytes of one reply of KEYS, MGET and the like.
+    pub reply_max: ByteSize,
+    /// Seconds after which an idle connection is closed; 0: never.
+    pub idle_timeout_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            dir: PathBuf::from("data"),
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 6379,
+            cores: 0,
+            pin: Vec::new(),
+            node_id: 1,
+            durability: DurabilityName::Sync,
+            durability_interval_ms: 1000,
+            password: String::new(),
+            storage: Storage::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Storage {
+        Storage {
+            memtable: ByteSize::mib(64),
+            wal_max: ByteSize::mib(256),
+            wal_segment: ByteSize::mib(16),
+            wal_batch: ByteSize::mib(4),
+            table_max: ByteSize::gib(1),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            clients_max: 10_000,
+            key_max: ByteSize::kib(64),
+            value_max: ByteSize::mib(64),
+            request_max: ByteSize::mib(128),
+            args_max: 1024 * 1024,
+            reply_max: ByteSize::mib(128),
+            idle_timeout_s: 0,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration; what it does not name keeps its default.
+    pub fn parse(text: &str) -> Result<Config> {
+        toml::from_str(text).map_err(|error| Error::Setup(format!("configuration: {error}")))
+    }
+
+    /// Refuses what cannot work, naming the key.
+    pub fn check(&self) -> Result<()> {
+        let storage = &self.storage;
+        let limits = &self.limits;
+        let fits = |bytes: ByteSize, low: u64, high: u64| (low..=high).contains(&bytes.0);
+        let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
+        let rules = [
+            (pinned, "`pin` names one CPU for each of `cores`, or none"),
+            (self.cores <= CORES_MAX, "`cores` is at most 1024"),
+            (self.durability_interval_ms > 0, "`durability-interval-ms` is at least 1"),
+            (fits(storage.memtable, 64 << 10, 64 << 30), "`storage.memtable` is 64 KiB to 64 GiB"),
+            (
+                fits(storage.wal_segment, 64 << 10, 4 << 30)
+                    && storage.wal_segment.0.is_multiple_of(4096),
+                "`storage.wal-segment` is 64 KiB to 4 GiB in steps of 4 KiB",
+            ),
+            (
+                storage.wal_max.0 >= 2 * storage.wal_segment.0,
+                "`storage.wal-max` is at least two of `storage.wal-segment`",
+            ),
+            (fits(storage.wal_batch, 4 << 10, 64 << 20), "`storage.wal-batch` is 4 KiB to 64 MiB"),
+            (fits(storage.table_max, 1 << 20, 1 << 40), "`storage.table-max` is 1 MiB to 1 TiB"),
+            (limits.clients_max >= 1, "`limits.clients-max` is at least 1"),
+            (fits(limits.key_max, 1, 64 << 10), "`limits.key-max` is 1 B to 64 KiB"),
+            (fits(limits.value_max, 1, 512 << 20), "`limits.value-max` is 1 B to 512 MiB"),
+            (
+                fits(limits.request_max, limits.value_max.0 + limits.key_max.0 + 1024, 2 << 30),
+                "`limits.request-max` is more than `limits.value-max` and `limits.key-max` \
+                 together, and at most 2 GiB",
+            ),
+            (
+                (8..=1 << 24).contains(&limits.args_max),
+                "`limits.args-max` is 8 to 16777216",
+            ),
+            (
+                limits.reply_max >= limits.value_max,
+                "`limits.reply-max` is at least `limits.value-max`",
+            ),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(Error::Setup(format!("configuration: {rule}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// When a write is acknowledged.
+    pub fn durability(&self) -> Durability {
+        match self.durability {
+            DurabilityName::Sync => Durability::Sync,
+            DurabilityName::Periodic => {
+                Durability::Periodic(Duration::from_millis(self.durability_interval_ms))
+            }
+            DurabilityName::None => Durability::None,
+        }
+    }
+}
+
+/// Most cores of one node.
+pub const CORES_MAX: u16 = 1024;
+/// Arcs of the ring (DESIGN: Q). A cluster keeps the number that it was made with.
+pub const VNODES: u32 = 1024;
+/// Commands of one connection that are under way at once; further ones wait in its buffer.
+pub const PIPELINE_COMMANDS_MAX: usize = 1024;
+/// A connection with this many bytes of replies sends them before it runs another command.
+pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
+/// Keys that one core looks at, at most, for one page of SCAN.
+pub const SCAN_COUNT_MAX: usize = 100_000;
+/// Bytes that a client's name, library name or library version may have.
+pub const CLIENT_NAME_BYTES_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_is_the_default() {
+        let manual = Config::parse(MANUAL).expect("config.toml parses");
+        assert_eq!(manual, Config::default(), "config.toml states other defaults than the code");
+        assert_eq!(Config::parse("").expect("nothing is required"), Config::default());
+        Config::default().check().expect("the defaults are allowed");
+    }
+
+    #[test]
+    fn unknown_keys_and_impossible_values_are_refused_by_name() {
+        let unknown = Config::parse("prot = 1").expect_err("a typing error");
+        assert!(unknown.to_string().contains("prot"), "{unknown}");
+        let cases = [
+            ("cores = 2\npin = [0]", "pin"),
+            ("durability-interval-ms = 0", "durability-interval-ms"),
+            ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
+            ("[limits]\nkey-max = \"1MiB\"", "key-max"),
+            ("[limits]\nvalue-max = \"128MiB\"", "request-max"),
+        ];
+        for (text, key) in cases {
+            let error = Config::parse(text).and_then(|config| config.check()).expect_err(text);
+            assert!(error.to_string().contains(key), "{text}: {error}");
+        }
+    }
+}

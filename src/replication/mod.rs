@@ -1,0 +1,3 @@
+//! Versions and, from a later step on, one operation over its replicas.
+
+pub mod clock;

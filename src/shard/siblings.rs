@@ -1,0 +1,158 @@
+//! What the cores of a node say to each other: questions, and their answers.
+//!
+//! A core never waits to send; how much it has outstanding is bounded by its connections, each of
+//! which has at most one question per sibling under way.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use super::report::Report;
+use super::transaction::{Refused, Token, WatchState, Work};
+use crate::protocol::reply::Protocol;
+use crate::protocol::resp::OwnedArgs;
+use crate::rt::Outbox;
+use crate::rt::sync::{Answer as AnswerSlot, Answerer, answer_slot};
+use crate::shard::latches::Wants;
+use crate::types::{CoreId, UnixMillis, Version};
+
+/// What travels between cores.
+pub enum Message {
+    /// Do this, and answer under this number.
+    Ask(u64, Job),
+    /// The answer to one's question of this number.
+    Answer(u64, Said),
+    /// The sender has this many clients now.
+    Clients(usize),
+    /// The sender could not start: the node is to end.
+    Leave,
+}
+
+/// What one core asks of another.
+pub enum Job {
+    /// Run these commands, each on one key or on several keys of this core.
+    Commands(Commands),
+    /// Take these latches for a transaction, waiting for one's turn.
+    Reserve(Token, Wants),
+    /// Evaluate a transaction's work under the latches reserved for it, and log it.
+    Run(Token, Box<Work>, UnixMillis, Outcome),
+    /// End the transaction: let it be seen, or forget it.
+    Finish(Token, Verdict),
+    /// Reserve, run and finish: the whole transaction is this core's.
+    Alone(Box<Work>),
+    /// The state of these keys, for WATCH.
+    Watch(Vec<Vec<u8>>),
+    /// Run one command about the whole store on this core's part, without latches.
+    Read(OwnedArgs, Protocol),
+    /// Note durably that these transactions hold.
+    NoteCommits(Vec<Version>),
+    /// Which of these transactions had this core prepared when it started?
+    Prepared(Vec<Version>),
+    /// Answer when all that was prepared before the start is decided.
+    Opened,
+    /// Describe yourself.
+    Report,
+    /// Close the idle clients, reset the statistics: what CONFIG RESETSTAT asks for.
+    ResetStatistics,
+}
+
+/// What becomes of the writes of [`Job::Run`].
+#[derive(Clone)]
+pub enum Outcome {
+    /// There are none.
+    ReadOnly,
+    /// Prepare them under this name; these cores write.
+    Prepare(Version, Vec<CoreId>),
+}
+
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It holds.
+    Commit,
+    /// It never was.
+    Abort,
+}
+
+/// What a core answers.
+pub enum Said {
+    /// The replies to `Commands`.
+    Replies(Replies),
+    /// The work's replies, or why there are none.
+    Ran(Result<Vec<Vec<u8>>, Refused>),
+    /// The states of the keys.
+    Watched(Result<Vec<WatchState>, Refused>),
+    /// A reply's bytes.
+    Bytes(Vec<u8>),
+    /// For each transaction whether it was prepared.
+    Prepared(Vec<bool>),
+    /// The report.
+    Report(Box<Report>),
+    /// Done, or not.
+    Done(bool),
+}
+
+/// Commands on their way to the core that owns their keys, in one piece.
+pub struct Commands {
+    /// Each a whole request.
+    pub requests: Vec<OwnedArgs>,
+    /// How to reply.
+    pub protocol: Protocol,
+}
+
+/// Replies in the order of the commands, in one piece.
+#[derive(Default)]
+pub struct Replies {
+    /// All of them, one behind the other.
+    pub bytes: Vec<u8>,
+    /// Where each ends.
+    pub ends: Vec<usize>,
+}
+
+impl Replies {
+    /// The reply number `index`.
+    pub fn get(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[index]]
+    }
+}
+
+/// The way to the other cores, and the questions that wait for an answer.
+pub struct Siblings {
+    outbox: Outbox<Message>,
+    id_next: Cell<u64>,
+    open: RefCell<BTreeMap<u64, Answerer<Said>>>,
+}
+
+impl Siblings {
+    /// None of the questions is open yet.
+    pub fn new(outbox: Outbox<Message>) -> Siblings {
+        Siblings { outbox, id_next: Cell::new(0), open: RefCell::default() }
+    }
+
+    /// Asks core `to`; the answer comes out of the slot.
+    pub fn ask(&self, to: CoreId, job: Job) -> AnswerSlot<Said> {
+        let id = self.id_next.get();
+        self.id_next.set(id + 1);
+        let (answerer, answer) = answer_slot();
+        self.open.borrow_mut().insert(id, answerer);
+        self.outbox.send(to, Message::Ask(id, job));
+        answer
+    }
+
+    /// Answers question `id` of core `to`.
+    pub fn answer(&self, to: CoreId, id: u64, said: Said) {
+        self.outbox.send(to, Message::Answer(id, said));
+    }
+
+    /// Takes the answer to question `id`.
+    pub fn answered(&self, id: u64, said: Said) {
+        if let Some(answerer) = self.open.borrow_mut().remove(&id) {
+            answerer.give(said);
+        }
+    }
+
+    /// Says something that needs no answer.
+    pub fn tell(&self, to: CoreId, message: Message) {
+        self.outbox.send(to, message);
+    }
+}

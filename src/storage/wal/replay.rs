@@ -1,0 +1,234 @@
+//! Reading the log back: every batch from the manifest's floor on, in order, up to the torn tail.
+//!
+//! What ends the log: a batch that is missing or broken, with no later batch that knew it to be
+//! durable. If a later one did, or a later segment goes on behind a gap (a segment is begun only
+//! when all before it is synced), then acknowledged writes are gone: that is damage, and the core
+//! does not open. A later segment that begins at or before the gap was begun by an earlier
+//! recovery, which had cut the tail there.
+//!
+//! What was read is synced before it is shown to anybody: after a mere process crash it may not
+//! have been.
+
+use std::path::{Path, PathBuf};
+
+use super::format::{
+    BATCH_HEADER_BYTES, BatchHeader, Entry, SegmentHeader, SegmentId, batch_is_intact,
+    decode_batch_header, decode_segment_header, padded, take_entry,
+};
+use super::segment::Segment;
+use crate::error::{Error, Result};
+use crate::rt::{self, BLOCK_BYTES, Bug, File, ReadBuffer};
+
+const READ_BYTES: usize = 1 << 20;
+
+/// Where the log begins: what the manifest says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// The oldest segment that is needed.
+    pub segment: SegmentId,
+    /// The number of its first batch.
+    pub sequence: u64,
+}
+
+/// What was found.
+pub struct Found {
+    /// Segments that hold something, oldest first, each with the number of its first batch.
+    pub segments: Vec<(Segment, u64)>,
+    /// Segment files that hold nothing of use.
+    pub blank: Vec<PathBuf>,
+    /// The number of the next batch.
+    pub sequence_next: u64,
+    /// The number of the next segment.
+    pub segment_next: SegmentId,
+}
+
+/// Reads the log in `dir` from `floor` on and gives every entry to `each`, in order.
+pub async fn replay(
+    dir: &Path,
+    floor: Floor,
+    mut each: impl FnMut(Entry<'_>) -> Result<()>,
+) -> Result<Found> {
+    let names = rt::list_dir(dir).await?;
+    let mut ids: Vec<_> = names.iter().filter_map(|name| SegmentId::from_file_name(name)).collect();
+    ids.sort();
+    let after = |id: &SegmentId| SegmentId(id.0 + 1);
+    let mut found = Found {
+        segments: Vec::new(),
+        blank: Vec::new(),
+        sequence_next: floor.sequence,
+        segment_next: ids.last().map_or(floor.segment, after).max(floor.segment),
+    };
+    // Where the log could not be read on, if there was such a place.
+    let mut torn: Option<(PathBuf, u64)> = None;
+    for id in ids {
+        let path = dir.join(id.file_name());
+        if id < floor.segment {
+            found.blank.push(path);
+            continue;
+        }
+        let mut reader = SegmentReader::open(&path, id).await?;
+        let Some(first) = reader.first().await? else {
+            found.blank.push(path);
+            reader.segment.file.close().await;
+            continue;
+        };
+        if first > found.sequence_next {
+            let (file, offset) = torn.unwrap_or((path, BLOCK_BYTES as u64));
+            let why = format!(
+                "batch {} is missing, but batch {first} was begun after it was durable",
+                found.sequence_next
+            );
+            return Err(Error::Corrupt { file, offset, why });
+        }
+        found.sequence_next = reader.deliver(first, &mut each).await?;
+        reader.check_tail(found.sequence_next).await?;
+        torn = Some((path, reader.position));
+        reader.segment.file.sync().await?;
+        found.segments.push((reader.segment, first));
+    }
+    Ok(found)
+}
+
+/// Reads one segment, block by block.
+struct SegmentReader {
+    segment: Segment,
+    /// Where the next batch is expected.
+    position: u64,
+    window: Window,
+}
+
+/// A piece of the file in memory.
+struct Window {
+    start: u64,
+    bytes: ReadBuffer,
+}
+
+impl SegmentReader {
+    async fn open(path: &Path, id: SegmentId) -> Result<SegmentReader> {
+        let file = File::open(path).await?;
+        let bytes = file.len().await?;
+        let window = Window { start: 0, bytes: file.read_at(0, READ_BYTES).await? };
+        let header = decode_segment_header(&window.bytes);
+        let segment = Segment { id, file, bytes };
+        let mut reader = SegmentReader { segment, position: BLOCK_BYTES as u64, window };
+        match header {
+            SegmentHeader::Valid(named) if named == id => Ok(reader),
+            SegmentHeader::Newer(format) => Err(Error::Setup(format!(
+                "{} was written by a newer Quoit (log format {format}); start that version",
+                path.display()
+            ))),
+            // A segment is begun only once its header is durable, so a bad one belongs to a
+            // segment that was never used, or it is damaged.
+            SegmentHeader::Valid(_) | SegmentHeader::Unreadable => {
+                match reader.find_from(BLOCK_BYTES as u64, |_| true).await? {
+                    None => Ok(reader),
+                    Some(_) => Err(reader.damaged(0, "its header is broken, but it is in use")),
+                }
+            }
+        }
+    }
+
+    /// The number of the first batch, if there is any batch that can be read.
+    async fn first(&mut self) -> Result<Option<u64>> {
+        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await?;
+        Ok(found.map(|header| header.sequence))
+    }
+
+    /// Gives out all batches from `position` on that follow each other; returns the next number.
+    async fn deliver(
+        &mut self,
+        first: u64,
+        each: &mut impl FnMut(Entry<'_>) -> Result<()>,
+    ) -> Result<u64> {
+        let mut expected = first;
+        while let Some(header) = self.header_at(self.position).await? {
+            let batch = self.batch_at(self.position, header).await?;
+            let intact = batch.is_some_and(|batch| batch_is_intact(header, batch));
+            let skip_check = batch.is_some() && rt::planted(Bug::ReplayPastTornTail);
+            if header.sequence != expected || !(intact || skip_check) {
+                break;
+            }
+            let batch = batch.unwrap_or_default();
+            let mut entries = &batch[BATCH_HEADER_BYTES..][..header.length as usize];
+            while !entries.is_empty() {
+                let Some(entry) = take_entry(&mut entries) else {
+                    if skip_check {
+                        break;
+                    }
+                    return Err(self.damaged(self.position, "an entry is malformed"));
+                };
+                each(entry)?;
+            }
+            expected += 1;
+            self.position += padded(BATCH_HEADER_BYTES + header.length as usize) as u64;
+            rt::yield_if_needed().await;
+        }
+        Ok(expected)
+    }
+
+    /// Fails if something behind `position` proves that batch `expected` had been durable.
+    async fn check_tail(&mut self, expected: u64) -> Result<()> {
+        let proves = |header: BatchHeader| header.synced >= expected && header.sequence > expected;
+        match self.find_from(self.position, proves).await? {
+            None => Ok(()),
+            Some(witness) => {
+                let why = format!(
+                    "batch {expected} cannot be read, but batch {} behind it says that it was \
+                     durable",
+                    witness.sequence
+                );
+                Err(self.damaged(self.position, &why))
+            }
+        }
+    }
+
+    /// The first intact batch at or behind `position`, on any block, that `matches`.
+    async fn find_from(
+        &mut self,
+        position: u64,
+        matches: impl Fn(BatchHeader) -> bool,
+    ) -> Result<Option<BatchHeader>> {
+        let mut position = position;
+        while position + BLOCK_BYTES as u64 <= self.segment.bytes {
+            if let Some(header) = self.header_at(position).await?
+                && matches(header)
+                && let Some(batch) = self.batch_at(position, header).await?
+                && batch_is_intact(header, batch)
+            {
+                return Ok(Some(header));
+            }
+            position += BLOCK_BYTES as u64;
+        }
+        Ok(None)
+    }
+
+    async fn header_at(&mut self, position: u64) -> Result<Option<BatchHeader>> {
+        let id = self.segment.id;
+        let bytes = self.bytes_at(position, BLOCK_BYTES).await?;
+        Ok(bytes.and_then(|bytes| decode_batch_header(bytes, id)))
+    }
+
+    /// The batch's bytes; `None` if it would reach beyond the segment.
+    async fn batch_at(&mut self, position: u64, header: BatchHeader) -> Result<Option<&[u8]>> {
+        self.bytes_at(position, padded(BATCH_HEADER_BYTES + header.length as usize)).await
+    }
+
+    async fn bytes_at(&mut self, position: u64, length: usize) -> Result<Option<&[u8]>> {
+        if length as u64 > self.segment.bytes.saturating_sub(position) {
+            return Ok(None);
+        }
+        let end = position + length as u64;
+        let window_end = self.window.start + self.window.bytes.len() as u64;
+        if position < self.window.start || end > window_end {
+            let bytes = self.segment.file.read_at(position, length.max(READ_BYTES)).await?;
+            self.window = Window { start: position, bytes };
+        }
+        let start = (position - self.window.start) as usize;
+        Ok(self.window.bytes.get(start..start + length))
+    }
+
+    fn damaged(&self, offset: u64, why: &str) -> Error {
+        let file = self.segment.file.path().to_owned();
+        Error::Corrupt { file, offset, why: why.to_owned() }
+    }
+}

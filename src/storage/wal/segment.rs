@@ -1,0 +1,226 @@
+//! The supply of log segments: files filled with zeros once, and used again and again.
+//!
+//! A segment gets its number (file name and header) and is synced, with its directory, before it
+//! is offered as the spare; so a batch in it never depends on metadata that is not yet durable.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::format::{SegmentId, encode_segment_header};
+use crate::error::Result;
+use crate::rt::sync::Signal;
+use crate::rt::{self, BLOCK_BYTES, Bug, File, WriteBuffer};
+
+/// Old segments kept for reuse; more are removed.
+const POOL_SEGMENTS_MAX: usize = 4;
+/// How long after a refusal the disk is asked again, unless space is seen to come back.
+const RETRY: Duration = Duration::from_millis(500);
+const FILL_BYTES: usize = 1 << 20;
+
+/// An open segment.
+pub struct Segment {
+    /// Its number.
+    pub id: SegmentId,
+    /// Its file.
+    pub file: File,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Makes spare segments.
+pub struct Supply {
+    dir: PathBuf,
+    segment_bytes: u64,
+    state: RefCell<State>,
+    signal: Signal,
+}
+
+struct State {
+    id_next: SegmentId,
+    spare: Option<Segment>,
+    /// Files of `segment_bytes` whose contents nobody needs.
+    pool: Vec<PathBuf>,
+    /// Files to be removed.
+    surplus: Vec<PathBuf>,
+    /// The largest batch that somebody waits to write.
+    room_wanted: u64,
+    refused: bool,
+    stopping: bool,
+}
+
+impl Supply {
+    /// A supply in `dir`; `blank` are segment files that hold nothing.
+    pub fn new(dir: PathBuf, segment_bytes: u64, id_next: SegmentId, blank: Vec<PathBuf>) -> Supply {
+        let state = State {
+            id_next,
+            spare: None,
+            pool: Vec::new(),
+            surplus: blank,
+            room_wanted: 0,
+            refused: false,
+            stopping: false,
+        };
+        Supply { dir, segment_bytes, state: RefCell::new(state), signal: Signal::default() }
+    }
+
+    /// True if there is a spare, or the disk has refused one.
+    pub fn is_decided(&self) -> bool {
+        let state = self.state.borrow();
+        state.spare.is_some() || state.refused
+    }
+
+    /// True while the disk refuses a new segment.
+    pub fn is_refused(&self) -> bool {
+        self.state.borrow().refused
+    }
+
+    /// The largest batch that the spare takes; 0 without a spare.
+    pub fn spare_room(&self) -> u64 {
+        self.state.borrow().spare.as_ref().map_or(0, |spare| spare.bytes - BLOCK_BYTES as u64)
+    }
+
+    /// The number that the next segment will get.
+    pub fn id_next(&self) -> SegmentId {
+        let state = self.state.borrow();
+        state.spare.as_ref().map_or(state.id_next, |spare| spare.id)
+    }
+
+    /// An aligned buffer, while there is no current segment.
+    pub fn buffer(&self, bytes: usize) -> WriteBuffer {
+        let state = self.state.borrow();
+        state.spare.as_ref().expect("admitted batches fit the spare").file.buffer(bytes)
+    }
+
+    /// Notes that a batch of `bytes` waits for room.
+    pub fn ask_for(&self, bytes: u64) {
+        let mut state = self.state.borrow_mut();
+        if bytes > state.room_wanted {
+            state.room_wanted = bytes;
+            drop(state);
+            self.signal.wake_all();
+        }
+    }
+
+    /// Hands out the spare.
+    pub fn take_spare(&self) -> Option<Segment> {
+        let spare = self.state.borrow_mut().spare.take();
+        self.signal.wake_all();
+        spare
+    }
+
+    /// Takes back a segment that nobody needs.
+    pub fn recycle(&self, segment: Rc<Segment>) {
+        let mut state = self.state.borrow_mut();
+        let path = segment.file.path().to_owned();
+        if segment.bytes == self.segment_bytes && state.pool.len() < POOL_SEGMENTS_MAX {
+            state.pool.push(path);
+        } else {
+            state.surplus.push(path);
+        }
+        drop(state);
+        self.signal.wake_all();
+    }
+
+    /// Ends [`Supply::wanted`].
+    pub fn stop(&self) {
+        self.state.borrow_mut().stopping = true;
+        self.signal.wake_all();
+    }
+
+    /// Waits until there is something to do; false: stop.
+    pub async fn wanted(&self) -> bool {
+        self.signal
+            .wait_for(|| {
+                let state = self.state.borrow();
+                if state.stopping {
+                    return Some(false);
+                }
+                let too_small = match &state.spare {
+                    None => true,
+                    Some(spare) => spare.bytes - (BLOCK_BYTES as u64) < state.room_wanted,
+                };
+                (too_small || !state.surplus.is_empty()).then_some(true)
+            })
+            .await
+    }
+
+    /// Waits a little before the disk is asked again.
+    pub async fn pause(&self) {
+        rt::sleep(RETRY).await;
+    }
+
+    /// Removes what is surplus and makes a spare if there is none that suffices.
+    pub async fn prepare(&self) -> Result<()> {
+        let surplus = std::mem::take(&mut self.state.borrow_mut().surplus);
+        for path in surplus {
+            rt::remove_file(&path).await?;
+        }
+        let (bytes, id) = {
+            let mut state = self.state.borrow_mut();
+            let wanted = state.room_wanted + BLOCK_BYTES as u64;
+            if state.spare.as_ref().is_some_and(|spare| spare.bytes >= wanted) {
+                return Ok(());
+            }
+            let id = state.id_next;
+            state.id_next = SegmentId(id.0 + 1);
+            (self.segment_bytes.max(wanted), id)
+        };
+        let path = self.dir.join(id.file_name());
+        match self.make(&path, id, bytes).await {
+            Ok(segment) => {
+                let mut state = self.state.borrow_mut();
+                if bytes >= state.room_wanted + BLOCK_BYTES as u64 {
+                    state.room_wanted = 0;
+                }
+                state.refused = false;
+                if let Some(small) = state.spare.replace(segment) {
+                    state.surplus.push(small.file.path().to_owned());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let _ = rt::remove_file(&path).await; // it may not even exist
+                self.state.borrow_mut().refused = true;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self, path: &Path, id: SegmentId, bytes: u64) -> Result<Segment> {
+        let used = (bytes == self.segment_bytes).then(|| self.state.borrow_mut().pool.pop()).flatten();
+        let file = match used {
+            Some(old) => {
+                rt::rename(&old, path).await?;
+                File::open(path).await?
+            }
+            None => {
+                let file = File::create(path).await?;
+                fill(&file, bytes).await?;
+                file
+            }
+        };
+        let mut block = file.buffer(BLOCK_BYTES);
+        encode_segment_header(id, bytes, &mut block);
+        file.write_at(block, 0).await?;
+        file.sync().await?;
+        if !rt::planted(Bug::NoDirectorySync) {
+            rt::sync_dir(&self.dir).await?;
+        }
+        Ok(Segment { id, file, bytes })
+    }
+}
+
+async fn fill(file: &File, bytes: u64) -> Result<()> {
+    let mut position = 0;
+    while position < bytes {
+        let length = (bytes - position).min(FILL_BYTES as u64) as usize;
+        let mut zeros = file.buffer(length);
+        zeros.fill(0);
+        file.write_at(zeros, position).await?;
+        position += length as u64;
+        rt::yield_if_needed().await;
+    }
+    Ok(())
+}
