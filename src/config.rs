@@ -38,6 +38,17 @@ pub enum DurabilityName {
     None,
 }
 
+impl DurabilityName {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            DurabilityName::Sync => "sync",
+            DurabilityName::Periodic => "periodic",
+            DurabilityName::None => "none",
+        }
+    }
+}
+
 /// All of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]

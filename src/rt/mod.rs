@@ -14,7 +14,7 @@ pub mod sim;
 pub mod sync;
 mod uring;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
@@ -24,8 +24,11 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::types::{CoreId, UnixMillis};
 
+pub use kick::kicks;
 pub use ring_flags::cooperative_rings;
-pub use uring::{CoreOptions, HostReport, check_host, cpu_count, reserve_port, run_cores};
+pub use uring::{
+    CoreOptions, HostReport, check_host, cpu_count, pins_for, request_stop, reserve_port, run_cores,
+};
 
 /// Alignment and granularity of every write: offsets, lengths and memory.
 pub const BLOCK_BYTES: usize = 4096;
@@ -40,7 +43,7 @@ pub enum Queue {
 }
 
 /// What a core is given when it starts.
-pub struct Core<M> {
+pub struct Core<M: Send> {
     /// Which core of the node this is.
     pub id: CoreId,
     /// How many the node has.
@@ -133,6 +136,14 @@ pub fn resident_bytes() -> u64 {
     match sim::current() {
         Some(_) => 0,
         None => uring::resident_bytes(),
+    }
+}
+
+/// Seconds of CPU that this process has used: in user mode, and in the kernel.
+pub fn cpu_seconds() -> (f64, f64) {
+    match sim::current() {
+        Some(_) => (0.0, 0.0),
+        None => uring::cpu_seconds(),
     }
 }
 
@@ -294,7 +305,7 @@ impl WriteBuffer {
     pub fn truncate(&mut self, length: usize) {
         assert!(length <= self.len() && length.is_multiple_of(BLOCK_BYTES));
         match self {
-            WriteBuffer::Real(bytes) => bytes.trim_to_size(length),
+            WriteBuffer::Real(bytes) => bytes.truncate(length),
             WriteBuffer::Sim(bytes) => bytes.truncate(length),
         }
     }
@@ -433,9 +444,18 @@ impl Stream {
     /// Reads what is there, waiting for at least one byte; 0 means that the other side is done.
     /// May be cancelled: no byte is lost.
     pub async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        poll_fn(|context| self.poll_read(context, buffer)).await
+    }
+
+    /// One attempt to read: the buffer is needed only while this runs, not while one waits.
+    pub fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<std::io::Result<usize>> {
         match &mut self.0 {
-            StreamKind::Real(stream) => stream.read(buffer).await,
-            StreamKind::Sim(stream) => stream.read(buffer).await,
+            StreamKind::Real(stream) => stream.poll_read(context, buffer),
+            StreamKind::Sim(stream) => stream.poll_read(context, buffer),
         }
     }
 
@@ -473,9 +493,9 @@ impl Stream {
 }
 
 /// One core's post box before it is connected; made before the cores start.
-pub struct Mail<M>(MailKind<M>);
+pub struct Mail<M: Send>(MailKind<M>);
 
-enum MailKind<M> {
+enum MailKind<M: Send> {
     Real(uring::Mail<M>),
     Sim(sim::Mail<M>),
 }
@@ -499,9 +519,9 @@ impl<M: Send + 'static> Mail<M> {
 }
 
 /// Where a core posts messages to its siblings: delivered once each, in the order they were sent.
-pub struct Outbox<M>(OutboxKind<M>);
+pub struct Outbox<M: Send>(OutboxKind<M>);
 
-enum OutboxKind<M> {
+enum OutboxKind<M: Send> {
     Real(uring::Outbox<M>),
     Sim(sim::Outbox<M>),
 }
@@ -518,9 +538,9 @@ impl<M: Send + 'static> Outbox<M> {
 }
 
 /// What one sibling sends. Serve it by one task that does nothing but receive and hand on.
-pub struct Inbox<M>(InboxKind<M>);
+pub struct Inbox<M: Send>(InboxKind<M>);
 
-enum InboxKind<M> {
+enum InboxKind<M: Send> {
     Real(uring::Inbox<M>),
     Sim(sim::Inbox<M>),
 }

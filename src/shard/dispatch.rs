@@ -16,11 +16,11 @@ use super::refusal::reply_refusal;
 use super::siblings::{Commands, Job, Replies, Said};
 use super::transaction::{Refused, Work};
 use crate::error::{Error, Result};
-use crate::protocol::command::{Command, KeyCommand, KeysCommand};
+use crate::protocol::command::{Command, KeyCommand, KeysCommand, Merge, parse};
 use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::resp::{ArgView, OwnedArgs};
 use crate::rt;
-use crate::storage::{Found, Lookup};
+use crate::storage::Lookup;
 use crate::storage::record::KeyRef;
 use crate::types::{CoreId, KeyHash, Lsn, UnixMillis};
 
@@ -139,7 +139,7 @@ impl Round {
             && let Some(part) = command.parts().next()
             && let Some(core) = shard.single_owner(command)
             && core == shard.id
-            && command.merge() == crate::protocol::command::Merge::Sum
+            && command.merge() == Merge::Sum
         {
             // DEL, EXISTS and the like on one key answer as the part does.
             self.take_key(shard, args, &part);
@@ -221,7 +221,7 @@ impl Round {
     }
 
     /// Waits for what the replies depend on; gives them in order.
-    pub async fn finish(mut self, shard: &Rc<Shard>) -> Vec<u8> {
+    pub async fn finish(self, shard: &Rc<Shard>) -> Vec<u8> {
         if self.is_ready(shard) {
             return self.out;
         }
@@ -277,7 +277,14 @@ impl Round {
                 }
                 Source::Later(task) => replies.bytes.extend_from_slice(&task.await),
                 Source::Sibling(core, index) => {
-                    replies.bytes.extend_from_slice(answers[usize::from(core.0)].get(index));
+                    match answers.get(usize::from(core.0)).and_then(|said| said.get(index)) {
+                        Some(reply) => replies.bytes.extend_from_slice(reply),
+                        // That core has ended: the node is stopping.
+                        None => reply_refusal(
+                            &Error::Uncertain,
+                            &mut Reply::new(&mut replies.bytes, protocol),
+                        ),
+                    }
                 }
             }
             start = piece.end;
@@ -292,7 +299,7 @@ const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-ma
 
 /// The one key command in `args`.
 fn first_part(args: ArgView<'_>) -> Option<KeyCommand<'_>> {
-    match crate::protocol::command::parse(args) {
+    match parse(args) {
         Ok(Command::Key(command)) => Some(command),
         Ok(Command::Keys(command)) => command.parts().next(),
         _ => None,
@@ -321,7 +328,7 @@ impl Shard {
     pub async fn run_commands(self: &Rc<Self>, commands: Commands) -> Replies {
         let mut round = Round::new(commands.protocol, Vec::new());
         for args in &commands.requests {
-            match crate::protocol::command::parse(args.view()) {
+            match parse(args.view()) {
                 Ok(command) => {
                     let fits = round.take(self, args.view(), &command);
                     assert!(matches!(fits, Fits::Taken), "siblings send what is ours");

@@ -117,7 +117,7 @@ impl Shard {
     pub fn evaluate<'a>(
         &self,
         op: &KeyOp<'a>,
-        found: Option<&Found>,
+        found: Option<&'a Found>,
         to: &mut Replying<'_>,
     ) -> Effect<'a> {
         let view = found.map(|found| found.record.view()).filter(|view| view.is_live(to.now));

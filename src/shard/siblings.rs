@@ -23,6 +23,8 @@ pub enum Message {
     Answer(u64, Said),
     /// The sender has this many clients now.
     Clients(usize),
+    /// From core 0: the data directory is this node's; open your part.
+    Begin,
     /// The sender could not start: the node is to end.
     Leave,
 }
@@ -51,7 +53,7 @@ pub enum Job {
     Opened,
     /// Describe yourself.
     Report,
-    /// Close the idle clients, reset the statistics: what CONFIG RESETSTAT asks for.
+    /// Count from zero again.
     ResetStatistics,
 }
 
@@ -110,9 +112,12 @@ pub struct Replies {
 
 impl Replies {
     /// The reply number `index`.
-    pub fn get(&self, index: usize) -> &[u8] {
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.bytes[start..self.ends[index]]
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        let start = match index.checked_sub(1) {
+            Some(before) => *self.ends.get(before)?,
+            None => 0,
+        };
+        self.bytes.get(start..*self.ends.get(index)?)
     }
 }
 

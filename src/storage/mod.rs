@@ -14,6 +14,7 @@
 
 pub mod block;
 pub mod bloom;
+mod codec;
 pub mod compaction;
 pub mod identity;
 mod maintain;
@@ -40,7 +41,7 @@ use record::{KeyRef, Record};
 use sstable::Table;
 use wal::{Admission, Wal, format};
 
-pub use open::{Opened, StoreOptions};
+pub use open::{Opened, StoreOptions, Undecided};
 pub use scan::Snapshot;
 
 /// The place in the log of all that was recovered at start: it is durable.
@@ -147,6 +148,10 @@ struct State {
     cleared: Version,
     /// Where the log stood at the last clear: what came before need not be kept.
     cleared_at: Lsn,
+    /// The last record of the last memtable that was flushed.
+    flushed: Option<Lsn>,
+    /// With `durability = "none"`: behind all that a log ever held here.
+    floor_without_log: wal::replay::Floor,
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
@@ -156,7 +161,6 @@ struct State {
     install_failed: bool,
     stopping: bool,
     flusher_ended: bool,
-    compactor_ended: bool,
     stats: Stats,
 }
 

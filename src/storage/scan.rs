@@ -17,6 +17,8 @@ use crate::types::{Position, Version};
 
 /// Records fetched from a memtable at a time.
 const CHUNK_RECORDS: usize = 128;
+/// Bytes fetched from a table at a time.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// What is stored at one moment. Newest first.
 pub struct Snapshot {
@@ -56,8 +58,8 @@ impl Snapshot {
             after: None,
             first,
         });
-        let tables = self.tables.iter().filter(|table| table.overlaps(first, last));
-        let tables = tables.map(|table| Source::Table(Table::cursor(table, Bound::From(first))));
+        let tables = self.tables.iter().filter(|table| table.info().overlaps(first, last));
+        let tables = tables.map(|table| Source::Table(TableCursor::new(Rc::clone(table), Bound::From(first), READ_AHEAD_BYTES)));
         let mut sources: Vec<Source> = memtables.chain(tables).collect();
         let mut merge = Merge::new(sources.len());
         loop {

@@ -123,7 +123,7 @@ impl Wal {
     ) -> Wal {
         assert!(limits.segment_bytes.is_multiple_of(BLOCK_BYTES as u64));
         assert!(limits.segment_bytes > 2 * BLOCK_BYTES as u64);
-        let last = Lsn(0);
+        let last = super::RECOVERED;
         let full = |(segment, first)| Full { segment: Rc::new(segment), first, last };
         let full = found.segments.into_iter().map(full).collect();
         let state = State {

@@ -42,6 +42,14 @@ pub struct Found {
     pub segment_next: SegmentId,
 }
 
+impl Found {
+    /// The files of all segments.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let used = self.segments.iter().map(|(segment, _)| segment.file.path().to_owned());
+        used.chain(self.blank.iter().cloned()).collect()
+    }
+}
+
 /// Reads the log in `dir` from `floor` on and gives every entry to `each`, in order.
 pub async fn replay(
     dir: &Path,

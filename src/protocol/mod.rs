@@ -1,0 +1,14 @@
+//! What clients say and what they are told: bytes to requests, requests to commands, replies to
+//! bytes. All of it is pure: no I/O, no waiting, no clock.
+
+pub mod args;
+pub mod command;
+pub mod glob;
+mod inline;
+pub mod number;
+pub mod reply;
+pub mod resp;
+
+pub use args::{ArgView, Args, OwnedArgs};
+pub use reply::{Protocol, Reply};
+pub use resp::{Limits, Parsed, Parser, ProtocolError};

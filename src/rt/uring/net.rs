@@ -1,0 +1,116 @@
+//! TCP: listeners that the cores of a node share, and streams without a buffer of their own.
+//!
+//! Not used here, for what they do in glommio 0.9: read timeouts (they outlive an abandoned read)
+//! and buffered streams (8 KiB for each idle connection).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWriteExt};
+use glommio::net::{TcpListener, TcpStream};
+
+use super::into_io;
+use crate::error::{Error, Result};
+
+/// How long [`reserve_port`] waits for somebody to answer on a port that looks taken.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// A listening socket, by SO_REUSEPORT one of several on its address. The kernel spreads
+/// connections over them.
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Listens on `address`. An IPv6 wildcard takes IPv4 connections too.
+    pub fn bind(address: SocketAddr) -> io::Result<Listener> {
+        TcpListener::bind(address).map(Listener).map_err(into_io)
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        self.0.accept().await.map(Stream::new).map_err(into_io)
+    }
+}
+
+/// A connection. It reads straight into the caller's memory and holds none itself.
+pub struct Stream(TcpStream);
+
+impl Stream {
+    fn new(stream: TcpStream) -> Stream {
+        // It can fail only on a connection that is already gone, which the first read will tell.
+        let _ = stream.set_nodelay(true);
+        Stream(stream)
+    }
+
+    /// Connects to `address`.
+    pub async fn connect(address: SocketAddr) -> io::Result<Stream> {
+        TcpStream::connect(address)
+            .await
+            .map(Stream::new)
+            .map_err(into_io)
+    }
+
+    /// Reads at least one byte, or 0 at the end. Only readiness is awaited; the bytes are copied
+    /// when they are there, so a read that is dropped has taken none.
+    pub fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+
+    /// Writes all of it.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+
+    /// The other side's address.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.0.peer_addr().ok()
+    }
+
+    /// This side's address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.0.local_addr().ok()
+    }
+
+    /// Sends the end of the stream.
+    pub async fn shutdown(&mut self) {
+        // It fails only if the connection is gone, and then there is nobody to tell.
+        let _ = self.0.shutdown(Shutdown::Write).await;
+    }
+}
+
+/// The address that the cores are to listen on: `address`, or for port 0 one with a free port.
+///
+/// The cores' own sockets share ports, even with another server of the same user, so this is
+/// where a taken port is found out.
+pub fn reserve_port(address: SocketAddr) -> Result<SocketAddr> {
+    let refused = match std::net::TcpListener::bind(address).and_then(|probe| probe.local_addr()) {
+        Ok(reserved) => return Ok(reserved),
+        Err(error) => error,
+    };
+    // Connections of a server that has just ended, in TIME_WAIT, keep this plain socket from
+    // binding, but not those that share the port. If nobody answers there, it is free.
+    if refused.kind() == io::ErrorKind::AddrInUse && address.port() != 0 && !answers(address) {
+        return Ok(address);
+    }
+    let what = address.to_string();
+    Err(Error::io("listen on", std::path::Path::new(&what), refused))
+}
+
+fn answers(address: SocketAddr) -> bool {
+    let mut target = address;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => target.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => target.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    match std::net::TcpStream::connect_timeout(&target, ANSWER_MAX) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
+    }
+}

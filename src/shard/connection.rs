@@ -1,0 +1,397 @@
+//! One client: bytes in, commands, bytes out.
+//!
+//! Each turn takes what has arrived, runs every whole command in it as one [`Round`], and writes the
+//! replies with one call. The next turn begins when they are written: a client that does not read
+//! waits, alone, with bounded buffers. An idle connection holds no buffer at all: bytes are read
+//! into one that the core lends, and only the beginning of an incomplete request is kept.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_lite::future;
+
+use super::dispatch::{Fits, Round};
+use super::session::{Next, Session};
+use super::siblings::Message;
+use super::{Shard, Stage};
+use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_REPLY_BYTES};
+use crate::protocol::command::{Command, parse};
+use crate::protocol::resp::{Parsed, Parser};
+use crate::protocol::{ArgView, Args};
+use crate::rt::{self, Stream};
+use crate::types::CoreId;
+
+/// Bytes read at a time into a lent buffer.
+const READ_BYTES: usize = 64 * 1024;
+/// Lent buffers that a core keeps.
+const BUFFERS_KEPT: usize = 16;
+/// A buffer that has grown beyond this is not kept.
+const BUFFER_KEPT_BYTES: usize = 1 << 20;
+/// A large request's buffer grows by as much at a time: what is declared is not trusted.
+const GROWTH_BYTES_MAX: usize = 1 << 20;
+/// Idle clients are looked for this often.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
+
+/// The clients of one core.
+pub struct Clients {
+    core: CoreId,
+    cores: u16,
+    made: Cell<u64>,
+    open: RefCell<BTreeMap<u64, Rc<Client>>>,
+    /// How many the other cores have.
+    others: RefCell<BTreeMap<CoreId, usize>>,
+    buffers: RefCell<Vec<Vec<u8>>>,
+}
+
+/// What is known of a client.
+pub struct Client {
+    /// Its number, unique on the node.
+    pub id: u64,
+    /// Its address.
+    pub peer: Option<SocketAddr>,
+    /// The node's address that it connected to.
+    pub local: Option<SocketAddr>,
+    /// When it connected.
+    pub since: Duration,
+    /// When it last said something.
+    pub active: Cell<Duration>,
+    /// What it says of itself, and what it does.
+    pub about: RefCell<About>,
+    close: Cell<bool>,
+}
+
+/// What a client says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// CLIENT SETNAME.
+    pub name: String,
+    /// CLIENT SETINFO LIB-NAME.
+    pub lib_name: String,
+    /// CLIENT SETINFO LIB-VER.
+    pub lib_version: String,
+    /// The last command.
+    pub command: &'static str,
+    /// 2 or 3.
+    pub protocol: u8,
+    /// Commands queued since MULTI, if it has begun one.
+    pub queued: Option<usize>,
+}
+
+impl Clients {
+    /// None yet.
+    pub fn new(core: CoreId, cores: u16) -> Clients {
+        Clients {
+            core,
+            cores,
+            made: Cell::new(0),
+            open: RefCell::default(),
+            others: RefCell::default(),
+            buffers: RefCell::default(),
+        }
+    }
+
+    /// How many this core has.
+    pub fn count(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// How many the node has.
+    pub fn count_all(&self) -> usize {
+        self.count() + self.others.borrow().values().sum::<usize>()
+    }
+
+    /// Another core has `count` clients.
+    pub fn note_others(&self, core: CoreId, count: usize) {
+        self.others.borrow_mut().insert(core, count);
+    }
+
+    /// Calls `describe` with every client, the oldest first.
+    pub fn each(&self, mut describe: impl FnMut(&Client)) {
+        self.open.borrow().values().for_each(|client| describe(client));
+    }
+
+    /// How many have connected since the start.
+    pub fn made(&self) -> u64 {
+        self.made.get()
+    }
+
+    fn add(&self, stream: &Stream) -> Rc<Client> {
+        let number = self.made.get() + 1;
+        self.made.set(number);
+        let client = Rc::new(Client {
+            id: number * u64::from(self.cores) + u64::from(self.core.0),
+            peer: stream.peer_addr(),
+            local: stream.local_addr(),
+            since: rt::now(),
+            active: Cell::new(rt::now()),
+            about: RefCell::new(About { protocol: 2, ..About::default() }),
+            close: Cell::new(false),
+        });
+        self.open.borrow_mut().insert(client.id, Rc::clone(&client));
+        client
+    }
+
+    fn lend(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn take_back(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < BUFFERS_KEPT && buffer.capacity() <= BUFFER_KEPT_BYTES {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+}
+
+/// What the client has sent and nobody has understood yet.
+struct Input {
+    /// Borrowed from the core while a turn lasts.
+    bytes: Vec<u8>,
+    /// Bytes at the front that are done with.
+    consumed: usize,
+    parser: Parser,
+    args: Args,
+}
+
+/// What ends a turn's taking of commands.
+pub enum Stop {
+    /// All whole requests are taken; so many more bytes are needed for the next.
+    Incomplete(usize),
+    /// Enough for one turn.
+    Full,
+    /// This command must run alone.
+    Alone(crate::protocol::OwnedArgs),
+    /// Reply, then hang up.
+    Close,
+}
+
+impl Shard {
+    /// Serves one client until it leaves, misbehaves, or the node stops.
+    pub(super) async fn serve_client(self: Rc<Self>, mut stream: Stream) {
+        if self.clients.count_all() >= self.config.limits.clients_max {
+            self.counters.borrow_mut().rejected += 1;
+            let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;
+            return;
+        }
+        let client = self.clients.add(&stream);
+        self.tell_client_count();
+        let mut session = Session::new(Rc::clone(&client), &self.config);
+        // Whatever ends it, the client finds out by itself.
+        let _ = self.converse(&mut stream, &mut session).await;
+        self.clients.open.borrow_mut().remove(&client.id);
+        self.tell_client_count();
+        stream.shutdown().await;
+    }
+
+    fn tell_client_count(&self) {
+        let count = self.clients.count();
+        self.other_cores().for_each(|core| self.siblings.tell(core, Message::Clients(count)));
+    }
+
+    async fn converse(
+        self: &Rc<Self>,
+        stream: &mut Stream,
+        session: &mut Session,
+    ) -> std::io::Result<()> {
+        let mut input =
+            Input { bytes: Vec::new(), consumed: 0, parser: Parser::new(), args: Args::new() };
+        loop {
+            let stop = self.turn(stream, session, &mut input).await?;
+            match stop {
+                Stop::Close => return Ok(()),
+                Stop::Full | Stop::Alone(_) => continue,
+                Stop::Incomplete(needed) => {
+                    self.put_aside(&mut input);
+                    if !self.read_more(stream, session, &mut input, needed).await? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes commands as far as they go, runs them, writes the replies.
+    async fn turn(
+        self: &Rc<Self>,
+        stream: &mut Stream,
+        session: &mut Session,
+        input: &mut Input,
+    ) -> std::io::Result<Stop> {
+        let out = self.clients.lend();
+        let mut round = Round::new(session.protocol, out);
+        let mut stop = self.take_commands(session, input, &mut round);
+        let mut out = round.finish(self).await;
+        if let Stop::Alone(args) = &stop
+            && Box::pin(self.run_session(session, args, &mut out)).await == Next::Close
+        {
+            stop = Stop::Close;
+        }
+        if !out.is_empty() {
+            stream.write_all(&out).await?;
+        }
+        self.clients.take_back(out);
+        Ok(stop)
+    }
+
+    fn take_commands(
+        self: &Rc<Self>,
+        session: &mut Session,
+        input: &mut Input,
+        round: &mut Round,
+    ) -> Stop {
+        loop {
+            if round.len() >= PIPELINE_COMMANDS_MAX || round.reply_bytes() >= PIPELINE_REPLY_BYTES {
+                return Stop::Full;
+            }
+            let bytes = &input.bytes[input.consumed..];
+            let parsed = input.parser.parse(bytes, session.limits(), &mut input.args);
+            let stop = match parsed {
+                Parsed::Incomplete { needed } => return Stop::Incomplete(needed),
+                Parsed::Violation(error) => {
+                    if let Some(text) = error.text() {
+                        round.reply(|reply| reply.error(&text));
+                    }
+                    return Stop::Close;
+                }
+                Parsed::Request { consumed } => {
+                    input.consumed += consumed;
+                    let view = input.args.view(bytes);
+                    self.take_request(session, view, round)
+                }
+                Parsed::Inline { consumed, args } => {
+                    input.consumed += consumed;
+                    self.take_request(session, args.view(), round)
+                }
+            };
+            if let Some(stop) = stop {
+                return stop;
+            }
+        }
+    }
+
+    /// Takes one request into the round, or says why the round ends here.
+    fn take_request(
+        self: &Rc<Self>,
+        session: &mut Session,
+        args: ArgView<'_>,
+        round: &mut Round,
+    ) -> Option<Stop> {
+        if args.is_empty() {
+            return None;
+        }
+        self.counters.borrow_mut().commands += 1;
+        let parsed = parse(args);
+        if !session.is_authenticated() && !matches!(&parsed, Ok(command) if may_precede_auth(command)) {
+            round.reply(|reply| reply.error("NOAUTH Authentication required."));
+            return None;
+        }
+        if session.is_queueing() {
+            return session.queue(args, &parsed, round, &self.config.limits);
+        }
+        match parsed {
+            Err(error) => {
+                self.counters.borrow_mut().errors += 1;
+                round.reply(|reply| error.reply(reply));
+                None
+            }
+            Ok(Command::Session(command)) => {
+                match session.answer_at_once(&command, round) {
+                    true => None,
+                    false => Some(Stop::Alone(crate::protocol::OwnedArgs::from_view(args))),
+                }
+            }
+            Ok(command) => match round.take(self, args, &command) {
+                Fits::Taken => None,
+                Fits::Alone => Some(Stop::Alone(crate::protocol::OwnedArgs::from_view(args))),
+            },
+        }
+    }
+
+    /// Keeps what is left of the input, in memory of its own size, and gives the buffer back.
+    fn put_aside(&self, input: &mut Input) {
+        let rest = input.bytes.len() - input.consumed;
+        if rest == 0 {
+            self.clients.take_back(std::mem::take(&mut input.bytes));
+        } else if input.consumed > 0 {
+            let kept = input.bytes[input.consumed..].to_vec();
+            self.clients.take_back(std::mem::replace(&mut input.bytes, kept));
+        }
+        input.consumed = 0;
+    }
+
+    /// Waits for bytes; false: there will be none.
+    async fn read_more(
+        self: &Rc<Self>,
+        stream: &mut Stream,
+        session: &Session,
+        input: &mut Input,
+        needed: usize,
+    ) -> std::io::Result<bool> {
+        let client = &session.client;
+        let clients = &self.clients;
+        let bytes = &mut input.bytes;
+        let read = poll_fn(|context| {
+            let mut buffer = if bytes.is_empty() { clients.lend() } else { std::mem::take(bytes) };
+            let start = buffer.len();
+            buffer.resize(start + needed.clamp(READ_BYTES, GROWTH_BYTES_MAX), 0);
+            match stream.poll_read(context, &mut buffer[start..]) {
+                Poll::Ready(Ok(count)) => {
+                    buffer.truncate(start + count);
+                    *bytes = buffer;
+                    Poll::Ready(Ok(count))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    buffer.truncate(start);
+                    match start {
+                        0 => clients.take_back(buffer),
+                        _ => *bytes = buffer,
+                    }
+                    Poll::Pending
+                }
+            }
+        });
+        let sent_home = self.staged.wait_for(|| {
+            let closing = client.close.get() || self.stage.get() == Stage::Stopping;
+            closing.then_some(Ok(0))
+        });
+        let count = future::or(read, sent_home).await?;
+        client.active.set(rt::now());
+        self.counters.borrow_mut().bytes_in += count as u64;
+        Ok(count > 0)
+    }
+
+    /// Closes clients that have said nothing for `limits.idle-timeout-s`.
+    pub(super) async fn close_idle_clients(self: Rc<Self>) {
+        let limit = Duration::from_secs(self.config.limits.idle_timeout_s);
+        while !self.is_stopping() {
+            rt::sleep(IDLE_CHECK).await;
+            let now = rt::now();
+            let mut any = false;
+            self.clients.each(|client| {
+                if now.saturating_sub(client.active.get()) >= limit {
+                    client.close.set(true);
+                    any = true;
+                }
+            });
+            if any {
+                self.staged.wake_all();
+            }
+        }
+    }
+}
+
+/// HELLO, AUTH, QUIT, RESET: what a client may say before it has logged in.
+fn may_precede_auth(command: &Command<'_>) -> bool {
+    use crate::protocol::command::Session;
+    matches!(
+        command,
+        Command::Session(Session::Hello(_) | Session::Auth(_) | Session::Quit | Session::Reset)
+    )
+}

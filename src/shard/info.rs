@@ -1,0 +1,168 @@
+//! INFO: the sections that clients and tools read, with Redis's names, and one of our own.
+
+use std::fmt::Write;
+
+use super::Shard;
+use super::report::{Counters, Report};
+use super::session::REDIS_VERSION;
+use crate::config::DurabilityName;
+use crate::protocol::ArgView;
+use crate::rt;
+use crate::storage::Sizes;
+
+type Section = fn(&Shard, &[Report], &mut String);
+
+/// All sections, in the order in which they are told.
+const SECTIONS: &[(&str, Section)] = &[
+    ("server", server),
+    ("clients", clients),
+    ("memory", memory),
+    ("persistence", persistence),
+    ("stats", stats),
+    ("replication", replication),
+    ("cpu", cpu),
+    ("modules", |_, _, _| {}),
+    ("errorstats", |_, _, _| {}),
+    ("cluster", |_, _, out| line(out, "cluster_enabled", 0)),
+    ("keyspace", keyspace),
+    ("quoit", quoit),
+];
+
+impl Shard {
+    /// The sections that were asked for; all of them if none was named.
+    pub(super) fn info(&self, reports: &[Report], wanted: ArgView<'_>) -> String {
+        let everything = |word: &[u8]| {
+            ["all", "default", "everything"].iter().any(|all| word.eq_ignore_ascii_case(all.as_bytes()))
+        };
+        let all = wanted.is_empty() || wanted.iter().any(everything);
+        let mut out = String::new();
+        for (name, write) in SECTIONS {
+            if !all && !wanted.iter().any(|word| word.eq_ignore_ascii_case(name.as_bytes())) {
+                continue;
+            }
+            if !out.is_empty() {
+                out.push_str("\r\n");
+            }
+            let mut title = name.to_string();
+            title[..1].make_ascii_uppercase();
+            let _ = write!(out, "# {title}\r\n");
+            write(self, reports, &mut out);
+        }
+        out
+    }
+}
+
+fn line(out: &mut String, name: &str, value: impl std::fmt::Display) {
+    let _ = write!(out, "{name}:{value}\r\n");
+}
+
+fn total(reports: &[Report]) -> (Counters, Sizes) {
+    let mut counters = Counters::default();
+    let mut sizes = Sizes::default();
+    for report in reports {
+        counters.add(&report.counters);
+        sizes.memtable_bytes += report.sizes.memtable_bytes;
+        sizes.records += report.sizes.records;
+        sizes.tables += report.sizes.tables;
+        sizes.table_bytes += report.sizes.table_bytes;
+        sizes.wal_bytes += report.sizes.wal_bytes;
+    }
+    (counters, sizes)
+}
+
+fn server(shard: &Shard, _: &[Report], out: &mut String) {
+    let uptime = rt::now().saturating_sub(shard.started).as_secs();
+    line(out, "redis_version", REDIS_VERSION);
+    line(out, "quoit_version", env!("CARGO_PKG_VERSION"));
+    line(out, "redis_mode", "standalone");
+    line(out, "os", &shard.facts.os);
+    line(out, "arch_bits", usize::BITS);
+    line(out, "multiplexing_api", "io_uring");
+    line(out, "process_id", shard.facts.process_id);
+    line(out, "run_id", &shard.facts.run_id);
+    line(out, "tcp_port", shard.facts.address.port());
+    line(out, "server_time_usec", rt::wall_ms() * 1000);
+    line(out, "uptime_in_seconds", uptime);
+    line(out, "uptime_in_days", uptime / 86_400);
+}
+
+fn clients(shard: &Shard, reports: &[Report], out: &mut String) {
+    line(out, "connected_clients", reports.iter().map(|report| report.clients.len()).sum::<usize>());
+    line(out, "maxclients", shard.config.limits.clients_max);
+    line(out, "blocked_clients", 0);
+}
+
+fn memory(_: &Shard, reports: &[Report], out: &mut String) {
+    let resident = rt::resident_bytes();
+    line(out, "used_memory", resident);
+    line(out, "used_memory_human", bytesize::ByteSize(resident));
+    line(out, "used_memory_rss", resident);
+    line(out, "used_memory_dataset", total(reports).1.memtable_bytes);
+    line(out, "maxmemory", 0);
+    line(out, "maxmemory_policy", "noeviction");
+}
+
+fn persistence(shard: &Shard, reports: &[Report], out: &mut String) {
+    let refusing = reports.iter().any(|report| report.failed || report.disk_full);
+    let log = shard.config.durability != DurabilityName::None;
+    line(out, "loading", 0);
+    line(out, "async_loading", 0);
+    line(out, "rdb_changes_since_last_save", 0);
+    line(out, "rdb_bgsave_in_progress", 0);
+    line(out, "rdb_last_bgsave_status", "ok");
+    line(out, "aof_enabled", u8::from(log));
+    line(out, "aof_rewrite_in_progress", 0);
+    line(out, "aof_last_write_status", if refusing { "err" } else { "ok" });
+    line(out, "aof_current_size", total(reports).1.wal_bytes);
+}
+
+fn stats(_: &Shard, reports: &[Report], out: &mut String) {
+    let (counters, _) = total(reports);
+    line(out, "total_connections_received", reports.iter().map(|r| r.connections).sum::<u64>());
+    line(out, "total_commands_processed", counters.commands);
+    line(out, "total_net_input_bytes", counters.bytes_in);
+    line(out, "rejected_connections", counters.rejected);
+    line(out, "expired_keys", reports.iter().map(|report| report.stats.expired).sum::<u64>());
+    line(out, "evicted_keys", 0);
+    line(out, "unexpected_error_replies", counters.errors);
+}
+
+fn replication(_: &Shard, _: &[Report], out: &mut String) {
+    line(out, "role", "master");
+    line(out, "connected_slaves", 0);
+    line(out, "master_repl_offset", 0);
+}
+
+fn cpu(_: &Shard, _: &[Report], out: &mut String) {
+    let (user, system) = rt::cpu_seconds();
+    line(out, "used_cpu_sys", format_args!("{system:.6}"));
+    line(out, "used_cpu_user", format_args!("{user:.6}"));
+}
+
+/// An estimate: records that newer ones supersede are counted until they are merged.
+fn keyspace(_: &Shard, reports: &[Report], out: &mut String) {
+    let records = total(reports).1.records;
+    if records > 0 {
+        line(out, "db0", format_args!("keys={records},expires=0,avg_ttl=0"));
+    }
+}
+
+fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
+    let (counters, sizes) = total(reports);
+    let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
+    line(out, "cores", shard.map.cores());
+    line(out, "answering_core", shard.id.0);
+    line(out, "durability", shard.config.durability.name());
+    line(out, "log_failed_cores", sum(|report| u64::from(report.failed)));
+    line(out, "disk_full_cores", sum(|report| u64::from(report.disk_full)));
+    line(out, "commands_sent_to_other_cores", counters.crossed);
+    line(out, "records_estimate", sizes.records);
+    line(out, "memtable_bytes", sizes.memtable_bytes);
+    line(out, "tables", sizes.tables);
+    line(out, "table_bytes", sizes.table_bytes);
+    line(out, "log_bytes", sizes.wal_bytes);
+    line(out, "flushes", sum(|report| report.stats.flushes));
+    line(out, "compactions", sum(|report| report.stats.compactions));
+    line(out, "table_bytes_written", sum(|report| report.stats.table_bytes_written));
+    line(out, "kicks", rt::kicks());
+}

@@ -1,0 +1,237 @@
+//! A core from its start to its end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future;
+
+use super::connection::Clients;
+use super::report::Counters;
+use super::siblings::{Job, Message, Said, Siblings};
+use super::{Shard, Stage};
+use crate::cluster::ring::Map;
+use crate::config::{Config, VNODES};
+use crate::error::{Error, Result};
+use crate::replication::clock::Clock;
+use crate::rt::{self, Core, Inbox, Listener, Queue};
+use crate::storage::identity::{self, Identity};
+use crate::storage::wal::WalLimits;
+use crate::storage::{Opened, Store, StoreOptions, Undecided};
+use crate::types::{CoreId, Version};
+
+/// Stopping clients get this long to take their last replies.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Pause after a failed accept: out of file descriptors, say.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
+
+/// What a node knows of itself besides its configuration.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    /// Where it listens: the port is a concrete one.
+    pub address: SocketAddr,
+    /// 40 hexadecimal digits that no other start has.
+    pub run_id: String,
+    /// The process, for INFO.
+    pub process_id: u32,
+    /// The operating system, for INFO.
+    pub os: String,
+}
+
+/// Runs one core until the node stops. `ready` is called once on core 0, when all cores listen.
+pub async fn run(
+    core: Core<Message>,
+    config: Rc<Config>,
+    facts: NodeFacts,
+    ready: impl FnOnce(),
+) -> Result<()> {
+    let id = core.id;
+    let (outbox, mut inboxes) = core.mail.connect().await;
+    let siblings = Siblings::new(outbox);
+    let others: Vec<CoreId> = inboxes.iter().map(rt::Inbox::from).collect();
+    let tell_all = |message: fn() -> Message| {
+        others.iter().for_each(|other| siblings.tell(*other, message()));
+    };
+    let mut lock = None;
+    if id == CoreId(0) {
+        match claim(&config, core.count).await {
+            Ok(claimed) => lock = Some(claimed),
+            Err(error) => {
+                tell_all(|| Message::Leave);
+                return Err(error);
+            }
+        }
+        tell_all(|| Message::Begin);
+    } else if !told_to_begin(&mut inboxes).await {
+        return Ok(()); // core 0 says why
+    }
+    let opened = match open(id, core.count, &config).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            tell_all(|| Message::Leave);
+            return Err(error);
+        }
+    };
+    let Opened { store, undecided, prepared, version_max, .. } = opened;
+    let shard = Rc::new(Shard {
+        id,
+        map: Map::one_node(core.count),
+        clock: RefCell::new(Clock::new(config.node_id, id.0, version_max)),
+        facts,
+        store,
+        latches: Rc::default(),
+        siblings,
+        reserved: RefCell::new(BTreeMap::new()),
+        token_next: Cell::new(0),
+        prepared_before: prepared,
+        clients: Clients::new(id, core.count),
+        counters: RefCell::new(Counters::default()),
+        stage: Cell::new(Stage::Opening),
+        staged: rt::sync::Signal::default(),
+        started: rt::now(),
+        config,
+    });
+    inboxes.into_iter().for_each(|inbox| drop(rt::spawn(Rc::clone(&shard).receive(inbox))));
+    let served = serve(&shard, undecided, ready).await;
+    if served.is_err() {
+        others.iter().for_each(|other| shard.siblings.tell(*other, Message::Leave));
+    }
+    let stopped = shard.stop().await;
+    drop(lock);
+    served.and(stopped)
+}
+
+/// Waits for core 0's word that the data directory is this node's.
+async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> bool {
+    let Some(first) = inboxes.iter_mut().find(|inbox| inbox.from() == CoreId(0)) else {
+        return false;
+    };
+    matches!(first.recv().await, Some(Message::Begin))
+}
+
+async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
+    let dir = config.dir.join(format!("core-{:03}", id.0));
+    let storage = &config.storage;
+    let options = StoreOptions {
+        core: id,
+        cores,
+        durability: config.durability(),
+        memtable_bytes: storage.memtable.0,
+        wal_bytes_max: storage.wal_max.0,
+        wal: WalLimits {
+            segment_bytes: storage.wal_segment.0,
+            batch_bytes_max: storage.wal_batch.0 as usize,
+        },
+        table_bytes_max: storage.table_max.0,
+    };
+    Store::open(&dir, options).await
+}
+
+/// Makes sure that the data directory is this node's. Core 0 does so before any core opens its part.
+async fn claim(config: &Config, cores: u16) -> Result<rt::DirLock> {
+    rt::create_dir_all(&config.dir).await?;
+    let lock = rt::lock_file(&config.dir.join("LOCK")).await.map_err(|error| match &error {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
+            Error::Setup(format!(
+                "the data directory {} is in use by another process: stop that node, or start \
+                 this one with another --dir",
+                config.dir.display()
+            ))
+        }
+        _ => error,
+    })?;
+    let identity = Identity { node: config.node_id, cores, vnodes: VNODES };
+    identity::claim(&config.dir, identity).await?;
+    Ok(lock)
+}
+
+async fn serve(
+    shard: &Rc<Shard>,
+    undecided: Vec<Undecided>,
+    ready: impl FnOnce(),
+) -> Result<()> {
+    shard.decide(undecided).await;
+    shard.advance(Stage::Open);
+    for other in shard.other_cores() {
+        let opened = async { shard.do_on(other, Job::Opened).await };
+        let leaving = async {
+            shard.reached(Stage::Stopping).await;
+            None
+        };
+        if !matches!(future::or(opened, leaving).await, Some(Said::Done(true))) {
+            return Ok(()); // that core says why
+        }
+    }
+    let listener = Listener::bind(shard.facts.address)?;
+    rt::spawn(Rc::clone(shard).settle_transactions());
+    rt::spawn_in(Queue::Background, Rc::clone(shard).sweep_expired());
+    if shard.config.limits.idle_timeout_s > 0 {
+        rt::spawn_in(Queue::Background, Rc::clone(shard).close_idle_clients());
+    }
+    rt::spawn(Rc::clone(shard).accept(listener));
+    if shard.id == CoreId(0) {
+        ready();
+    }
+    future::or(rt::stopping(), shard.reached(Stage::Stopping)).await;
+    Ok(())
+}
+
+impl Shard {
+    /// Finds out which transactions held that this core had prepared when it went down: those
+    /// that all of their cores had.
+    async fn decide(self: &Rc<Self>, undecided: Vec<Undecided>) {
+        let mut by_core: BTreeMap<CoreId, Vec<Version>> = BTreeMap::new();
+        for part in &undecided {
+            for core in part.cores.iter().filter(|core| **core != self.id) {
+                by_core.entry(*core).or_default().push(part.transaction);
+            }
+        }
+        let mut missing: BTreeSet<Version> = BTreeSet::new();
+        for (core, transactions) in by_core {
+            let said = self.do_on(core, Job::Prepared(transactions.clone())).await;
+            let Some(Said::Prepared(prepared)) = said else {
+                missing.extend(transactions); // that core has failed: the node ends anyway
+                continue;
+            };
+            let absent = transactions.iter().zip(prepared).filter(|(_, prepared)| !prepared);
+            missing.extend(absent.map(|(transaction, _)| *transaction));
+        }
+        for part in undecided {
+            if !missing.contains(&part.transaction) {
+                self.store.recover(part);
+            }
+        }
+    }
+
+    async fn accept(self: Rc<Self>, listener: Listener) {
+        while !self.is_stopping() {
+            let accepted = async { Some(listener.accept().await) };
+            let stopping = async {
+                self.reached(Stage::Stopping).await;
+                None
+            };
+            match future::or(accepted, stopping).await {
+                Some(Ok(stream)) => {
+                    drop(rt::spawn(Rc::clone(&self).serve_client(stream)));
+                }
+                Some(Err(error)) => {
+                    log::warn!("{error}");
+                    rt::sleep(ACCEPT_RETRY).await;
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Sends the clients home, waits for the other cores to do so, and flushes.
+    async fn stop(self: &Rc<Self>) -> Result<()> {
+        self.advance(Stage::Stopping);
+        let deadline = rt::now() + DRAIN_MAX;
+        while self.clients.count() > 0 && rt::now() < deadline {
+            rt::sleep(Duration::from_millis(5)).await;
+        }
+        self.store.stop().await
+    }
+}

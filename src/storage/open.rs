@@ -1,0 +1,303 @@
+//! Opening a store: manifest, tables, log; what was half done is undone or finished.
+//!
+//! Order: the manifest says which tables live and where the log begins; tables that it does not name
+//! are leftovers of a crash and go; the log is replayed into a memtable. Nothing is skipped that
+//! cannot be read: the core then does not open.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::manifest::Manifest;
+use super::memtable::Memtable;
+use super::record::{KeyRef, Record};
+use super::sstable::Table;
+use super::wal::format::{Entry, take_entry};
+use super::wal::{Wal, WalLimits, replay};
+use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
+use crate::config::Durability;
+use crate::error::{Error, Result};
+use crate::rt::sync::Signal;
+use crate::rt::{self, Queue};
+use crate::types::{CoreId, Lsn, Version};
+
+/// How a store is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Which core this is.
+    pub core: CoreId,
+    /// How many cores the node has.
+    pub cores: u16,
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// A memtable of this size is flushed.
+    pub memtable_bytes: u64,
+    /// A memtable is flushed too when the log has this size.
+    pub wal_bytes_max: u64,
+    /// Sizes of the log.
+    pub wal: WalLimits,
+    /// A table of this size is long enough.
+    pub table_bytes_max: u64,
+}
+
+/// A store that was opened, and what others must know or say about it.
+pub struct Opened {
+    /// The store.
+    pub store: Rc<Store>,
+    /// Its part of transactions over several cores of which it does not know whether they hold.
+    pub undecided: Vec<Undecided>,
+    /// All transactions that it had prepared, decided or not.
+    pub prepared: BTreeSet<Version>,
+    /// No version that is stored here is higher.
+    pub version_max: Version,
+    /// Entries of the log that were replayed.
+    pub replayed: u64,
+}
+
+/// This core's part of a transaction that holds if all of its cores had prepared it.
+pub struct Undecided {
+    /// Names it.
+    pub transaction: Version,
+    /// Who takes part.
+    pub cores: Vec<CoreId>,
+    /// What it writes here.
+    pub batch: Batch,
+}
+
+/// What the log said.
+#[derive(Default)]
+struct Replayed {
+    memtable: Memtable,
+    cleared: Version,
+    version_max: Version,
+    prepared: BTreeMap<Version, (Vec<CoreId>, Batch)>,
+    committed: BTreeSet<Version>,
+    entries: u64,
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes one there, and starts its background work.
+    pub async fn open(dir: &Path, options: StoreOptions) -> Result<Opened> {
+        rt::create_dir_all(dir).await?;
+        let names = rt::list_dir(dir).await?;
+        let mut manifest = match Manifest::load(dir).await? {
+            Some(manifest) => manifest,
+            None if names.iter().any(|name| is_data(name)) => {
+                return Err(Error::Corrupt {
+                    file: dir.join(super::manifest::MANIFEST),
+                    offset: 0,
+                    why: "it is missing, but there is data beside it".to_owned(),
+                });
+            }
+            None => {
+                let manifest = Manifest::new(options.core, options.cores);
+                manifest.store(dir).await?;
+                manifest
+            }
+        };
+        check_owner(&manifest, dir, &options)?;
+        for name in manifest.take_orphans(&names) {
+            rt::remove_file(&dir.join(name)).await?;
+        }
+        let mut tables = Vec::with_capacity(manifest.tables.len());
+        for info in &manifest.tables {
+            tables.push(Rc::new(Table::open(dir, info).await?));
+        }
+        let mut replayed = Replayed { cleared: manifest.cleared, ..Replayed::default() };
+        let found = replay::replay(dir, manifest.floor, |entry| replayed.take(entry)).await?;
+        tables.retain(|table| table.info().version_max > replayed.cleared);
+        Store::start(dir, options, manifest, tables, replayed, found).await
+    }
+
+    async fn start(
+        dir: &Path,
+        options: StoreOptions,
+        manifest: Manifest,
+        tables: Vec<Rc<Table>>,
+        mut replayed: Replayed,
+        found: replay::Found,
+    ) -> Result<Opened> {
+        let version_max = replayed.version_max.max(manifest.version_max).max(replayed.cleared);
+        let prepared: BTreeSet<Version> = replayed.prepared.keys().copied().collect();
+        let floor_without_log = replay::Floor {
+            segment: found.segment_next,
+            sequence: found.sequence_next,
+        };
+        let logless = options.durability == Durability::None;
+        let leftover: Vec<PathBuf> = if logless { found.paths() } else { Vec::new() };
+        let wal = match logless {
+            true => None,
+            false => {
+                let dir = dir.to_owned();
+                Some(Wal::start(dir, options.durability, options.wal, found).await)
+            }
+        };
+        let state = State {
+            active: Layer {
+                memtable: Rc::new(RefCell::new(std::mem::take(&mut replayed.memtable))),
+                ..Layer::default()
+            },
+            frozen: VecDeque::new(),
+            tables,
+            manifest,
+            cleared: replayed.cleared,
+            cleared_at: Lsn(0),
+            flushed: None,
+            floor_without_log,
+            lsn_last: RECOVERED,
+            held: BTreeMap::new(),
+            flush_refused: false,
+            install_failed: false,
+            stopping: false,
+            flusher_ended: false,
+            stats: Stats::default(),
+        };
+        let store = Rc::new(Store {
+            dir: dir.to_owned(),
+            options,
+            wal,
+            state: RefCell::new(state),
+            changed: Signal::default(),
+            installing: Cell::new(false),
+        });
+        let mut undecided = Vec::new();
+        for (transaction, (cores, batch)) in replayed.prepared {
+            let part = Undecided { transaction, cores, batch };
+            match replayed.committed.contains(&transaction) {
+                true => store.recover(part),
+                false => undecided.push(part),
+            }
+        }
+        rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
+        rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
+        if logless {
+            store.leave_log(leftover).await?;
+        }
+        Ok(Opened { store, undecided, prepared, version_max, replayed: replayed.entries })
+    }
+
+    /// Takes in this core's part of a transaction that holds: all of its cores had prepared it.
+    pub fn recover(&self, part: Undecided) {
+        if let Some(version) = part.batch.clear {
+            self.clear_recovered(version);
+        }
+        let mut state = self.state.borrow_mut();
+        let cleared = state.cleared;
+        for (position, record) in part.batch.records {
+            if record.meta().version > cleared {
+                // Unlike a new write it may be older than what the log brought back.
+                let _ = state.active.memtable.borrow_mut().insert(record, position, RECOVERED);
+            }
+        }
+        state.active.transactions.borrow_mut().push(part.transaction);
+        let held = Held { lsn: RECOVERED, cores: part.cores, settled: false };
+        state.held.insert(part.transaction, held);
+    }
+
+    fn clear_recovered(&self, version: Version) {
+        let mut state = self.state.borrow_mut();
+        state.cleared = state.cleared.max(version);
+        let cleared = state.cleared;
+        state.tables.retain(|table| table.info().version_max > cleared);
+        let active = &state.active;
+        let memtable = without_cleared(&active.memtable.borrow(), cleared);
+        *active.memtable.borrow_mut() = memtable;
+    }
+
+    /// With `durability = "none"`: what an earlier log held goes into a table, and the log goes.
+    async fn leave_log(&self, files: Vec<PathBuf>) -> Result<()> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        if !self.state.borrow().active.memtable.borrow().is_empty() {
+            self.freeze();
+            let flushed = || {
+                let state = self.state.borrow();
+                if state.flush_refused || state.install_failed {
+                    return Some(Err(Error::DiskFull));
+                }
+                state.frozen.is_empty().then_some(Ok(()))
+            };
+            self.changed.wait_for(flushed).await?;
+        }
+        for path in files {
+            rt::remove_file(&path).await?;
+        }
+        Ok(())
+    }
+}
+
+fn is_data(name: &str) -> bool {
+    name.ends_with(".log") || name.ends_with(".sst")
+}
+
+fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Result<()> {
+    if (manifest.core, manifest.cores) == (options.core, options.cores) {
+        return Ok(());
+    }
+    let why = format!(
+        "it is core {} of {}, not core {} of {}",
+        manifest.core.0, manifest.cores, options.core.0, options.cores
+    );
+    Err(Error::Setup(format!("cannot use {}: {why}", dir.display())))
+}
+
+fn without_cleared(memtable: &Memtable, cleared: Version) -> Memtable {
+    let mut kept = Memtable::new();
+    for entry in memtable.iter().filter(|entry| entry.record.meta().version > cleared) {
+        let _ = kept.insert(entry.record.clone(), entry.position, entry.lsn);
+    }
+    kept
+}
+
+impl Replayed {
+    fn take(&mut self, entry: Entry<'_>) -> Result<()> {
+        self.entries += 1;
+        match entry {
+            Entry::Record(view) => {
+                let record = Record::decode(view.bytes()).expect("a view is a record");
+                self.insert(record);
+            }
+            Entry::Clear(version) => {
+                self.cleared = self.cleared.max(version);
+                self.version_max = self.version_max.max(version);
+                self.memtable = without_cleared(&self.memtable, self.cleared);
+            }
+            Entry::Prepare { transaction, cores, mut parts } => {
+                let mut batch = Batch::default();
+                while !parts.is_empty() {
+                    match take_entry(&mut parts) {
+                        Some(Entry::Record(view)) => {
+                            let record = Record::decode(view.bytes()).expect("a view is a record");
+                            self.version_max = self.version_max.max(record.meta().version);
+                            batch.records.push((KeyRef::of(record.key()).position, record));
+                        }
+                        Some(Entry::Clear(version)) => {
+                            self.version_max = self.version_max.max(version);
+                            batch.clear = Some(version);
+                        }
+                        // Under an intact checksum: a program error, not the disk's.
+                        _ => return Err(Error::Setup("a prepared part is malformed".to_owned())),
+                    }
+                }
+                self.version_max = self.version_max.max(transaction);
+                self.prepared.insert(transaction, (cores, batch));
+            }
+            Entry::Commit(transaction) => {
+                self.committed.insert(transaction);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, record: Record) {
+        let version = record.meta().version;
+        self.version_max = self.version_max.max(version);
+        if version > self.cleared {
+            let position = KeyRef::of(record.key()).position;
+            // An old one may come late: a recovery has cut the log before it.
+            let _ = self.memtable.insert(record, position, RECOVERED);
+        }
+    }
+}
