@@ -172,8 +172,14 @@ impl Config {
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
             (self.cores <= CORES_MAX, "`cores` is at most 1024"),
-            (self.durability_interval_ms > 0, "`durability-interval-ms` is at least 1"),
-            (fits(storage.memtable, 64 << 10, 64 << 30), "`storage.memtable` is 64 KiB to 64 GiB"),
+            (
+                self.durability_interval_ms > 0,
+                "`durability-interval-ms` is at least 1",
+            ),
+            (
+                fits(storage.memtable, 64 << 10, 64 << 30),
+                "`storage.memtable` is 64 KiB to 64 GiB",
+            ),
             (
                 fits(storage.wal_segment, 64 << 10, 4 << 30)
                     && storage.wal_segment.0.is_multiple_of(4096),
@@ -183,13 +189,32 @@ impl Config {
                 storage.wal_max.0 >= 2 * storage.wal_segment.0,
                 "`storage.wal-max` is at least two of `storage.wal-segment`",
             ),
-            (fits(storage.wal_batch, 4 << 10, 64 << 20), "`storage.wal-batch` is 4 KiB to 64 MiB"),
-            (fits(storage.table_max, 1 << 20, 1 << 40), "`storage.table-max` is 1 MiB to 1 TiB"),
-            (limits.clients_max >= 1, "`limits.clients-max` is at least 1"),
-            (fits(limits.key_max, 1, 64 << 10), "`limits.key-max` is 1 B to 64 KiB"),
-            (fits(limits.value_max, 1, 512 << 20), "`limits.value-max` is 1 B to 512 MiB"),
             (
-                fits(limits.request_max, limits.value_max.0 + limits.key_max.0 + 1024, 2 << 30),
+                fits(storage.wal_batch, 4 << 10, 64 << 20),
+                "`storage.wal-batch` is 4 KiB to 64 MiB",
+            ),
+            (
+                fits(storage.table_max, 1 << 20, 1 << 40),
+                "`storage.table-max` is 1 MiB to 1 TiB",
+            ),
+            (
+                limits.clients_max >= 1,
+                "`limits.clients-max` is at least 1",
+            ),
+            (
+                fits(limits.key_max, 1, 64 << 10),
+                "`limits.key-max` is 1 B to 64 KiB",
+            ),
+            (
+                fits(limits.value_max, 1, 512 << 20),
+                "`limits.value-max` is 1 B to 512 MiB",
+            ),
+            (
+                fits(
+                    limits.request_max,
+                    limits.value_max.0 + limits.key_max.0 + 1024,
+                    2 << 30,
+                ),
                 "`limits.request-max` is more than `limits.value-max` and `limits.key-max` \
                  together, and at most 2 GiB",
             ),
@@ -240,8 +265,15 @@ mod tests {
     #[test]
     fn the_manual_is_the_default() {
         let manual = Config::parse(MANUAL).expect("config.toml parses");
-        assert_eq!(manual, Config::default(), "config.toml states other defaults than the code");
-        assert_eq!(Config::parse("").expect("nothing is required"), Config::default());
+        assert_eq!(
+            manual,
+            Config::default(),
+            "config.toml states other defaults than the code"
+        );
+        assert_eq!(
+            Config::parse("").expect("nothing is required"),
+            Config::default()
+        );
         Config::default().check().expect("the defaults are allowed");
     }
 
@@ -257,7 +289,9 @@ mod tests {
             ("[limits]\nvalue-max = \"128MiB\"", "request-max"),
         ];
         for (text, key) in cases {
-            let error = Config::parse(text).and_then(|config| config.check()).expect_err(text);
+            let error = Config::parse(text)
+                .and_then(|config| config.check())
+                .expect_err(text);
             assert!(error.to_string().contains(key), "{text}: {error}");
         }
     }

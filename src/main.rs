@@ -94,9 +94,16 @@ fn configure(serve: Serve) -> Result<Config> {
     set(&mut config.node_id, serve.node_id);
     set(&mut config.password, serve.password);
     if config.cores == 0 {
-        let cores = if config.pin.is_empty() { rt::cpu_count() } else { config.pin.len() };
+        let cores = if config.pin.is_empty() {
+            rt::cpu_count()
+        } else {
+            config.pin.len()
+        };
         config.cores = cores.clamp(1, usize::from(CORES_MAX)) as u16;
     }
+    // The runtime opens files by absolute paths only.
+    config.dir =
+        std::path::absolute(&config.dir).map_err(|error| Error::io("find", &config.dir, error))?;
     config.check()?;
     Ok(config)
 }
@@ -112,10 +119,16 @@ fn run(config: Config) -> Result<()> {
     let host = rt::check_host(&config.dir, cores)?;
     let address = rt::reserve_port(SocketAddr::new(config.bind, config.port)).map_err(in_use)?;
     if !config.bind.is_loopback() && config.password.is_empty() {
-        log::warn!("{} is reached from other machines, and no password is set", config.bind);
+        log::warn!(
+            "{} is reached from other machines, and no password is set",
+            config.bind
+        );
     }
     if !host.kernel_is_fast {
-        log::warn!("Linux {} runs a node, at half its speed: 5.19 or later is better", host.kernel);
+        log::warn!(
+            "Linux {} runs a node, at half its speed: 5.19 or later is better",
+            host.kernel
+        );
     }
     let facts = NodeFacts {
         address,
@@ -168,5 +181,7 @@ fn in_use(error: Error) -> Error {
 }
 
 fn run_id() -> String {
-    (0..40).map(|_| char::from_digit(fastrand::u32(0..16), 16).unwrap_or('0')).collect()
+    (0..40)
+        .map(|_| char::from_digit(fastrand::u32(0..16), 16).unwrap_or('0'))
+        .collect()
 }

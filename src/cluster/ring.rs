@@ -45,7 +45,10 @@ impl Map {
     pub fn one_node(cores: u16) -> Map {
         assert!(cores > 0 && u32::from(cores) <= VNODES);
         let owner = |vnode: u32| CoreId((vnode * u32::from(cores) / VNODES) as u16);
-        Map { cores: (0..VNODES).map(owner).collect(), count: cores }
+        Map {
+            cores: (0..VNODES).map(owner).collect(),
+            count: cores,
+        }
     }
 
     /// How many cores there are.
@@ -62,11 +65,22 @@ impl Map {
     pub fn run_of(&self, position: Position) -> Run {
         let core = self.core_of(position);
         let at = usize::from(Vnode::of(position).0);
-        let before = self.cores[..at].iter().rev().take_while(|other| **other == core).count();
-        let after = self.cores[at..].iter().take_while(|other| **other == core).count();
+        let before = self.cores[..at]
+            .iter()
+            .rev()
+            .take_while(|other| **other == core)
+            .count();
+        let after = self.cores[at..]
+            .iter()
+            .take_while(|other| **other == core)
+            .count();
         let first = Position(((at - before) as u32) << VNODE_SHIFT);
         let next = ((at + after) as u64) << VNODE_SHIFT;
-        Run { core, first, last: Position((next - 1) as u32) }
+        Run {
+            core,
+            first,
+            last: Position((next - 1) as u32),
+        }
     }
 }
 
@@ -83,7 +97,11 @@ mod tests {
                 share[usize::from(map.core_of(Position(vnode << VNODE_SHIFT)).0)] += 1;
             }
             let (least, most) = (share.iter().min(), share.iter().max());
-            assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1), "{share:?}");
+            assert!(
+                most.zip(least)
+                    .is_some_and(|(most, least)| most - least <= 1),
+                "{share:?}"
+            );
         }
     }
 

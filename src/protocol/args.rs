@@ -62,13 +62,19 @@ impl Args {
 
     /// The arguments in `input`, as command parsing takes them.
     pub fn view<'a>(&'a self, input: &'a [u8]) -> ArgView<'a> {
-        ArgView { bytes: input, ranges: &self.0 }
+        ArgView {
+            bytes: input,
+            ranges: &self.0,
+        }
     }
 
     /// Appends the argument that lies there.
     #[inline]
     pub(super) fn push(&mut self, place: Range<u32>) {
-        self.0.push(Range32 { start: place.start, end: place.end });
+        self.0.push(Range32 {
+            start: place.start,
+            end: place.end,
+        });
     }
 
     /// Forgets them, and the memory of an unusually long list.
@@ -181,13 +187,18 @@ impl<'a> ArgView<'a> {
     /// The arguments from `i` on; none if there are fewer.
     #[inline]
     pub fn from(self, i: usize) -> ArgView<'a> {
-        ArgView { bytes: self.bytes, ranges: self.ranges.get(i..).unwrap_or(&[]) }
+        ArgView {
+            bytes: self.bytes,
+            ranges: self.ranges.get(i..).unwrap_or(&[]),
+        }
     }
 }
 
 impl std::fmt::Debug for ArgView<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.iter().map(|arg| arg.escape_ascii().to_string())).finish()
+        f.debug_list()
+            .entries(self.iter().map(|arg| arg.escape_ascii().to_string()))
+            .finish()
     }
 }
 
@@ -207,7 +218,10 @@ mod tests {
         assert!(args.iter(input).eq(expected) && owned.iter().eq(expected));
         assert!((0..4).all(|i| args.get(input, i) == expected[i] && owned.arg(i) == expected[i]));
         for view in [args.view(input), owned.view()] {
-            assert_eq!((view.len(), view.get(3), view.get(4)), (4, Some(&b"value"[..]), None));
+            assert_eq!(
+                (view.len(), view.get(3), view.get(4)),
+                (4, Some(&b"value"[..]), None)
+            );
             assert!(view.from(2).iter().eq([&b""[..], b"value"]));
             assert!(view.from(4).is_empty() && view.from(5).is_empty());
             assert_eq!(OwnedArgs::from_view(view.from(1)).arg(0), b"key");
@@ -224,7 +238,10 @@ mod tests {
         assert!(args.is_empty() && args.0.capacity() == ARGS_INLINE);
         (0..20).for_each(|i| args.push(i..i));
         args.clear();
-        assert!(args.0.capacity() >= 20, "a usual length is not allocated anew each time");
+        assert!(
+            args.0.capacity() >= 20,
+            "a usual length is not allocated anew each time"
+        );
     }
 
     #[test]

@@ -100,7 +100,9 @@ pub struct Login<'a> {
 impl std::fmt::Debug for Login<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let user = self.user.map(String::from_utf8_lossy);
-        f.debug_struct("Login").field("user", &user).finish_non_exhaustive()
+        f.debug_struct("Login")
+            .field("user", &user)
+            .finish_non_exhaustive()
     }
 }
 
@@ -430,7 +432,10 @@ impl<'a> KeysCommand<'a> {
                 answer: SetAnswer::Ok,
             }),
         };
-        KeyCommand { key: self.words.get(at).unwrap_or_default(), op }
+        KeyCommand {
+            key: self.words.get(at).unwrap_or_default(),
+            op,
+        }
     }
 }
 

@@ -125,17 +125,30 @@ mod tests {
             ("*ab", &["ab", "aab", "abab"], &["aba", "b"]),
             ("**?", &["a", "ab"], &[""]),
             ("a*?*c", &["abc", "abbc"], &["ac"]),
-            ("user:[0-9]*:name", &["user:1:name", "user:12:name"], &["user::name", "user:x:name"]),
+            (
+                "user:[0-9]*:name",
+                &["user:1:name", "user:12:name"],
+                &["user::name", "user:x:name"],
+            ),
         ];
         for (pattern, matching, others) in cases {
             for text in *matching {
-                assert!(matches(pattern.as_bytes(), text.as_bytes()), "{pattern:?} on {text:?}");
+                assert!(
+                    matches(pattern.as_bytes(), text.as_bytes()),
+                    "{pattern:?} on {text:?}"
+                );
             }
             for text in *others {
-                assert!(!matches(pattern.as_bytes(), text.as_bytes()), "{pattern:?} on {text:?}");
+                assert!(
+                    !matches(pattern.as_bytes(), text.as_bytes()),
+                    "{pattern:?} on {text:?}"
+                );
             }
         }
-        assert!(matches(b"[\x7f-\xff]", b"\x80"), "bytes are compared unsigned");
+        assert!(
+            matches(b"[\x7f-\xff]", b"\x80"),
+            "bytes are compared unsigned"
+        );
     }
 
     /// The definition, by recursion: what the loop with one place to go back to must agree with.
@@ -166,10 +179,19 @@ mod tests {
             let (pattern, text) = (bytes(b"ab**?[]^-\\", 10), bytes(b"ab", 10));
             let expected = matches_by_definition(&pattern, &text);
             let shown = (pattern.escape_ascii(), text.escape_ascii());
-            assert_eq!(matches(&pattern, &text), expected, "{} on {}", shown.0, shown.1);
+            assert_eq!(
+                matches(&pattern, &text),
+                expected,
+                "{} on {}",
+                shown.0,
+                shown.1
+            );
             matched += usize::from(expected);
         }
-        assert!(matched > 500, "the patterns must not be so odd that all is refused");
+        assert!(
+            matched > 500,
+            "the patterns must not be so odd that all is refused"
+        );
     }
 
     #[test]
@@ -185,7 +207,10 @@ mod tests {
         assert!(matches(&pattern, &text));
         // Beyond them, it ends undecided.
         let text = [&b"a".repeat(64 << 10)[..], b"b"].concat();
-        assert!(!matches(&[&b"*"[..], &b"a".repeat(1000)[..], b"b"].concat(), &text));
+        assert!(!matches(
+            &[&b"*"[..], &b"a".repeat(1000)[..], b"b"].concat(),
+            &text
+        ));
     }
 
     #[test]
@@ -194,8 +219,9 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(13);
         for _ in 0..50_000 {
             let length = random.usize(0..12);
-            let pattern: Vec<u8> =
-                (0..length).map(|_| LETTERS[random.usize(0..LETTERS.len())]).collect();
+            let pattern: Vec<u8> = (0..length)
+                .map(|_| LETTERS[random.usize(0..LETTERS.len())])
+                .collect();
             let text: Vec<u8> = (0..random.usize(0..6)).map(|_| random.u8(..)).collect();
             let closed = [&pattern[..], b"*"].concat();
             if matches(&pattern, &text) && !pattern.ends_with(b"\\") && !pattern.contains(&b'[') {

@@ -136,9 +136,17 @@ mod tests {
 
     #[test]
     fn quotes_that_do_not_end_a_word_are_refused() {
-        for line in
-            [r#"""#, "'", r#""a"#, r#""a\""#, r"'a\'", r#""a"b"#, "'a'b", r#"'a'"b""#, r#"a""""#]
-        {
+        for line in [
+            r#"""#,
+            "'",
+            r#""a"#,
+            r#""a\""#,
+            r"'a\'",
+            r#""a"b"#,
+            "'a'b",
+            r#"'a'"b""#,
+            r#"a""""#,
+        ] {
             assert_eq!(split(line), None, "{line:?}");
         }
     }

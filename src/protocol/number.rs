@@ -102,7 +102,11 @@ enum Literal {
 }
 
 impl Extended {
-    const ZERO: Extended = Extended { negative: false, mantissa: 0, exponent: 0 };
+    const ZERO: Extended = Extended {
+        negative: false,
+        mantissa: 0,
+        exponent: 0,
+    };
 
     /// Reads what C's `strtold` reads, without leading blanks, NaN, and what is too large or too
     /// small for the format.
@@ -122,7 +126,10 @@ impl Extended {
             [b'0', b'x' | b'X', digits @ ..] => Digits::<16>::parse(digits)?.hexadecimal(),
             digits => Digits::<10>::parse(digits)?.decimal(),
         }?;
-        Some(Literal::Finite(Extended { negative, ..magnitude }))
+        Some(Literal::Finite(Extended {
+            negative,
+            ..magnitude
+        }))
     }
 
     /// The number nearest to `numerator / denominator * 2^exponent`; `None` if that is too large
@@ -171,14 +178,22 @@ impl Extended {
         };
         assert!(mantissa >> (u64::BITS - 1) == 1);
         let finite = exponent + i64::from(u64::BITS - 1) <= EXPONENT_MAX;
-        finite.then_some(Extended { negative: false, mantissa, exponent })
+        finite.then_some(Extended {
+            negative: false,
+            mantissa,
+            exponent,
+        })
     }
 
     fn from_f64(value: f64) -> Extended {
         const FRACTION_BITS: u32 = f64::MANTISSA_DIGITS - 1;
         let biased = (value.to_bits() >> FRACTION_BITS & 0x7ff) as i64;
         let fraction = value.to_bits() & ((1 << FRACTION_BITS) - 1);
-        let mantissa = if biased == 0 { fraction } else { fraction | 1 << FRACTION_BITS };
+        let mantissa = if biased == 0 {
+            fraction
+        } else {
+            fraction | 1 << FRACTION_BITS
+        };
         if mantissa == 0 {
             return Extended::ZERO;
         }
@@ -195,8 +210,11 @@ impl Extended {
         if self.mantissa == 0 || other.mantissa == 0 {
             return Some(if self.mantissa == 0 { other } else { self });
         }
-        let (high, low) =
-            if self.exponent >= other.exponent { (self, other) } else { (other, self) };
+        let (high, low) = if self.exponent >= other.exponent {
+            (self, other)
+        } else {
+            (other, self)
+        };
         // The mantissas as integers with 63 more bits below. What the lower one loses by being
         // shifted is remembered in its last bit, which is always far below the rounding.
         const BELOW: u32 = u64::BITS - 1;
@@ -209,7 +227,11 @@ impl Extended {
         let (sum, negative) = if high.negative == low.negative {
             (high_bits + low_bits, high.negative)
         } else {
-            let negative = if high_bits >= low_bits { high.negative } else { low.negative };
+            let negative = if high_bits >= low_bits {
+                high.negative
+            } else {
+                low.negative
+            };
             (high_bits.abs_diff(low_bits), negative)
         };
         if sum == 0 {
@@ -220,11 +242,18 @@ impl Extended {
         let rest = (left as u64).cmp(&(1 << (u64::BITS - 1)));
         let exponent = exponent + i64::from(u64::BITS);
         let rounded = Extended::rounded((left >> u64::BITS) as u64, exponent, rest)?;
-        Some(Extended { negative, ..rounded })
+        Some(Extended {
+            negative,
+            ..rounded
+        })
     }
 
     fn print(self) -> String {
-        let sign = if self.negative && self.mantissa != 0 { "-" } else { "" };
+        let sign = if self.negative && self.mantissa != 0 {
+            "-"
+        } else {
+            ""
+        };
         if self.exponent >= 0 {
             let mut whole = Natural::of(self.mantissa);
             whole.shift_left(self.exponent as usize);
@@ -271,12 +300,19 @@ impl<const BASE: u32> Digits<BASE> {
     /// `digits ['.' digits] [mark [sign] decimal digits]`, with at least one digit before the mark.
     fn parse(text: &[u8]) -> Option<Digits<BASE>> {
         let mark = if BASE == 16 { b'p' } else { b'e' };
-        let end = text.iter().position(|byte| byte.to_ascii_lowercase() == mark);
+        let end = text
+            .iter()
+            .position(|byte| byte.to_ascii_lowercase() == mark);
         let (body, exponent) = match end {
             Some(end) => (&text[..end], parse_exponent(&text[end + 1..])?),
             None => (text, 0),
         };
-        let mut parsed = Digits { digits: Natural::of(0), count: 0, places: 0, exponent };
+        let mut parsed = Digits {
+            digits: Natural::of(0),
+            count: 0,
+            places: 0,
+            exponent,
+        };
         let mut point = false;
         for &byte in body {
             if byte == b'.' && !point {
@@ -303,7 +339,11 @@ impl Digits<10> {
         }
         // Ten is two times five, and the two goes into the exponent.
         let mut denominator = Natural::of(1);
-        let scaled = if power < 0 { &mut denominator } else { &mut self.digits };
+        let scaled = if power < 0 {
+            &mut denominator
+        } else {
+            &mut self.digits
+        };
         scaled.multiply_by_power_of_five(power.unsigned_abs());
         Extended::nearest(self.digits, denominator, power)
     }
@@ -353,7 +393,10 @@ impl Natural {
 
     /// The place of the highest bit, counted from 1.
     fn bits(&self) -> usize {
-        let unused = self.0.last().map_or(0, |limb| limb.leading_zeros() as usize);
+        let unused = self
+            .0
+            .last()
+            .map_or(0, |limb| limb.leading_zeros() as usize);
         self.0.len() * 32 - unused
     }
 
@@ -436,17 +479,29 @@ mod tests {
     #[test]
     fn integers_have_one_form() {
         // Redis takes a value for an integer only if printing that integer gives the value back.
-        for text in ["0", "7", "-1", "10", "9223372036854775807", "-9223372036854775808"] {
+        for text in [
+            "0",
+            "7",
+            "-1",
+            "10",
+            "9223372036854775807",
+            "-9223372036854775808",
+        ] {
             let value: i64 = text.parse().expect("an integer");
             assert_eq!(parse_i64(text.as_bytes()), Some(value));
         }
-        let refused =
-            ["", "-", "-0", "+1", "01", "-01", " 1", "1 ", "1.0", "1e3", "0x1", "--1", "1\0"];
+        let refused = [
+            "", "-", "-0", "+1", "01", "-01", " 1", "1 ", "1.0", "1e3", "0x1", "--1", "1\0",
+        ];
         for text in refused {
             assert_eq!(parse_i64(text.as_bytes()), None, "{text:?}");
             assert_eq!(parse_u64(text.as_bytes()), None, "{text:?}");
         }
-        for beyond in ["9223372036854775808", "-9223372036854775809", "99999999999999999999999"] {
+        for beyond in [
+            "9223372036854775808",
+            "-9223372036854775809",
+            "99999999999999999999999",
+        ] {
             assert_eq!(parse_i64(beyond.as_bytes()), None, "{beyond} must not wrap");
         }
         assert_eq!(parse_u64(b"18446744073709551615"), Some(u64::MAX));
@@ -460,7 +515,10 @@ mod tests {
         for _ in 0..10_000 {
             let value = random.i64(..) >> random.u32(0..64);
             assert_eq!(parse_i64(value.to_string().as_bytes()), Some(value));
-            assert_eq!(parse_u64(value.to_string().as_bytes()), u64::try_from(value).ok());
+            assert_eq!(
+                parse_u64(value.to_string().as_bytes()),
+                u64::try_from(value).ok()
+            );
         }
     }
 
@@ -493,7 +551,11 @@ mod tests {
             ("0.000003814697265625", "0", "0.00000381469726562"),
             ("0.000011444091796875", "0", "0.00001144409179688"),
             // Just above a half: the increment's last bit decides, far below the sum's.
-            ("18446744073709551616", "1.0000000000000000001084202", "18446744073709551618"),
+            (
+                "18446744073709551616",
+                "1.0000000000000000001084202",
+                "18446744073709551618",
+            ),
         ];
         for (current, increment, sum) in cases {
             let ours = add_float(current.as_bytes(), increment.as_bytes());
@@ -534,11 +596,23 @@ mod tests {
             "1,5",
         ];
         for text in refused {
-            assert_eq!(add_float(text.as_bytes(), b"1"), Err(FloatError::NotFloat), "{text:?}");
-            assert_eq!(add_float(b"1", text.as_bytes()), Err(FloatError::NotFloat), "{text:?}");
+            assert_eq!(
+                add_float(text.as_bytes(), b"1"),
+                Err(FloatError::NotFloat),
+                "{text:?}"
+            );
+            assert_eq!(
+                add_float(b"1", text.as_bytes()),
+                Err(FloatError::NotFloat),
+                "{text:?}"
+            );
         }
         for text in ["inf", "-INF", "+Infinity"] {
-            assert_eq!(add_float(text.as_bytes(), b"1"), Err(FloatError::NotFinite), "{text:?}");
+            assert_eq!(
+                add_float(text.as_bytes(), b"1"),
+                Err(FloatError::NotFinite),
+                "{text:?}"
+            );
         }
         assert_eq!(add_float(b"1e4932", b"1e4932"), Err(FloatError::NotFinite));
         let too_long = vec![b'1'; FLOAT_BYTES_MAX + 1];
@@ -553,7 +627,10 @@ mod tests {
     fn sums_of_what_80_bits_hold_are_exact() {
         let mut random = fastrand::Rng::with_seed(5);
         for _ in 0..5_000 {
-            let (a, b) = (random.i64(..) >> random.u32(1..64), random.i64(..) >> random.u32(1..64));
+            let (a, b) = (
+                random.i64(..) >> random.u32(1..64),
+                random.i64(..) >> random.u32(1..64),
+            );
             let sum = add_float(a.to_string().as_bytes(), b.to_string().as_bytes());
             assert_eq!(sum, Ok((a + b).to_string()));
             // Sixteenths are exact in binary, and their four decimals are all printed.
@@ -588,10 +665,17 @@ mod tests {
 
     #[test]
     fn doubles_are_read_strictly() {
-        for (text, value) in [("1.5", 1.5), ("-3e2", -300.0), (".5", 0.5), ("inf", f64::INFINITY)] {
+        for (text, value) in [
+            ("1.5", 1.5),
+            ("-3e2", -300.0),
+            (".5", 0.5),
+            ("inf", f64::INFINITY),
+        ] {
             assert_eq!(parse_float(text.as_bytes()), Some(value));
         }
-        for text in ["", " 1", "1 ", "nan", "1e400", "-1e400", "abc", "1e", "\u{661}"] {
+        for text in [
+            "", " 1", "1 ", "nan", "1e400", "-1e400", "abc", "1e", "\u{661}",
+        ] {
             assert_eq!(parse_float(text.as_bytes()), None, "{text:?}");
         }
     }
@@ -603,7 +687,9 @@ mod tests {
         for _ in 0..50_000 {
             let mut text = || -> Vec<u8> {
                 let length = random.usize(0..12);
-                (0..length).map(|_| LETTERS[random.usize(0..LETTERS.len())]).collect()
+                (0..length)
+                    .map(|_| LETTERS[random.usize(0..LETTERS.len())])
+                    .collect()
             };
             let (current, increment) = (text(), text());
             if let Ok(sum) = add_float(&current, &increment) {

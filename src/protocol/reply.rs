@@ -153,8 +153,13 @@ impl<'a> Reply<'a> {
 
     fn line(&mut self, mark: u8, text: &str) {
         self.out.push(mark);
-        let blanked =
-            text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte });
+        let blanked = text.bytes().map(|byte| {
+            if matches!(byte, b'\r' | b'\n') {
+                b' '
+            } else {
+                byte
+            }
+        });
         self.out.extend(blanked);
         self.raw(b"\r\n");
     }
@@ -215,7 +220,10 @@ fn print_double(value: f64, text: &mut [u8; DOUBLE_BYTES_MAX]) -> usize {
 
 /// Rewrites `1e5` as `1e+05`: C gives an exponent its sign and two digits at least.
 fn write_exponent(scientific: &[u8], out: &mut impl Write) -> std::io::Result<()> {
-    let at = scientific.iter().position(|&byte| byte == b'e').unwrap_or(scientific.len());
+    let at = scientific
+        .iter()
+        .position(|&byte| byte == b'e')
+        .unwrap_or(scientific.len());
     let (mantissa, exponent) = scientific.split_at(at);
     let (sign, digits) = match exponent {
         [b'e', b'-', digits @ ..] => (&b"e-"[..], digits),
@@ -237,7 +245,9 @@ mod tests {
         let mut out = b"before|".to_vec();
         write(&mut Reply::new(&mut out, protocol));
         let text = String::from_utf8(out).expect("text was written");
-        text.strip_prefix("before|").expect("what was there stays").to_owned()
+        text.strip_prefix("before|")
+            .expect("what was there stays")
+            .to_owned()
     }
 
     type Case = (fn(&mut Reply<'_>), &'static str, &'static str);
@@ -249,7 +259,11 @@ mod tests {
             (|reply| reply.simple("PONG"), "+PONG\r\n", "+PONG\r\n"),
             (|reply| reply.error("ERR no"), "-ERR no\r\n", "-ERR no\r\n"),
             (|reply| reply.bulk(b""), "$0\r\n\r\n", "$0\r\n\r\n"),
-            (|reply| reply.bulk(b"a\r\nb"), "$4\r\na\r\nb\r\n", "$4\r\na\r\nb\r\n"),
+            (
+                |reply| reply.bulk(b"a\r\nb"),
+                "$4\r\na\r\nb\r\n",
+                "$4\r\na\r\nb\r\n",
+            ),
             (|reply| reply.null(), "$-1\r\n", "_\r\n"),
             (|reply| reply.null_array(), "*-1\r\n", "_\r\n"),
             (|reply| reply.array(0), "*0\r\n", "*0\r\n"),
@@ -260,10 +274,22 @@ mod tests {
             (|reply| reply.boolean(true), ":1\r\n", "#t\r\n"),
             (|reply| reply.boolean(false), ":0\r\n", "#f\r\n"),
             (|reply| reply.double(1.5), "$3\r\n1.5\r\n", ",1.5\r\n"),
-            (|reply| reply.double(f64::INFINITY), "$3\r\ninf\r\n", ",inf\r\n"),
-            (|reply| reply.double(f64::NEG_INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n"),
+            (
+                |reply| reply.double(f64::INFINITY),
+                "$3\r\ninf\r\n",
+                ",inf\r\n",
+            ),
+            (
+                |reply| reply.double(f64::NEG_INFINITY),
+                "$4\r\n-inf\r\n",
+                ",-inf\r\n",
+            ),
             (|reply| reply.double(f64::NAN), "$3\r\nnan\r\n", ",nan\r\n"),
-            (|reply| reply.verbatim("txt", "é"), "$2\r\né\r\n", "=6\r\ntxt:é\r\n"),
+            (
+                |reply| reply.verbatim("txt", "é"),
+                "$2\r\né\r\n",
+                "=6\r\ntxt:é\r\n",
+            ),
             (|reply| reply.raw(b"+x\r\n"), "+x\r\n", "+x\r\n"),
         ];
         for (write, resp2, resp3) in cases {
@@ -319,9 +345,14 @@ mod tests {
         for _ in 0..20_000 {
             let value = f64::from_bits(random.u64(..));
             let ours = written(Protocol::Resp3, |reply| reply.double(value));
-            let text = ours.strip_prefix(',').and_then(|text| text.strip_suffix("\r\n"));
+            let text = ours
+                .strip_prefix(',')
+                .and_then(|text| text.strip_suffix("\r\n"));
             let read: f64 = text.and_then(|text| text.parse().ok()).expect("a number");
-            assert!(read == value || (read.is_nan() && value.is_nan()), "{value:e} gave {ours}");
+            assert!(
+                read == value || (read.is_nan() && value.is_nan()),
+                "{value:e} gave {ours}"
+            );
         }
     }
 }

@@ -103,7 +103,11 @@ impl ProtocolError {
             ProtocolError::RequestTooBig => "ERR Protocol error: too big request",
             ProtocolError::CrossProtocol => return None,
             ProtocolError::NotBulk(byte) => {
-                let got = if byte.is_ascii() { char::from(byte) } else { '?' };
+                let got = if byte.is_ascii() {
+                    char::from(byte)
+                } else {
+                    '?'
+                };
                 return Some(format!("ERR Protocol error: expected '$', got '{got}'").into());
             }
         };
@@ -185,7 +189,10 @@ impl Parser {
                     *self = Parser::new();
                     return match words.is_empty() {
                         true => Parsed::Request { consumed },
-                        false => Parsed::Inline { consumed, args: words },
+                        false => Parsed::Inline {
+                            consumed,
+                            args: words,
+                        },
                     };
                 }
                 Err(stop) => Err(stop),
@@ -398,12 +405,18 @@ mod tests {
                     }
                     Parsed::Inline { consumed, args } => (consumed, args),
                     Parsed::Incomplete { needed } => {
-                        assert!(needed > 0 && needed <= limits.bulk_bytes_max + 6, "{needed}");
+                        assert!(
+                            needed > 0 && needed <= limits.bulk_bytes_max + 6,
+                            "{needed}"
+                        );
                         assert!(args.is_empty(), "nothing of a part is given away");
                         break;
                     }
                     Parsed::Violation(error) => {
-                        return Heard { requests, end: Err(error) };
+                        return Heard {
+                            requests,
+                            end: Err(error),
+                        };
                     }
                 };
                 assert!(consumed > 0 && consumed <= limits.request_bytes_max);
@@ -413,7 +426,10 @@ mod tests {
                 requests.extend((!request.is_empty()).then_some(request));
             }
         }
-        Heard { requests, end: Ok(()) }
+        Heard {
+            requests,
+            end: Ok(()),
+        }
     }
 
     fn words(words: &[&[u8]]) -> OwnedArgs {
@@ -452,7 +468,13 @@ mod tests {
             words(&[b""]),
             words(&[&b"a"[..]; 20]),
         ];
-        assert_eq!(hear(&input, &LIMITS, []), Heard { requests: expected.into(), end: Ok(()) });
+        assert_eq!(
+            hear(&input, &LIMITS, []),
+            Heard {
+                requests: expected.into(),
+                end: Ok(())
+            }
+        );
     }
 
     #[test]
@@ -481,7 +503,11 @@ mod tests {
         for input in inputs {
             let whole = hear(input, &LIMITS, []);
             let shown = input.escape_ascii();
-            assert_eq!(hear(input, &LIMITS, 0..input.len()), whole, "byte by byte: {shown}");
+            assert_eq!(
+                hear(input, &LIMITS, 0..input.len()),
+                whole,
+                "byte by byte: {shown}"
+            );
             for cut in 0..input.len() {
                 assert_eq!(hear(input, &LIMITS, [cut]), whole, "cut at {cut}: {shown}");
             }
@@ -522,7 +548,12 @@ mod tests {
         for (input, text) in cases {
             let error = one(input, &LIMITS).expect_err("a violation");
             let expected = format!("ERR Protocol error: {text}");
-            assert_eq!(error.text().as_deref(), Some(&*expected), "{}", input.escape_ascii());
+            assert_eq!(
+                error.text().as_deref(),
+                Some(&*expected),
+                "{}",
+                input.escape_ascii()
+            );
         }
     }
 
@@ -534,8 +565,14 @@ mod tests {
             (b"*2147483648\r\n", "invalid multibulk length"),
             (b"*1\r\n$16385\r\n", "unauthenticated bulk length"),
             (b"*1\r\n$536870913\r\n", "invalid bulk length"),
-            (b"a a a a a a a a a a a\r\n", "unauthenticated multibulk length"),
-            (&[&[b'a'; 16_385][..], b"\n"].concat(), "unauthenticated bulk length"),
+            (
+                b"a a a a a a a a a a a\r\n",
+                "unauthenticated multibulk length",
+            ),
+            (
+                &[&[b'a'; 16_385][..], b"\n"].concat(),
+                "unauthenticated bulk length",
+            ),
         ];
         for (input, text) in cases {
             let error = one(input, &limits).expect_err("a violation");
@@ -543,13 +580,22 @@ mod tests {
             assert_eq!(error.text().as_deref(), Some(&*expected));
         }
         let largest = frame(&[&[b'x'; 16 << 10][..]; 10]);
-        assert_eq!(one(&largest, &limits).map(|args| args.map(|args| args.len())), Ok(Some(10)));
+        assert_eq!(
+            one(&largest, &limits).map(|args| args.map(|args| args.len())),
+            Ok(Some(10))
+        );
     }
 
     #[test]
     fn a_request_at_its_limits_is_taken_and_beyond_them_refused() {
-        assert!(matches!(one(&frame(&[&b"x"[..]; 100]), &LIMITS), Ok(Some(_))));
-        assert!(matches!(one(&frame(&[&[b'x'; 1000]]), &LIMITS), Ok(Some(_))));
+        assert!(matches!(
+            one(&frame(&[&b"x"[..]; 100]), &LIMITS),
+            Ok(Some(_))
+        ));
+        assert!(matches!(
+            one(&frame(&[&[b'x'; 1000]]), &LIMITS),
+            Ok(Some(_))
+        ));
         let line = |bytes| [&vec![b'x'; bytes][..], b"\n"].concat();
         assert!(matches!(one(&line(200), &LIMITS), Ok(Some(_))));
         assert_eq!(one(&line(201), &LIMITS), Err(ProtocolError::InlineLine));
@@ -557,11 +603,20 @@ mod tests {
         assert_eq!(one(&count(200), &LIMITS), Err(ProtocolError::ArrayLength));
         assert_eq!(one(&count(201), &LIMITS), Err(ProtocolError::ArrayLine));
         let input = frame(&[b"MSET", &[b'x'; 500]]);
-        let exact = Limits { request_bytes_max: input.len(), ..LIMITS };
+        let exact = Limits {
+            request_bytes_max: input.len(),
+            ..LIMITS
+        };
         assert!(matches!(one(&input, &exact), Ok(Some(_))));
-        let less = Limits { request_bytes_max: input.len() - 1, ..LIMITS };
+        let less = Limits {
+            request_bytes_max: input.len() - 1,
+            ..LIMITS
+        };
         assert_eq!(one(&input, &less), Err(ProtocolError::RequestTooBig));
-        let less = Limits { request_bytes_max: 200, ..LIMITS };
+        let less = Limits {
+            request_bytes_max: 200,
+            ..LIMITS
+        };
         assert_eq!(one(&line(200), &less), Err(ProtocolError::RequestTooBig));
     }
 
@@ -583,15 +638,33 @@ mod tests {
 
     #[test]
     fn a_declared_length_reserves_nothing() {
-        let limits = Limits { args_max: 1 << 30, bulk_bytes_max: 1 << 30, ..LIMITS };
-        let limits = Limits { request_bytes_max: usize::MAX, ..limits };
+        let limits = Limits {
+            args_max: 1 << 30,
+            bulk_bytes_max: 1 << 30,
+            ..LIMITS
+        };
+        let limits = Limits {
+            request_bytes_max: usize::MAX,
+            ..limits
+        };
         let (mut parser, mut args) = (Parser::new(), Args::new());
         let parsed = parser.parse(b"*1073741824\r\n$1073741824\r\nabc", &limits, &mut args);
-        assert_eq!(parsed, Parsed::Incomplete { needed: (1 << 30) + 2 - 3 });
-        assert!(parser.understood.is_none(), "no memory for what has not come");
+        assert_eq!(
+            parsed,
+            Parsed::Incomplete {
+                needed: (1 << 30) + 2 - 3
+            }
+        );
+        assert!(
+            parser.understood.is_none(),
+            "no memory for what has not come"
+        );
         assert_eq!(args, Args::new());
         // The places of a request are 32 bits wide, whatever the limits say.
-        let limits = Limits { bulk_bytes_max: usize::MAX, ..limits };
+        let limits = Limits {
+            bulk_bytes_max: usize::MAX,
+            ..limits
+        };
         let error = one(b"*1\r\n$4294967295\r\n", &limits);
         assert_eq!(error, Err(ProtocolError::RequestTooBig));
     }
@@ -607,7 +680,10 @@ mod tests {
                 let parsed = parser.parse(&input[..length], &LIMITS, &mut args);
                 assert!(matches!(parsed, Parsed::Incomplete { .. }));
                 let looked_at = parser.at + parser.searched;
-                assert!(parser.bulk_bytes.is_some() || looked_at + 2 >= length, "at {length}");
+                assert!(
+                    parser.bulk_bytes.is_some() || looked_at + 2 >= length,
+                    "at {length}"
+                );
             }
         }
     }
@@ -625,9 +701,18 @@ mod tests {
             ));
             assert_eq!(args.get(&other, 3), b"c");
             let parsed = parser.parse(&input, &LIMITS, &mut args);
-            assert_eq!(parsed, Parsed::Request { consumed: input.len() });
+            assert_eq!(
+                parsed,
+                Parsed::Request {
+                    consumed: input.len()
+                }
+            );
             let expected = words(&[b"SET", b"key", b"value"]);
-            assert_eq!(OwnedArgs::from_args(&args, &input), expected, "cut at {cut}");
+            assert_eq!(
+                OwnedArgs::from_args(&args, &input),
+                expected,
+                "cut at {cut}"
+            );
         }
     }
 
@@ -638,7 +723,9 @@ mod tests {
         for _ in 0..random.usize(1..4) {
             let mut word = || -> Vec<u8> {
                 let length = random.usize(0..20);
-                (0..length).map(|_| LETTERS[random.usize(0..LETTERS.len())]).collect()
+                (0..length)
+                    .map(|_| LETTERS[random.usize(0..LETTERS.len())])
+                    .collect()
             };
             let request = [word(), word(), word()];
             input.extend(frame(&request.each_ref().map(|word| &word[..])));
@@ -678,14 +765,18 @@ mod tests {
                 _ => hostile_input(&mut random),
             };
             let whole = hear(&input, &limits, []);
-            let mut cuts: Vec<usize> =
-                (0..random.usize(0..6)).map(|_| random.usize(0..=input.len())).collect();
+            let mut cuts: Vec<usize> = (0..random.usize(0..6))
+                .map(|_| random.usize(0..=input.len()))
+                .collect();
             cuts.sort_unstable();
             let in_pieces = hear(&input, &limits, cuts);
             assert_eq!(in_pieces, whole, "seed {seed}: {}", input.escape_ascii());
             requests += whole.requests.len();
             violations += usize::from(whole.end.is_err());
         }
-        assert!(requests > 5_000 && violations > 5_000, "{requests}, {violations}: too tame");
+        assert!(
+            requests > 5_000 && violations > 5_000,
+            "{requests}, {violations}: too tame"
+        );
     }
 }

@@ -18,13 +18,19 @@ pub struct Clock {
 impl Clock {
     /// The clock of core `core` of node `node`, ahead of every version up to `seen`.
     pub fn new(node: u16, core: u16, seen: Version) -> Clock {
-        Clock { last: seen.clock, coordinator: u32::from(node) << 16 | u32::from(core) }
+        Clock {
+            last: seen.clock,
+            coordinator: u32::from(node) << 16 | u32::from(core),
+        }
     }
 
     /// A version above all that this clock made or saw.
     pub fn next(&mut self, now: UnixMillis) -> Version {
         self.last = (self.last + 1).max(now << COUNTER_BITS);
-        Version { clock: self.last, coordinator: self.coordinator }
+        Version {
+            clock: self.last,
+            coordinator: self.coordinator,
+        }
     }
 }
 
@@ -49,14 +55,20 @@ mod tests {
         let mut before = Clock::new(1, 0, Version::ZERO);
         let stored = before.next(5_000_000);
         let mut after = Clock::new(1, 0, stored);
-        assert!(after.next(10) > stored, "the wall clock was set back meanwhile");
+        assert!(
+            after.next(10) > stored,
+            "the wall clock was set back meanwhile"
+        );
     }
 
     #[test]
     fn a_busy_millisecond_runs_ahead_instead_of_repeating() {
         let mut clock = Clock::new(0, 0, Version::ZERO);
         let first = clock.next(7);
-        let last = (0..100_000).map(|_| clock.next(7)).last().expect("there are some");
+        let last = (0..100_000)
+            .map(|_| clock.next(7))
+            .last()
+            .expect("there are some");
         assert_eq!(last.clock - first.clock, 100_000);
     }
 }

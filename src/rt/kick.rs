@@ -134,13 +134,18 @@ impl Pulse {
     /// without latency needs: there a wake-up reaches a parked core only, and costs a running one
     /// no system call.
     pub(super) async fn heartbeat(self: Arc<Pulse>) {
+        let mut known = false;
         std::future::poll_fn(|context| {
             self.unanswered.store(0, Ordering::Relaxed);
-            let mut heartbeat = self
-                .heartbeat
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            heartbeat.get_or_insert_with(|| context.waker().clone());
+            // Once: the core must not wait for the kicker, which may be off its CPU with the lock.
+            if !known {
+                known = true;
+                let mut heartbeat = self
+                    .heartbeat
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                *heartbeat = Some(context.waker().clone());
+            }
             Poll::<()>::Pending
         })
         .await;
@@ -336,5 +341,144 @@ impl Wake for CountedWaker {
             Ok(_) => self.inner.wake_by_ref(),
             Err(_) => self.pulse.task_taken(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulse() -> Arc<Pulse> {
+        let (_kicker, mut pulses) = Kicker::start(1, true).unwrap();
+        pulses.pop().unwrap()
+    }
+
+    fn runnable(pulse: &Pulse) -> usize {
+        pulse.runnable.load(Ordering::SeqCst)
+    }
+
+    /// Counts how often the executor is told to run the task.
+    #[derive(Default)]
+    struct Told(AtomicU32);
+
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_task_counts_exactly_while_it_is_woken_and_not_polled() {
+        let pulse = pulse();
+        let told = Arc::new(Told::default());
+        let executor = Waker::from(Arc::clone(&told));
+        let context = &mut Context::from_waker(&executor);
+        let inner = Mutex::new(None);
+        let future = std::future::poll_fn(|context| {
+            *inner.lock().unwrap() = Some(context.waker().clone());
+            Poll::<()>::Pending
+        });
+        let mut task = Counted::new(Arc::clone(&pulse), future);
+        assert_eq!(runnable(&pulse), 1, "a new task waits for its first poll");
+        assert!(Pin::new(&mut task).poll(context).is_pending());
+        assert_eq!(runnable(&pulse), 0);
+
+        let waker = inner.lock().unwrap().clone().unwrap();
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        assert_eq!(runnable(&pulse), 1, "woken twice is runnable once");
+        assert_eq!(told.0.load(Ordering::SeqCst), 1);
+        assert!(Pin::new(&mut task).poll(context).is_pending());
+        assert_eq!(runnable(&pulse), 0);
+
+        waker.wake_by_ref();
+        drop(task);
+        assert_eq!(runnable(&pulse), 0, "a task that is gone is not runnable");
+        waker.wake();
+        assert_eq!(runnable(&pulse), 0, "nor does it become so by an old waker");
+        assert_eq!(told.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_task_that_wakes_itself_while_it_is_polled_stays_runnable() {
+        let pulse = pulse();
+        let executor = Waker::from(Arc::new(Told::default()));
+        let context = &mut Context::from_waker(&executor);
+        let future = std::future::poll_fn(|context| {
+            context.waker().wake_by_ref();
+            Poll::<()>::Pending
+        });
+        let mut task = Counted::new(Arc::clone(&pulse), future);
+        for _ in 0..3 {
+            assert!(Pin::new(&mut task).poll(context).is_pending());
+            assert_eq!(runnable(&pulse), 1);
+        }
+        drop(Counted::new(Arc::clone(&pulse), std::future::ready(())));
+        assert_eq!(
+            runnable(&pulse),
+            1,
+            "one that was never polled leaves nothing behind"
+        );
+    }
+
+    #[test]
+    fn a_stuck_core_is_kicked_a_running_or_idle_one_is_not() {
+        let pulse = pulse();
+        let told = Arc::new(Told::default());
+        *pulse.heartbeat.lock().unwrap() = Some(Waker::from(Arc::clone(&told)));
+        let kicks = || told.0.load(Ordering::SeqCst);
+        let mut seen = 0;
+        assert!(!pulse.look(&mut seen, 1));
+        assert_eq!(kicks(), 0, "idle");
+        pulse.task_woken();
+        pulse.polled();
+        assert!(pulse.look(&mut seen, 2));
+        assert_eq!(kicks(), 0, "it polled since the last look");
+        assert!(pulse.look(&mut seen, 3));
+        assert_eq!(kicks(), 1, "it did not");
+        assert!(pulse.look(&mut seen, 4));
+        assert_eq!(kicks(), 2, "a kick that is not answered is repeated");
+    }
+
+    #[test]
+    fn a_core_that_never_answers_does_not_collect_kicks_for_ever() {
+        let pulse = pulse();
+        let told = Arc::new(Told::default());
+        *pulse.heartbeat.lock().unwrap() = Some(Waker::from(Arc::clone(&told)));
+        pulse.task_woken();
+        let mut seen = 0;
+        for look in 0..3_000_000 {
+            pulse.look(&mut seen, look);
+        }
+        assert_eq!(told.0.load(Ordering::SeqCst), UNANSWERED_MAX);
+        assert!(
+            UNANSWERED_MAX < i16::MAX as u32,
+            "glommio's count of a task's wakers"
+        );
+    }
+
+    #[test]
+    fn the_kicker_sleeps_when_nothing_runs_and_wakes_when_something_does() {
+        let (kicker, pulses) = Kicker::start(1, false).unwrap();
+        let told = Arc::new(Told::default());
+        *pulses[0].heartbeat.lock().unwrap() = Some(Waker::from(Arc::clone(&told)));
+        let asleep = |wanted| {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while kicker.alarm.asleep.load(Ordering::SeqCst) != wanted {
+                assert!(Instant::now() < deadline, "asleep is not {wanted}");
+                thread::yield_now();
+            }
+        };
+        asleep(true);
+        let before = told.0.load(Ordering::SeqCst);
+        pulses[0].task_woken();
+        asleep(false);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while told.0.load(Ordering::SeqCst) < before + 5 {
+            assert!(Instant::now() < deadline, "a stuck core is not kicked");
+            thread::yield_now();
+        }
+        pulses[0].task_taken();
+        asleep(true);
     }
 }

@@ -183,7 +183,8 @@ impl File {
             Some(world) => world.create_file(path).await.map(FileKind::Sim),
             None => uring::File::create(path).await.map(FileKind::Real),
         };
-        kind.map(File).map_err(|source| Error::io("create", path, source))
+        kind.map(File)
+            .map_err(|source| Error::io("create", path, source))
     }
 
     /// Opens an existing file for reading and writing.
@@ -192,7 +193,8 @@ impl File {
             Some(world) => world.open_file(path).await.map(FileKind::Sim),
             None => uring::File::open(path).await.map(FileKind::Real),
         };
-        kind.map(File).map_err(|source| Error::io("open", path, source))
+        kind.map(File)
+            .map_err(|source| Error::io("open", path, source))
     }
 
     /// The path it was opened by.
@@ -390,7 +392,8 @@ pub async fn lock_file(path: &Path) -> Result<DirLock> {
         Some(world) => world.lock_file(path).map(LockKind::Sim),
         None => uring::lock_file(path).await.map(LockKind::Real),
     };
-    lock.map(DirLock).map_err(|source| Error::io("lock", path, source))
+    lock.map(DirLock)
+        .map_err(|source| Error::io("lock", path, source))
 }
 
 /// A listening socket; each core of a node binds the same address.
@@ -409,7 +412,8 @@ impl Listener {
             None => uring::Listener::bind(address).map(ListenerKind::Real),
         };
         let what = address.to_string();
-        kind.map(Listener).map_err(|source| Error::io("listen on", Path::new(&what), source))
+        kind.map(Listener)
+            .map_err(|source| Error::io("listen on", Path::new(&what), source))
     }
 
     /// The next connection. After an error (too many open files) wait a little before the next call.
@@ -418,7 +422,9 @@ impl Listener {
             ListenerKind::Real(listener) => listener.accept().await.map(StreamKind::Real),
             ListenerKind::Sim(listener) => listener.accept().await.map(StreamKind::Sim),
         };
-        stream.map(Stream).map_err(|source| Error::io("accept", Path::new("a connection"), source))
+        stream
+            .map(Stream)
+            .map_err(|source| Error::io("accept", Path::new("a connection"), source))
     }
 }
 
@@ -438,7 +444,8 @@ impl Stream {
             None => uring::Stream::connect(address).await.map(StreamKind::Real),
         };
         let what = address.to_string();
-        kind.map(Stream).map_err(|source| Error::io("connect to", Path::new(&what), source))
+        kind.map(Stream)
+            .map_err(|source| Error::io("connect to", Path::new(&what), source))
     }
 
     /// Reads what is there, waiting for at least one byte; 0 means that the other side is done.
@@ -506,12 +513,16 @@ impl<M: Send + 'static> Mail<M> {
         match self.0 {
             MailKind::Real(mail) => {
                 let (outbox, inboxes) = mail.connect().await;
-                let inboxes = inboxes.into_iter().map(|inbox| Inbox(InboxKind::Real(inbox)));
+                let inboxes = inboxes
+                    .into_iter()
+                    .map(|inbox| Inbox(InboxKind::Real(inbox)));
                 (Outbox(OutboxKind::Real(outbox)), inboxes.collect())
             }
             MailKind::Sim(mail) => {
                 let (outbox, inboxes) = mail.connect();
-                let inboxes = inboxes.into_iter().map(|inbox| Inbox(InboxKind::Sim(inbox)));
+                let inboxes = inboxes
+                    .into_iter()
+                    .map(|inbox| Inbox(InboxKind::Sim(inbox)));
                 (Outbox(OutboxKind::Sim(outbox)), inboxes.collect())
             }
         }

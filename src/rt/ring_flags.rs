@@ -15,6 +15,7 @@
 )]
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const IORING_SETUP_IOPOLL: u32 = 1 << 0;
@@ -37,7 +38,8 @@ const _: () = assert!(
 
 static COOPERATIVE: AtomicU64 = AtomicU64::new(0);
 
-/// How many rings of this process were set up with the flag.
+/// How many rings of this process were set up with the flag. glommio's first executor may set up
+/// one to look at what the kernel can do.
 pub fn cooperative_rings() -> u64 {
     COOPERATIVE.load(Ordering::Relaxed)
 }
@@ -48,6 +50,29 @@ unsafe extern "C" {
         ring: *mut c_void,
         params: *mut Params,
     ) -> c_int;
+
+    fn io_uring_queue_exit(ring: *mut c_void);
+}
+
+/// Sets up a ring and gives it back: whether this process may have any, and why not.
+pub(super) fn check() -> io::Result<()> {
+    // Room for liburing's `struct io_uring`, which has a little over 200 bytes.
+    let mut ring = [0_u64; 64];
+    let ring = ring.as_mut_ptr().cast::<c_void>();
+    let mut params = Params {
+        sq_entries: 0,
+        cq_entries: 0,
+        flags: 0,
+        rest: [0; 27],
+    };
+    // SAFETY: both point to zeroed memory of the size that liburing needs, which outlives the ring.
+    let answer = unsafe { __real_io_uring_queue_init_params(8, ring, &raw mut params) };
+    if answer < 0 {
+        return Err(io::Error::from_raw_os_error(-answer));
+    }
+    // SAFETY: the ring was set up by the call above, and is not used after.
+    unsafe { io_uring_queue_exit(ring) };
+    Ok(())
 }
 
 /// What glommio calls to set up a ring. Returns 0, or a negative errno.

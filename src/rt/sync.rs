@@ -36,7 +36,10 @@ impl Signal {
     /// Returns the first `Some` of `check`, which is called now and after every
     /// [`Signal::wake_all`]. Cancelling it leaves nothing behind.
     pub async fn wait_for<T>(&self, mut check: impl FnMut() -> Option<T>) -> T {
-        let mut place = Place { signal: self, taken: None };
+        let mut place = Place {
+            signal: self,
+            taken: None,
+        };
         poll_fn(|context| match check() {
             Some(value) => Poll::Ready(value),
             None => {
@@ -106,8 +109,10 @@ enum SlotState<T> {
 
 /// A place for one answer: what is given to the [`Answerer`] comes out of the [`Answer`].
 pub fn answer_slot<T>() -> (Answerer<T>, Answer<T>) {
-    let slot =
-        Rc::new(Slot { state: RefCell::new(SlotState::Empty), signal: Signal::default() });
+    let slot = Rc::new(Slot {
+        state: RefCell::new(SlotState::Empty),
+        signal: Signal::default(),
+    });
     (Answerer(Rc::clone(&slot)), Answer(slot))
 }
 

@@ -20,7 +20,7 @@ use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage};
 use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_REPLY_BYTES};
-use crate::protocol::command::{Command, parse};
+use crate::protocol::command::{Command, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
 use crate::rt::{self, Stream};
@@ -112,7 +112,10 @@ impl Clients {
 
     /// Calls `describe` with every client, the oldest first.
     pub fn each(&self, mut describe: impl FnMut(&Client)) {
-        self.open.borrow().values().for_each(|client| describe(client));
+        self.open
+            .borrow()
+            .values()
+            .for_each(|client| describe(client));
     }
 
     /// How many have connected since the start.
@@ -129,7 +132,10 @@ impl Clients {
             local: stream.local_addr(),
             since: rt::now(),
             active: Cell::new(rt::now()),
-            about: RefCell::new(About { protocol: 2, ..About::default() }),
+            about: RefCell::new(About {
+                protocol: 2,
+                ..About::default()
+            }),
             close: Cell::new(false),
         });
         self.open.borrow_mut().insert(client.id, Rc::clone(&client));
@@ -176,7 +182,9 @@ impl Shard {
     pub(super) async fn serve_client(self: Rc<Self>, mut stream: Stream) {
         if self.clients.count_all() >= self.config.limits.clients_max {
             self.counters.borrow_mut().rejected += 1;
-            let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;
+            let _ = stream
+                .write_all(b"-ERR max number of clients reached\r\n")
+                .await;
             return;
         }
         let client = self.clients.add(&stream);
@@ -191,7 +199,8 @@ impl Shard {
 
     fn tell_client_count(&self) {
         let count = self.clients.count();
-        self.other_cores().for_each(|core| self.siblings.tell(core, Message::Clients(count)));
+        self.other_cores()
+            .for_each(|core| self.siblings.tell(core, Message::Clients(count)));
     }
 
     async fn converse(
@@ -199,8 +208,12 @@ impl Shard {
         stream: &mut Stream,
         session: &mut Session,
     ) -> std::io::Result<()> {
-        let mut input =
-            Input { bytes: Vec::new(), consumed: 0, parser: Parser::new(), args: Args::new() };
+        let mut input = Input {
+            bytes: Vec::new(),
+            consumed: 0,
+            parser: Parser::new(),
+            args: Args::new(),
+        };
         loop {
             let stop = self.turn(stream, session, &mut input).await?;
             match stop {
@@ -286,8 +299,14 @@ impl Shard {
             return None;
         }
         self.counters.borrow_mut().commands += 1;
-        let parsed = parse(args);
-        if !session.is_authenticated() && !matches!(&parsed, Ok(command) if may_precede_auth(command)) {
+        let spec = Spec::of(args);
+        if let Ok(spec) = &spec {
+            session.client.about.borrow_mut().command = spec.last_name();
+        }
+        let parsed = spec.and_then(|spec| spec.parse(args));
+        if !session.is_authenticated()
+            && !matches!(&parsed, Ok(command) if may_precede_auth(command))
+        {
             round.reply(|reply| reply.error("NOAUTH Authentication required."));
             return None;
         }
@@ -300,12 +319,10 @@ impl Shard {
                 round.reply(|reply| error.reply(reply));
                 None
             }
-            Ok(Command::Session(command)) => {
-                match session.answer_at_once(&command, round) {
-                    true => None,
-                    false => Some(Stop::Alone(crate::protocol::OwnedArgs::from_view(args))),
-                }
-            }
+            Ok(Command::Session(command)) => match session.answer_at_once(&command, round) {
+                true => None,
+                false => Some(Stop::Alone(crate::protocol::OwnedArgs::from_view(args))),
+            },
             Ok(command) => match round.take(self, args, &command) {
                 Fits::Taken => None,
                 Fits::Alone => Some(Stop::Alone(crate::protocol::OwnedArgs::from_view(args))),
@@ -320,7 +337,8 @@ impl Shard {
             self.clients.take_back(std::mem::take(&mut input.bytes));
         } else if input.consumed > 0 {
             let kept = input.bytes[input.consumed..].to_vec();
-            self.clients.take_back(std::mem::replace(&mut input.bytes, kept));
+            self.clients
+                .take_back(std::mem::replace(&mut input.bytes, kept));
         }
         input.consumed = 0;
     }
@@ -337,7 +355,11 @@ impl Shard {
         let clients = &self.clients;
         let bytes = &mut input.bytes;
         let read = poll_fn(|context| {
-            let mut buffer = if bytes.is_empty() { clients.lend() } else { std::mem::take(bytes) };
+            let mut buffer = if bytes.is_empty() {
+                clients.lend()
+            } else {
+                std::mem::take(bytes)
+            };
             let start = buffer.len();
             buffer.resize(start + needed.clamp(READ_BYTES, GROWTH_BYTES_MAX), 0);
             match stream.poll_read(context, &mut buffer[start..]) {

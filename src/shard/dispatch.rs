@@ -66,12 +66,15 @@ impl Round {
     pub fn new(protocol: Protocol, out: Vec<u8>) -> Round {
         let lsn = Lsn(0);
         let now = rt::wall_ms();
-        Round { protocol, now, out, pieces: Vec::new(), batches: Vec::new(), all_here: true, lsn }
-    }
-
-    /// True if no command was taken.
-    pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        Round {
+            protocol,
+            now,
+            out,
+            pieces: Vec::new(),
+            batches: Vec::new(),
+            all_here: true,
+            lsn,
+        }
     }
 
     /// How many commands were taken.
@@ -88,11 +91,6 @@ impl Round {
     pub fn reply(&mut self, write: impl FnOnce(&mut Reply<'_>)) {
         write(&mut Reply::new(&mut self.out, self.protocol));
         self.here(Lsn(0));
-    }
-
-    /// The protocol of replies from here on.
-    pub fn set_protocol(&mut self, protocol: Protocol) {
-        self.protocol = protocol;
     }
 
     /// Takes a command on keys, if it can go with others.
@@ -116,8 +114,11 @@ impl Round {
         if core != shard.id {
             return self.send(shard, core, args);
         }
-        let mut to =
-            Replying { out: &mut self.out, protocol: self.protocol, now: self.now };
+        let mut to = Replying {
+            out: &mut self.out,
+            protocol: self.protocol,
+            now: self.now,
+        };
         match shard.run_key(&key, &command.op, &mut to) {
             Ran::Done(lsn) => self.here(lsn),
             Ran::Cold(lookup) => self.read_cold(shard, args, lookup),
@@ -145,13 +146,18 @@ impl Round {
             self.take_key(shard, args, &part);
             return Fits::Taken;
         }
-        let Some(core) = shard.single_owner(command) else { return Fits::Alone };
+        let Some(core) = shard.single_owner(command) else {
+            return Fits::Alone;
+        };
         if core != shard.id {
             self.send(shard, core, args);
             return Fits::Taken;
         }
-        let mut to =
-            Replying { out: &mut self.out, protocol: self.protocol, now: self.now };
+        let mut to = Replying {
+            out: &mut self.out,
+            protocol: self.protocol,
+            now: self.now,
+        };
         match shard.run_keys(command, &mut to) {
             Ran::Done(lsn) => self.here(lsn),
             Ran::Cold(_) | Ran::Wait => {
@@ -164,18 +170,27 @@ impl Round {
 
     fn here(&mut self, lsn: Lsn) {
         self.lsn = self.lsn.max(lsn);
-        self.pieces.push(Piece { end: self.out.len(), lsn, source: Source::Here });
+        self.pieces.push(Piece {
+            end: self.out.len(),
+            lsn,
+            source: Source::Here,
+        });
     }
 
     fn elsewhere(&mut self, source: Source) {
         self.all_here = false;
-        self.pieces.push(Piece { end: self.out.len(), lsn: Lsn(0), source });
+        self.pieces.push(Piece {
+            end: self.out.len(),
+            lsn: Lsn(0),
+            source,
+        });
     }
 
     fn send(&mut self, shard: &Rc<Shard>, core: CoreId, args: ArgView<'_>) {
         shard.counters.borrow_mut().crossed += 1;
         if self.batches.is_empty() {
-            self.batches.resize_with(usize::from(shard.map.cores()), Vec::new);
+            self.batches
+                .resize_with(usize::from(shard.map.cores()), Vec::new);
         }
         let batch = &mut self.batches[usize::from(core.0)];
         batch.push(OwnedArgs::from_view(args));
@@ -187,7 +202,12 @@ impl Round {
     fn wait_in_line(&mut self, shard: &Rc<Shard>, args: ArgView<'_>, wants: Wants) {
         let protocol = self.protocol;
         let commands = vec![OwnedArgs::from_view(args)];
-        let work = Work { commands, watches: Vec::new(), wants, protocol };
+        let work = Work {
+            commands,
+            watches: Vec::new(),
+            wants,
+            protocol,
+        };
         let ran = shard.start_alone(work);
         self.elsewhere(Source::Later(rt::spawn(async move {
             match ran.await {
@@ -203,10 +223,16 @@ impl Round {
         let args = OwnedArgs::from_view(args);
         self.elsewhere(Source::Later(rt::spawn(async move {
             let mut out = Vec::new();
-            let Some(part) = first_part(args.view()) else { return out };
+            let Some(part) = first_part(args.view()) else {
+                return out;
+            };
             match lookup.read(&KeyRef::of(part.key)).await {
                 Ok(found) => {
-                    let mut to = Replying { out: &mut out, protocol, now };
+                    let mut to = Replying {
+                        out: &mut out,
+                        protocol,
+                        now,
+                    };
                     shard.evaluate(&part.op, found.as_ref(), &mut to);
                 }
                 Err(error) => reply_refusal(&error, &mut Reply::new(&mut out, protocol)),
@@ -232,7 +258,10 @@ impl Round {
     pub async fn finish_apart(self, shard: &Rc<Shard>) -> Replies {
         if self.is_ready(shard) {
             let ends = self.pieces.iter().map(|piece| piece.end).collect();
-            return Replies { bytes: self.out, ends };
+            return Replies {
+                bytes: self.out,
+                ends,
+            };
         }
         self.finish_slowly(shard).await
     }
@@ -251,7 +280,10 @@ impl Round {
         let acknowledged = shard.store.wait_acknowledged(self.lsn).await;
         if acknowledged.is_ok() && self.all_here {
             let ends = self.pieces.iter().map(|piece| piece.end).collect();
-            return Replies { bytes: self.out, ends };
+            return Replies {
+                bytes: self.out,
+                ends,
+            };
         }
         let mut answers = Vec::with_capacity(asked.len());
         for answer in asked {
@@ -277,7 +309,10 @@ impl Round {
                 }
                 Source::Later(task) => replies.bytes.extend_from_slice(&task.await),
                 Source::Sibling(core, index) => {
-                    match answers.get(usize::from(core.0)).and_then(|said| said.get(index)) {
+                    match answers
+                        .get(usize::from(core.0))
+                        .and_then(|said| said.get(index))
+                    {
                         Some(reply) => replies.bytes.extend_from_slice(reply),
                         // That core has ended: the node is stopping.
                         None => reply_refusal(
@@ -295,7 +330,6 @@ impl Round {
 }
 
 const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
-
 
 /// The one key command in `args`.
 fn first_part(args: ArgView<'_>) -> Option<KeyCommand<'_>> {
@@ -319,7 +353,9 @@ impl Shard {
         if self.map.cores() == 1 {
             return Some(self.id);
         }
-        let mut cores = command.parts().map(|part| self.map.core_of(KeyRef::of(part.key).position));
+        let mut cores = command
+            .parts()
+            .map(|part| self.map.core_of(KeyRef::of(part.key).position));
         let first = cores.next()?;
         cores.all(|core| core == first).then_some(first)
     }

@@ -50,7 +50,10 @@ pub enum Effect<'a> {
 
 impl<'a> Effect<'a> {
     fn put(value: impl Into<Cow<'a, [u8]>>, expiry: UnixMillis) -> Effect<'a> {
-        Effect::Put { value: value.into(), expiry }
+        Effect::Put {
+            value: value.into(),
+            expiry,
+        }
     }
 }
 
@@ -64,7 +67,10 @@ pub fn evaluate<'a>(
     reply: &mut Reply<'_>,
 ) -> Effect<'a> {
     if let Some(current) = current {
-        assert!(current.expiry == 0 || now < current.expiry, "an expired value is no current one");
+        assert!(
+            current.expiry == 0 || now < current.expiry,
+            "an expired value is no current one"
+        );
     }
     match *op {
         KeyOp::Set(ref set) => self::set(set, current, now, value_bytes_max, reply),
@@ -124,9 +130,19 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
     if start < 0 && end < 0 && start > end {
         return &[];
     }
-    let from_front = |at: i64| if at < 0 { (at + length(value)).max(0) } else { at };
+    let from_front = |at: i64| {
+        if at < 0 {
+            (at + length(value)).max(0)
+        } else {
+            at
+        }
+    };
     let (start, end) = (from_front(start), from_front(end).min(length(value) - 1));
-    if start > end { &[] } else { &value[start as usize..=end as usize] }
+    if start > end {
+        &[]
+    } else {
+        &value[start as usize..=end as usize]
+    }
 }
 
 /// `expiry` is `None` if there is no such key.
@@ -214,7 +230,11 @@ fn set<'a>(
 
 fn get_delete<'a>(current: Option<Current<'a>>, reply: &mut Reply<'_>) -> Effect<'a> {
     bulk_or_null(current.map(|current| current.value), reply);
-    if current.is_some() { Effect::Delete } else { Effect::None }
+    if current.is_some() {
+        Effect::Delete
+    } else {
+        Effect::None
+    }
 }
 
 fn get_expire<'a>(
@@ -357,5 +377,364 @@ fn persist<'a>(current: Option<Current<'a>>, reply: &mut Reply<'_>) -> Effect<'a
 
 fn delete<'a>(current: Option<Current<'a>>, reply: &mut Reply<'_>) -> Effect<'a> {
     reply.integer(i64::from(current.is_some()));
-    if current.is_some() { Effect::Delete } else { Effect::None }
+    if current.is_some() {
+        Effect::Delete
+    } else {
+        Effect::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::command::{self, Command, KeyCommand};
+    use crate::protocol::{OwnedArgs, Protocol};
+
+    const NOW: UnixMillis = 1_000_000;
+    const VALUE_BYTES_MAX: usize = 64;
+
+    /// What `line` answers and does to a key that holds `current`.
+    fn run(line: &str, current: Option<(&str, UnixMillis)>) -> (String, Effect<'static>) {
+        let mut args = OwnedArgs::new();
+        line.split(' ').for_each(|word| args.push(word.as_bytes()));
+        let mut out = Vec::new();
+        let mut reply = Reply::new(&mut out, Protocol::Resp2);
+        let effect = match command::parse(args.view()) {
+            Ok(Command::Key(KeyCommand { op, .. })) => {
+                let current = current.map(|(value, expiry)| Current {
+                    value: value.as_bytes(),
+                    expiry,
+                });
+                match evaluate(&op, current, NOW, VALUE_BYTES_MAX, &mut reply) {
+                    Effect::Put { value, expiry } => Effect::put(value.into_owned(), expiry),
+                    Effect::Delete => Effect::Delete,
+                    Effect::None => Effect::None,
+                }
+            }
+            Err(error) => {
+                error.reply(&mut reply);
+                Effect::None
+            }
+            Ok(other) => panic!("{line}: {other:?}"),
+        };
+        (String::from_utf8(out).expect("only text goes in"), effect)
+    }
+
+    /// A case: what is asked, what the key holds, the reply and the effect.
+    type Case = (
+        &'static str,
+        Option<(&'static str, UnixMillis)>,
+        &'static str,
+        Effect<'static>,
+    );
+
+    fn check(cases: &[Case]) {
+        for (line, current, reply, effect) in cases {
+            let got = run(line, *current);
+            assert_eq!(got.0, *reply, "{line} on {current:?}: the reply");
+            assert_eq!(got.1, *effect, "{line} on {current:?}: the effect");
+        }
+    }
+
+    fn put(value: &str, expiry: UnixMillis) -> Effect<'static> {
+        Effect::put(value.as_bytes().to_vec(), expiry)
+    }
+
+    const NULL: &str = "$-1\r\n";
+    const OK: &str = "+OK\r\n";
+    const SYNTAX: &str = "-ERR syntax error\r\n";
+    const NOT_AN_INTEGER: &str = "-ERR value is not an integer or out of range\r\n";
+
+    #[test]
+    fn set_replaces_value_and_expiry_unless_told_otherwise() {
+        let old = Some(("old", NOW + 7));
+        check(&[
+            ("set k v", None, OK, put("v", 0)),
+            ("set k v", old, OK, put("v", 0)),
+            ("set k v keepttl", old, OK, put("v", NOW + 7)),
+            ("set k v keepttl", None, OK, put("v", 0)),
+            ("set k v ex 2", old, OK, put("v", NOW + 2000)),
+            ("set k v px 2", old, OK, put("v", NOW + 2)),
+            ("set k v exat 2000", old, OK, put("v", 2_000_000)),
+            ("set k v pxat 2000000", old, OK, put("v", 2_000_000)),
+            ("setex k 2 v", old, OK, put("v", NOW + 2000)),
+            ("psetex k 2 v", old, OK, put("v", NOW + 2)),
+            ("getset k v", old, "$3\r\nold\r\n", put("v", 0)),
+            ("set k v get", None, NULL, put("v", 0)),
+        ]);
+    }
+
+    #[test]
+    fn set_on_a_condition_writes_only_if_it_holds() {
+        let old = Some(("old", 0));
+        check(&[
+            ("set k v nx", None, OK, put("v", 0)),
+            ("set k v nx", old, NULL, Effect::None),
+            ("set k v xx", None, NULL, Effect::None),
+            ("set k v xx", old, OK, put("v", 0)),
+            ("set k v nx get", old, "$3\r\nold\r\n", Effect::None),
+            ("set k v nx get", None, NULL, put("v", 0)),
+            ("set k v xx get", old, "$3\r\nold\r\n", put("v", 0)),
+            ("setnx k v", None, ":1\r\n", put("v", 0)),
+            ("setnx k v", old, ":0\r\n", Effect::None),
+            ("set k v nx xx", old, SYNTAX, Effect::None),
+        ]);
+    }
+
+    #[test]
+    fn a_write_into_the_past_deletes() {
+        let old = Some(("old", 0));
+        check(&[
+            ("set k v pxat 1", old, OK, Effect::Delete),
+            ("set k v pxat 1000000", None, OK, Effect::Delete),
+            ("set k v pxat 1000001", None, OK, put("v", NOW + 1)),
+            ("expireat k 1000", old, ":1\r\n", Effect::Delete),
+            ("pexpireat k 1000001", old, ":1\r\n", put("old", NOW + 1)),
+            ("expire k -1", old, ":1\r\n", Effect::Delete),
+            ("expire k 0", old, ":1\r\n", Effect::Delete),
+            ("expire k 0", None, ":0\r\n", Effect::None),
+            ("getex k exat 1", old, "$3\r\nold\r\n", Effect::Delete),
+        ]);
+    }
+
+    #[test]
+    fn an_impossible_expiry_is_refused_and_changes_nothing() {
+        let old = Some(("old", 0));
+        let refused = |name: &str| format!("-ERR invalid expire time in '{name}' command\r\n");
+        for (name, line) in [
+            ("set", "set k v ex 0"),
+            ("set", "set k v px -1"),
+            ("set", "set k v ex 9223372036854775807"),
+            ("set", "set k v px 9223372036854775807"),
+            ("setex", "setex k 0 v"),
+            ("psetex", "psetex k 9223372036854775807 v"),
+            ("getex", "getex k px 9223372036854775807"),
+            ("getex", "getex k ex 0"),
+            ("expire", "expire k 9223372036854775807"),
+            ("pexpire", "pexpire k 9223372036854775807"),
+            ("expireat", "expireat k -9223372036854775808"),
+        ] {
+            assert_eq!(run(line, old), (refused(name), Effect::None), "{line}");
+        }
+        check(&[
+            ("getex k ex 0", None, NULL, Effect::None),
+            ("getex k ex x", None, NULL, Effect::None),
+        ]);
+    }
+
+    #[test]
+    fn expire_heeds_its_conditions() {
+        let (eternal, mortal) = (Some(("v", 0)), Some(("v", NOW + 5000)));
+        let (yes, no) = (":1\r\n", ":0\r\n");
+        check(&[
+            ("expire k 1 nx", eternal, yes, put("v", NOW + 1000)),
+            ("expire k 1 nx", mortal, no, Effect::None),
+            ("expire k 1 xx", eternal, no, Effect::None),
+            ("expire k 1 xx", mortal, yes, put("v", NOW + 1000)),
+            ("expire k 5 gt", mortal, no, Effect::None),
+            ("expire k 6 gt", mortal, yes, put("v", NOW + 6000)),
+            ("expire k 6 gt", eternal, no, Effect::None),
+            ("expire k 5 lt", mortal, no, Effect::None),
+            ("expire k 4 lt", mortal, yes, put("v", NOW + 4000)),
+            ("expire k 4 lt", eternal, yes, put("v", NOW + 4000)),
+            ("expire k 4 xx lt", eternal, no, Effect::None),
+            ("expire k -1 gt", mortal, no, Effect::None),
+            ("persist k", mortal, yes, put("v", 0)),
+            ("persist k", eternal, no, Effect::None),
+            ("persist k", None, no, Effect::None),
+        ]);
+    }
+
+    #[test]
+    fn times_left_are_rounded_and_absences_told_apart() {
+        let mortal = Some(("v", NOW + 1500));
+        check(&[
+            ("ttl k", None, ":-2\r\n", Effect::None),
+            ("ttl k", Some(("v", 0)), ":-1\r\n", Effect::None),
+            ("ttl k", mortal, ":2\r\n", Effect::None),
+            ("ttl k", Some(("v", NOW + 1499)), ":1\r\n", Effect::None),
+            ("pttl k", mortal, ":1500\r\n", Effect::None),
+            ("expiretime k", mortal, ":1002\r\n", Effect::None),
+            ("pexpiretime k", mortal, ":1001500\r\n", Effect::None),
+        ]);
+    }
+
+    #[test]
+    fn reads_of_a_value() {
+        let value = Some(("hello", 0));
+        check(&[
+            ("get k", value, "$5\r\nhello\r\n", Effect::None),
+            ("get k", None, NULL, Effect::None),
+            ("strlen k", value, ":5\r\n", Effect::None),
+            ("strlen k", None, ":0\r\n", Effect::None),
+            ("type k", value, "+string\r\n", Effect::None),
+            ("type k", None, "+none\r\n", Effect::None),
+            ("getrange k 1 3", value, "$3\r\nell\r\n", Effect::None),
+            ("getrange k -3 -1", value, "$3\r\nllo\r\n", Effect::None),
+            (
+                "getrange k -100 100",
+                value,
+                "$5\r\nhello\r\n",
+                Effect::None,
+            ),
+            ("getrange k 5 9", value, "$0\r\n\r\n", Effect::None),
+            ("getrange k -1 -3", value, "$0\r\n\r\n", Effect::None),
+            (
+                "getrange k -9223372036854775808 9223372036854775807",
+                value,
+                "$5\r\nhello\r\n",
+                Effect::None,
+            ),
+            ("getrange k 0 -1", None, "$0\r\n\r\n", Effect::None),
+            ("object encoding k", value, "$6\r\nembstr\r\n", Effect::None),
+            (
+                "object encoding k",
+                Some(("12", 0)),
+                "$3\r\nint\r\n",
+                Effect::None,
+            ),
+            ("object encoding k", None, NULL, Effect::None),
+            ("memory usage k", value, ":70\r\n", Effect::None),
+            ("memory usage k", None, NULL, Effect::None),
+        ]);
+    }
+
+    #[test]
+    fn changes_of_a_value_keep_its_expiry() {
+        let (text, number) = (Some(("hello", NOW + 9)), Some(("10", NOW + 9)));
+        check(&[
+            ("append k !", text, ":6\r\n", put("hello!", NOW + 9)),
+            ("append k !", None, ":1\r\n", put("!", 0)),
+            ("setrange k 1 EL", text, ":5\r\n", put("hELlo", NOW + 9)),
+            ("setrange k 6 x", text, ":7\r\n", put("hello\0x", NOW + 9)),
+            ("setrange k 2 x", None, ":3\r\n", put("\0\0x", 0)),
+            ("setrange k 9 ", None, ":0\r\n", Effect::None),
+            ("setrange k 9 ", text, ":5\r\n", Effect::None),
+            ("incr k", number, ":11\r\n", put("11", NOW + 9)),
+            ("incr k", None, ":1\r\n", put("1", 0)),
+            ("decrby k 15", number, ":-5\r\n", put("-5", NOW + 9)),
+            (
+                "incrbyfloat k 0.5",
+                number,
+                "$4\r\n10.5\r\n",
+                put("10.5", NOW + 9),
+            ),
+            ("getex k", number, "$2\r\n10\r\n", Effect::None),
+            ("getex k persist", number, "$2\r\n10\r\n", put("10", 0)),
+            ("getdel k", number, "$2\r\n10\r\n", Effect::Delete),
+            ("getdel k", None, NULL, Effect::None),
+        ]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let long = Some((
+            "0123456789012345678901234567890123456789012345678901234567890123",
+            0,
+        ));
+        let too_long = "-ERR string exceeds maximum allowed size (proto-max-bulk-len)\r\n";
+        let overflow = "-ERR increment or decrement would overflow\r\n";
+        check(&[
+            ("append k x", long, too_long, Effect::None),
+            ("setrange k 64 x", None, too_long, Effect::None),
+            (
+                "setrange k 9223372036854775807 x",
+                None,
+                too_long,
+                Effect::None,
+            ),
+            (
+                "setrange k -1 x",
+                None,
+                "-ERR offset is out of range\r\n",
+                Effect::None,
+            ),
+            (
+                "incr k",
+                Some(("9223372036854775807", 0)),
+                overflow,
+                Effect::None,
+            ),
+            (
+                "decr k",
+                Some(("-9223372036854775808", 0)),
+                overflow,
+                Effect::None,
+            ),
+            (
+                "decrby k -9223372036854775808",
+                None,
+                "-ERR decrement would overflow\r\n",
+                Effect::None,
+            ),
+            ("incr k", Some(("1.5", 0)), NOT_AN_INTEGER, Effect::None),
+            ("incr k", Some((" 1", 0)), NOT_AN_INTEGER, Effect::None),
+            ("incrby k 1.5", None, NOT_AN_INTEGER, Effect::None),
+            (
+                "incrbyfloat k x",
+                None,
+                "-ERR value is not a valid float\r\n",
+                Effect::None,
+            ),
+            (
+                "incrbyfloat k inf",
+                None,
+                "-ERR increment would produce NaN or Infinity\r\n",
+                Effect::None,
+            ),
+        ]);
+        let (reply, effect) = run(&format!("set k {}", "x".repeat(VALUE_BYTES_MAX + 1)), None);
+        assert_eq!(
+            (&*reply, effect),
+            (too_long, Effect::None),
+            "a SET beyond the bound"
+        );
+        let (_, effect) = run(&format!("set k {}", "x".repeat(VALUE_BYTES_MAX)), None);
+        assert_ne!(effect, Effect::None, "a SET at the bound");
+    }
+
+    #[test]
+    fn what_needs_nothing_is_blind_to_what_is_there() {
+        // Each of these must do the same whatever the key holds, if `needs_current` says so.
+        for line in [
+            "set k v",
+            "set k v ex 5",
+            "set k v pxat 1",
+            "setex k 5 v",
+            "psetex k 5 v",
+        ] {
+            assert_eq!(
+                run(line, None),
+                run(line, Some(("old", NOW + 5))),
+                "{line} is a blind write"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plain_set_and_a_change_of_expiry_copy_no_value() {
+        let set = KeyOp::Set(Set {
+            value: b"value",
+            condition: SetCondition::Always,
+            expiry: NewExpiry::None,
+            answer: SetAnswer::Ok,
+        });
+        let current = Some(Current {
+            value: b"held",
+            expiry: NOW + 1,
+        });
+        for (op, current) in [(set, None), (KeyOp::Persist, current)] {
+            let mut out = Vec::new();
+            let mut reply = Reply::new(&mut out, Protocol::Resp2);
+            let effect = evaluate(&op, current, NOW, VALUE_BYTES_MAX, &mut reply);
+            let borrowed = matches!(
+                effect,
+                Effect::Put {
+                    value: Cow::Borrowed(_),
+                    ..
+                }
+            );
+            assert!(borrowed, "{op:?} copied a value: {effect:?}");
+        }
+    }
 }

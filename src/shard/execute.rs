@@ -27,12 +27,7 @@ pub enum Ran {
 
 impl Shard {
     /// Runs `op` on `key`, which is this core's, if it can be done at once.
-    pub fn run_key(
-        &self,
-        key: &KeyRef<'_>,
-        op: &KeyOp<'_>,
-        to: &mut Replying<'_>,
-    ) -> Ran {
+    pub fn run_key(&self, key: &KeyRef<'_>, op: &KeyOp<'_>, to: &mut Replying<'_>) -> Ran {
         if !self.latches.is_free(key.hash) {
             return Ran::Wait;
         }
@@ -48,7 +43,9 @@ impl Shard {
         let start = to.out.len();
         let read = current.as_ref().map_or(Lsn(0), |found| found.lsn);
         let effect = self.evaluate(op, current.as_ref(), to);
-        let Some((meta, value)) = self.as_record(&effect, to.now) else { return Ran::Done(read) };
+        let Some((meta, value)) = self.as_record(&effect, to.now) else {
+            return Ran::Done(read);
+        };
         let bytes = RECORD_HEADER_BYTES + key.key.len() + value.len();
         let refusal = match self.store.admit(bytes) {
             Admission::Ready => {
@@ -90,11 +87,16 @@ impl Shard {
                 None => None,
             };
             read = read.max(current.as_ref().map_or(Lsn(0), |found| found.lsn));
-            let mut part_to =
-                Replying { out: &mut replies, protocol: to.protocol, now: to.now };
+            let mut part_to = Replying {
+                out: &mut replies,
+                protocol: to.protocol,
+                now: to.now,
+            };
             let effect = self.evaluate(&part.op, current.as_ref(), &mut part_to);
             if let Some((meta, value)) = self.as_record(&effect, to.now) {
-                batch.records.push((key.position, Record::new(meta, key.key, value)));
+                batch
+                    .records
+                    .push((key.position, Record::new(meta, key.key, value)));
             }
             ends.push(replies.len());
             if replies.len() as u64 > self.config.limits.reply_max.0 {
@@ -120,10 +122,21 @@ impl Shard {
         found: Option<&'a Found>,
         to: &mut Replying<'_>,
     ) -> Effect<'a> {
-        let view = found.map(|found| found.record.view()).filter(|view| view.is_live(to.now));
-        let current = view.map(|view| Current { value: view.value(), expiry: view.meta().expiry });
+        let view = found
+            .map(|found| found.record.view())
+            .filter(|view| view.is_live(to.now));
+        let current = view.map(|view| Current {
+            value: view.value(),
+            expiry: view.meta().expiry,
+        });
         let value_max = self.config.limits.value_max.0 as usize;
-        evaluate(op, current, to.now, value_max, &mut Reply::new(to.out, to.protocol))
+        evaluate(
+            op,
+            current,
+            to.now,
+            value_max,
+            &mut Reply::new(to.out, to.protocol),
+        )
     }
 
     /// The record that `effect` asks for, as its description and value.
@@ -137,7 +150,14 @@ impl Shard {
             Effect::Put { value, expiry } => (&value[..], *expiry, false),
             Effect::Delete => (&[][..], 0, true),
         };
-        Some((Meta { version: self.next_version(now), expiry, tombstone }, value))
+        Some((
+            Meta {
+                version: self.next_version(now),
+                expiry,
+                tombstone,
+            },
+            value,
+        ))
     }
 
     /// True if `command` may be run on its key at all: keys have a size limit.

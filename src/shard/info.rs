@@ -32,12 +32,18 @@ impl Shard {
     /// The sections that were asked for; all of them if none was named.
     pub(super) fn info(&self, reports: &[Report], wanted: ArgView<'_>) -> String {
         let everything = |word: &[u8]| {
-            ["all", "default", "everything"].iter().any(|all| word.eq_ignore_ascii_case(all.as_bytes()))
+            ["all", "default", "everything"]
+                .iter()
+                .any(|all| word.eq_ignore_ascii_case(all.as_bytes()))
         };
         let all = wanted.is_empty() || wanted.iter().any(everything);
         let mut out = String::new();
         for (name, write) in SECTIONS {
-            if !all && !wanted.iter().any(|word| word.eq_ignore_ascii_case(name.as_bytes())) {
+            if !all
+                && !wanted
+                    .iter()
+                    .any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
+            {
                 continue;
             }
             if !out.is_empty() {
@@ -87,7 +93,14 @@ fn server(shard: &Shard, _: &[Report], out: &mut String) {
 }
 
 fn clients(shard: &Shard, reports: &[Report], out: &mut String) {
-    line(out, "connected_clients", reports.iter().map(|report| report.clients.len()).sum::<usize>());
+    line(
+        out,
+        "connected_clients",
+        reports
+            .iter()
+            .map(|report| report.clients.len())
+            .sum::<usize>(),
+    );
     line(out, "maxclients", shard.config.limits.clients_max);
     line(out, "blocked_clients", 0);
 }
@@ -103,7 +116,9 @@ fn memory(_: &Shard, reports: &[Report], out: &mut String) {
 }
 
 fn persistence(shard: &Shard, reports: &[Report], out: &mut String) {
-    let refusing = reports.iter().any(|report| report.failed || report.disk_full);
+    let refusing = reports
+        .iter()
+        .any(|report| report.failed || report.disk_full);
     let log = shard.config.durability != DurabilityName::None;
     line(out, "loading", 0);
     line(out, "async_loading", 0);
@@ -112,17 +127,32 @@ fn persistence(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "rdb_last_bgsave_status", "ok");
     line(out, "aof_enabled", u8::from(log));
     line(out, "aof_rewrite_in_progress", 0);
-    line(out, "aof_last_write_status", if refusing { "err" } else { "ok" });
+    line(
+        out,
+        "aof_last_write_status",
+        if refusing { "err" } else { "ok" },
+    );
     line(out, "aof_current_size", total(reports).1.wal_bytes);
 }
 
 fn stats(_: &Shard, reports: &[Report], out: &mut String) {
     let (counters, _) = total(reports);
-    line(out, "total_connections_received", reports.iter().map(|r| r.connections).sum::<u64>());
+    line(
+        out,
+        "total_connections_received",
+        reports.iter().map(|r| r.connections).sum::<u64>(),
+    );
     line(out, "total_commands_processed", counters.commands);
     line(out, "total_net_input_bytes", counters.bytes_in);
     line(out, "rejected_connections", counters.rejected);
-    line(out, "expired_keys", reports.iter().map(|report| report.stats.expired).sum::<u64>());
+    line(
+        out,
+        "expired_keys",
+        reports
+            .iter()
+            .map(|report| report.stats.expired)
+            .sum::<u64>(),
+    );
     line(out, "evicted_keys", 0);
     line(out, "unexpected_error_replies", counters.errors);
 }
@@ -143,7 +173,11 @@ fn cpu(_: &Shard, _: &[Report], out: &mut String) {
 fn keyspace(_: &Shard, reports: &[Report], out: &mut String) {
     let records = total(reports).1.records;
     if records > 0 {
-        line(out, "db0", format_args!("keys={records},expires=0,avg_ttl=0"));
+        line(
+            out,
+            "db0",
+            format_args!("keys={records},expires=0,avg_ttl=0"),
+        );
     }
 }
 
@@ -153,8 +187,16 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "cores", shard.map.cores());
     line(out, "answering_core", shard.id.0);
     line(out, "durability", shard.config.durability.name());
-    line(out, "log_failed_cores", sum(|report| u64::from(report.failed)));
-    line(out, "disk_full_cores", sum(|report| u64::from(report.disk_full)));
+    line(
+        out,
+        "log_failed_cores",
+        sum(|report| u64::from(report.failed)),
+    );
+    line(
+        out,
+        "disk_full_cores",
+        sum(|report| u64::from(report.disk_full)),
+    );
     line(out, "commands_sent_to_other_cores", counters.crossed);
     line(out, "records_estimate", sizes.records);
     line(out, "memtable_bytes", sizes.memtable_bytes);
@@ -163,6 +205,10 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "log_bytes", sizes.wal_bytes);
     line(out, "flushes", sum(|report| report.stats.flushes));
     line(out, "compactions", sum(|report| report.stats.compactions));
-    line(out, "table_bytes_written", sum(|report| report.stats.table_bytes_written));
+    line(
+        out,
+        "table_bytes_written",
+        sum(|report| report.stats.table_bytes_written),
+    );
     line(out, "kicks", rt::kicks());
 }

@@ -86,7 +86,9 @@ impl Shard {
                     seen += 1;
                     page_end = Some(item.position);
                     let key = item.record.key();
-                    let matches = scan.pattern.is_none_or(|pattern| glob::matches(pattern, key));
+                    let matches = scan
+                        .pattern
+                        .is_none_or(|pattern| glob::matches(pattern, key));
                     if scan.strings && matches && item.record.view().is_live(to.now) {
                         keys.push(key.to_vec());
                     }
@@ -120,7 +122,11 @@ impl Shard {
                 keys.push(key.to_vec());
                 bytes += key.len() as u64 + BULK_BYTES;
             }
-            if bytes > bytes_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if bytes > bytes_max {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })
         .await?;
         Ok((bytes <= bytes_max).then_some(keys))

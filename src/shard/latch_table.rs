@@ -30,7 +30,10 @@ impl LatchTable {
     /// Takes a place in line now; wait for one's turn with [`Latched::granted`].
     pub fn request(self: &Rc<Self>, wants: Wants) -> Latched {
         let ticket = self.latches.borrow_mut().request(wants);
-        Latched { table: Rc::clone(self), ticket }
+        Latched {
+            table: Rc::clone(self),
+            ticket,
+        }
     }
 }
 
@@ -42,7 +45,10 @@ impl Latched {
                 return;
             }
             let (answerer, answer) = answer_slot();
-            self.table.waiting.borrow_mut().insert(self.ticket, answerer);
+            self.table
+                .waiting
+                .borrow_mut()
+                .insert(self.ticket, answerer);
             answer
         };
         answer.wait().await;

@@ -134,7 +134,10 @@ impl Latches {
     }
 
     fn leave(&mut self, ticket: Ticket, key: KeyHash, granted: &mut Vec<Ticket>) {
-        let queue = self.queues.get_mut(&key).expect("a request is in all of its queues");
+        let queue = self
+            .queues
+            .get_mut(&key)
+            .expect("a request is in all of its queues");
         if queue.front() != Some(&ticket) {
             queue.retain(|waiting| *waiting != ticket);
             return;
@@ -144,7 +147,10 @@ impl Latches {
             self.queues.remove(&key);
             return;
         };
-        let entered = self.entered.get_mut(next).expect("who is in a queue has entered");
+        let entered = self
+            .entered
+            .get_mut(next)
+            .expect("who is in a queue has entered");
         entered.missing -= 1;
         if entered.missing == 0 {
             granted.push(*next);
@@ -190,7 +196,10 @@ mod tests {
         let third = latches.request(keys(&[2]));
         let other = latches.request(keys(&[3]));
         assert!(latches.is_granted(first) && latches.is_granted(other));
-        assert!(!latches.is_granted(second) && !latches.is_granted(third), "2 is second's by order");
+        assert!(
+            !latches.is_granted(second) && !latches.is_granted(third),
+            "2 is second's by order"
+        );
         assert!(!latches.is_free(KeyHash(1)) && latches.is_free(KeyHash(4)));
         assert_eq!(latches.release(first), vec![second]);
         assert_eq!(latches.release(second), vec![third]);
@@ -236,9 +245,13 @@ mod tests {
                     made += 1;
                     continue;
                 }
-                let granted: Vec<_> =
-                    (0..open.len()).filter(|i| latches.is_granted(open[*i].0)).collect();
-                assert!(open.is_empty() || !granted.is_empty(), "seed {seed}: deadlock");
+                let granted: Vec<_> = (0..open.len())
+                    .filter(|i| latches.is_granted(open[*i].0))
+                    .collect();
+                assert!(
+                    open.is_empty() || !granted.is_empty(),
+                    "seed {seed}: deadlock"
+                );
                 for one in &granted {
                     for other in granted.iter().filter(|other| *other != one) {
                         assert!(!conflict(&open[*one].1, &open[*other].1), "seed {seed}");
@@ -248,7 +261,11 @@ mod tests {
                     // Mostly one that has its turn ends, sometimes one that still waits gives up.
                     let waiting = random.u8(..8) == 0;
                     let index = random.usize(..open.len());
-                    let index = if waiting { index } else { granted[random.usize(..granted.len())] };
+                    let index = if waiting {
+                        index
+                    } else {
+                        granted[random.usize(..granted.len())]
+                    };
                     let (ticket, _) = open.swap_remove(index);
                     latches.release(ticket);
                 }

@@ -102,12 +102,16 @@ impl Shard {
     }
 
     async fn reached(&self, stage: Stage) {
-        self.staged.wait_for(|| (self.stage.get() >= stage).then_some(())).await;
+        self.staged
+            .wait_for(|| (self.stage.get() >= stage).then_some(()))
+            .await;
     }
 
     fn other_cores(&self) -> impl Iterator<Item = CoreId> + use<> {
         let own = self.id;
-        (0..self.map.cores()).map(CoreId).filter(move |core| *core != own)
+        (0..self.map.cores())
+            .map(CoreId)
+            .filter(move |core| *core != own)
     }
 
     /// Hands on what sibling `from` sends, for as long as it sends.
@@ -150,7 +154,11 @@ impl Shard {
             Job::Watch(keys) => Said::Watched(self.watch_states(&keys).await),
             Job::Read(args, protocol) => {
                 let mut out = Vec::new();
-                let mut to = Replying { out: &mut out, protocol, now: rt::wall_ms() };
+                let mut to = Replying {
+                    out: &mut out,
+                    protocol,
+                    now: rt::wall_ms(),
+                };
                 if let Err(error) = self.read(&args, &mut to).await {
                     out.clear();
                     Refused::Failed(error).reply(&mut Reply::new(&mut out, protocol));
@@ -176,7 +184,11 @@ impl Shard {
         }
     }
 
-    async fn read(&self, args: &crate::protocol::resp::OwnedArgs, to: &mut Replying<'_>) -> Result<(), Error> {
+    async fn read(
+        &self,
+        args: &crate::protocol::resp::OwnedArgs,
+        to: &mut Replying<'_>,
+    ) -> Result<(), Error> {
         match parse(args.view()) {
             Ok(Command::Store(command)) => {
                 let snapshot = self.store.snapshot();
@@ -217,4 +229,3 @@ impl Shard {
 
 /// After a sibling could not note a commit it is asked again so often.
 const SETTLE_RETRY: Duration = Duration::from_millis(200);
-

@@ -59,7 +59,8 @@ pub struct Report {
 impl Shard {
     pub(super) fn report(&self) -> Report {
         let mut clients = Vec::with_capacity(self.clients.count());
-        self.clients.each(|client| clients.push((client.id, describe_client(client))));
+        self.clients
+            .each(|client| clients.push((client.id, describe_client(client))));
         Report {
             counters: *self.counters.borrow(),
             sizes: self.store.sizes(),
@@ -94,7 +95,11 @@ pub fn describe_client(client: &Client) -> String {
         now.saturating_sub(client.active.get()).as_secs(),
         if about.queued.is_some() { "x" } else { "N" },
         about.queued.map_or(-1, |queued| queued as i64),
-        if about.command.is_empty() { "NULL" } else { about.command },
+        if about.command.is_empty() {
+            "NULL"
+        } else {
+            about.command
+        },
         about.protocol,
         about.lib_name,
         about.lib_version,

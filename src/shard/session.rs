@@ -14,7 +14,7 @@ use super::transaction::{Refused, WatchState};
 use crate::config::{self, CLIENT_NAME_BYTES_MAX};
 use crate::protocol::command::{
     Client as ClientCommand, ClientFilter, ClientInfo, Command, CommandError, Hello, Login,
-    Session as SessionCommand, Spec, StoreCommand, parse,
+    Session as SessionCommand, StoreCommand, parse,
 };
 use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::{ArgView, Limits, OwnedArgs};
@@ -209,9 +209,8 @@ impl Session {
                 *field(&mut self.client.about.borrow_mut()) = text.to_owned();
                 reply.ok();
             }
-            None => reply.error(
-                "ERR Client names cannot contain spaces, newlines or special characters.",
-            ),
+            None => reply
+                .error("ERR Client names cannot contain spaces, newlines or special characters."),
         }
     }
 
@@ -231,7 +230,10 @@ impl Session {
         self.limits = limits(self.authenticated, &config.limits);
         self.multi = None;
         self.watches.clear();
-        *self.client.about.borrow_mut() = About { protocol: 2, ..About::default() };
+        *self.client.about.borrow_mut() = About {
+            protocol: 2,
+            ..About::default()
+        };
     }
 }
 
@@ -270,8 +272,13 @@ fn limits(authenticated: bool, limits: &config::Limits) -> Limits {
 
 /// Text as Redis allows it in names: printable and without spaces, so that CLIENT LIST can show it.
 fn printable(word: &[u8]) -> Option<&str> {
-    let fits = word.len() <= CLIENT_NAME_BYTES_MAX && word.iter().all(|b| (b'!'..=b'~').contains(b));
-    if fits { std::str::from_utf8(word).ok() } else { None }
+    let fits =
+        word.len() <= CLIENT_NAME_BYTES_MAX && word.iter().all(|b| (b'!'..=b'~').contains(b));
+    if fits {
+        std::str::from_utf8(word).ok()
+    } else {
+        None
+    }
 }
 
 /// Compares in a time that does not tell where they differ.
@@ -370,7 +377,11 @@ impl Shard {
         if let Some(protocol) = hello.protocol {
             session.protocol = protocol;
         }
-        let number = if session.protocol == Protocol::Resp3 { 3 } else { 2 };
+        let number = if session.protocol == Protocol::Resp3 {
+            3
+        } else {
+            2
+        };
         let mut about = session.client.about.borrow_mut();
         about.protocol = number as u8;
         if let Some(name) = name {
@@ -408,7 +419,11 @@ impl Shard {
             let core = self.map.core_of(KeyRef::of(key).position);
             match self.do_on(core, Job::Watch(vec![key.to_vec()])).await {
                 Some(Said::Watched(Ok(states))) => {
-                    let watched = |state| Watched { core, key: key.to_vec(), state };
+                    let watched = |state| Watched {
+                        core,
+                        key: key.to_vec(),
+                        state,
+                    };
                     session.watches.extend(states.into_iter().map(watched));
                 }
                 Some(Said::Watched(Err(refused))) => return reply_error(&refused, session),
@@ -451,7 +466,9 @@ impl Shard {
                     self.answer_queued(session, &args, out).await;
                 }
                 false => {
-                    let reply = theirs.next().expect("the plan gives a reply for each command");
+                    let reply = theirs
+                        .next()
+                        .expect("the plan gives a reply for each command");
                     out.extend_from_slice(&reply);
                 }
             }
@@ -465,7 +482,9 @@ impl Shard {
         args: &OwnedArgs,
         out: &mut Vec<u8>,
     ) {
-        let Ok(Command::Session(command)) = parse(args.view()) else { return };
+        let Ok(Command::Session(command)) = parse(args.view()) else {
+            return;
+        };
         if session.answer_simply(&command, &mut Reply::new(out, session.protocol)) {
             return;
         }
@@ -505,10 +524,14 @@ impl Shard {
                 let wanted = |id: u64| match filter {
                     ClientFilter::All => true,
                     ClientFilter::Nobody => false,
-                    ClientFilter::Ids(ids) => ids.iter().any(|word| word == id.to_string().as_bytes()),
+                    ClientFilter::Ids(ids) => {
+                        ids.iter().any(|word| word == id.to_string().as_bytes())
+                    }
                 };
                 let clients = reports.iter().flat_map(|report| &report.clients);
-                let lines = clients.filter(|(id, _)| wanted(*id)).map(|(_, line)| line.as_str());
+                let lines = clients
+                    .filter(|(id, _)| wanted(*id))
+                    .map(|(_, line)| line.as_str());
                 reply.verbatim("txt", &lines.collect::<String>());
             }
             _ => reply.error("ERR this command cannot be used here"),
@@ -517,8 +540,10 @@ impl Shard {
 
     async fn reports(self: &Rc<Self>) -> Vec<super::report::Report> {
         let mut reports = vec![self.report()];
-        let asked: Vec<_> =
-            self.other_cores().map(|core| self.siblings.ask(core, Job::Report)).collect();
+        let asked: Vec<_> = self
+            .other_cores()
+            .map(|core| self.siblings.ask(core, Job::Report))
+            .collect();
         for answer in asked {
             if let Some(Said::Report(report)) = answer.wait().await {
                 reports.push(*report);
@@ -562,9 +587,4 @@ impl Shard {
         }
         plan.steps[0].reply(&replies, protocol)
     }
-}
-
-/// The name of a command, for CLIENT LIST.
-pub fn command_name(args: ArgView<'_>) -> &'static str {
-    args.get(0).and_then(Spec::find).map_or("", Spec::last_name)
 }

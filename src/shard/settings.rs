@@ -19,7 +19,12 @@ const SETTINGS: &[(&str, Value)] = &[
         name.to_owned()
     }),
     ("appendonly", |config| {
-        if config.durability == DurabilityName::None { "no" } else { "yes" }.to_owned()
+        if config.durability == DurabilityName::None {
+            "no"
+        } else {
+            "yes"
+        }
+        .to_owned()
     }),
     ("bind", |config| config.bind.to_string()),
     ("cluster-enabled", |_| "no".to_owned()),
@@ -29,7 +34,9 @@ const SETTINGS: &[(&str, Value)] = &[
     ("maxmemory", |_| "0".to_owned()),
     ("maxmemory-policy", |_| "noeviction".to_owned()),
     ("port", |config| config.port.to_string()),
-    ("proto-max-bulk-len", |config| config.limits.value_max.0.to_string()),
+    ("proto-max-bulk-len", |config| {
+        config.limits.value_max.0.to_string()
+    }),
     ("replica-read-only", |_| "yes".to_owned()),
     ("save", |_| String::new()),
     ("slave-read-only", |_| "yes".to_owned()),
@@ -43,7 +50,9 @@ impl Shard {
             Question::Get(patterns) => {
                 let asked = |name: &str| {
                     let name = name.as_bytes();
-                    patterns.iter().any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name))
+                    patterns
+                        .iter()
+                        .any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name))
                 };
                 let found: Vec<_> = SETTINGS.iter().filter(|(name, _)| asked(name)).collect();
                 reply.map(found.len());
@@ -52,9 +61,8 @@ impl Shard {
                     reply.bulk(value(&self.config).as_bytes());
                 }
             }
-            Question::Set(_) => reply.error(
-                "ERR CONFIG SET is not possible: change config.toml and restart the node",
-            ),
+            Question::Set(_) => reply
+                .error("ERR CONFIG SET is not possible: change config.toml and restart the node"),
             Question::Rewrite => reply.error("ERR The server is running without a config file"),
             Question::ResetStat => {
                 reply.ok();

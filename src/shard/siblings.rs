@@ -131,7 +131,11 @@ pub struct Siblings {
 impl Siblings {
     /// None of the questions is open yet.
     pub fn new(outbox: Outbox<Message>) -> Siblings {
-        Siblings { outbox, id_next: Cell::new(0), open: RefCell::default() }
+        Siblings {
+            outbox,
+            id_next: Cell::new(0),
+            open: RefCell::default(),
+        }
     }
 
     /// Asks core `to`; the answer comes out of the slot.

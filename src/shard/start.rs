@@ -52,7 +52,9 @@ pub async fn run(
     let siblings = Siblings::new(outbox);
     let others: Vec<CoreId> = inboxes.iter().map(rt::Inbox::from).collect();
     let tell_all = |message: fn() -> Message| {
-        others.iter().for_each(|other| siblings.tell(*other, message()));
+        others
+            .iter()
+            .for_each(|other| siblings.tell(*other, message()));
     };
     let mut lock = None;
     if id == CoreId(0) {
@@ -74,7 +76,13 @@ pub async fn run(
             return Err(error);
         }
     };
-    let Opened { store, undecided, prepared, version_max, .. } = opened;
+    let Opened {
+        store,
+        undecided,
+        prepared,
+        version_max,
+        ..
+    } = opened;
     let shard = Rc::new(Shard {
         id,
         map: Map::one_node(core.count),
@@ -93,10 +101,14 @@ pub async fn run(
         started: rt::now(),
         config,
     });
-    inboxes.into_iter().for_each(|inbox| drop(rt::spawn(Rc::clone(&shard).receive(inbox))));
+    inboxes
+        .into_iter()
+        .for_each(|inbox| drop(rt::spawn(Rc::clone(&shard).receive(inbox))));
     let served = serve(&shard, undecided, ready).await;
     if served.is_err() {
-        others.iter().for_each(|other| shard.siblings.tell(*other, Message::Leave));
+        others
+            .iter()
+            .for_each(|other| shard.siblings.tell(*other, Message::Leave));
     }
     let stopped = shard.stop().await;
     drop(lock);
@@ -132,26 +144,28 @@ async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
 /// Makes sure that the data directory is this node's. Core 0 does so before any core opens its part.
 async fn claim(config: &Config, cores: u16) -> Result<rt::DirLock> {
     rt::create_dir_all(&config.dir).await?;
-    let lock = rt::lock_file(&config.dir.join("LOCK")).await.map_err(|error| match &error {
-        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
-            Error::Setup(format!(
-                "the data directory {} is in use by another process: stop that node, or start \
+    let lock = rt::lock_file(&config.dir.join("LOCK"))
+        .await
+        .map_err(|error| match &error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
+                Error::Setup(format!(
+                    "the data directory {} is in use by another process: stop that node, or start \
                  this one with another --dir",
-                config.dir.display()
-            ))
-        }
-        _ => error,
-    })?;
-    let identity = Identity { node: config.node_id, cores, vnodes: VNODES };
+                    config.dir.display()
+                ))
+            }
+            _ => error,
+        })?;
+    let identity = Identity {
+        node: config.node_id,
+        cores,
+        vnodes: VNODES,
+    };
     identity::claim(&config.dir, identity).await?;
     Ok(lock)
 }
 
-async fn serve(
-    shard: &Rc<Shard>,
-    undecided: Vec<Undecided>,
-    ready: impl FnOnce(),
-) -> Result<()> {
+async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce()) -> Result<()> {
     shard.decide(undecided).await;
     shard.advance(Stage::Open);
     for other in shard.other_cores() {
@@ -195,7 +209,10 @@ impl Shard {
                 missing.extend(transactions); // that core has failed: the node ends anyway
                 continue;
             };
-            let absent = transactions.iter().zip(prepared).filter(|(_, prepared)| !prepared);
+            let absent = transactions
+                .iter()
+                .zip(prepared)
+                .filter(|(_, prepared)| !prepared);
             missing.extend(absent.map(|(transaction, _)| *transaction));
         }
         for part in undecided {

@@ -23,7 +23,9 @@ use super::latches::Wants;
 use super::refusal::reply_refusal;
 use super::siblings::{Job, Outcome, Said, Verdict};
 use crate::error::{Error, Result};
-use crate::protocol::command::{Command, KeyCommand, KeyOp, KeysCommand, Merge, StoreCommand, parse};
+use crate::protocol::command::{
+    Command, KeyCommand, KeyOp, KeysCommand, Merge, StoreCommand, parse,
+};
 use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::resp::{ArgView, OwnedArgs};
 use crate::rt;
@@ -134,20 +136,33 @@ impl Shard {
                 lsn = shard.store.write_batch(evaluated.batch);
             }
             drop(latched);
-            shard.store.wait_acknowledged(lsn).await.map_err(Refused::Failed)?;
+            shard
+                .store
+                .wait_acknowledged(lsn)
+                .await
+                .map_err(Refused::Failed)?;
             Ok(evaluated.replies)
         })
     }
 
     async fn wait_admitted(&self, batch: &Batch) -> Result<(), Refused> {
-        self.store.wait_admitted(batch).await.map_err(Refused::Failed)
+        self.store
+            .wait_admitted(batch)
+            .await
+            .map_err(Refused::Failed)
     }
 
     /// `Job::Reserve`.
     pub async fn reserve(self: &Rc<Self>, token: Token, wants: Wants) {
         let latched = self.latches.request(wants);
         latched.granted().await;
-        let before = self.reserved.borrow_mut().insert(token, Reserved { latched, prepared: None });
+        let before = self.reserved.borrow_mut().insert(
+            token,
+            Reserved {
+                latched,
+                prepared: None,
+            },
+        );
         assert!(before.is_none(), "a transaction reserves once on each core");
     }
 
@@ -159,18 +174,27 @@ impl Shard {
         now: UnixMillis,
         outcome: Outcome,
     ) -> Result<Vec<Vec<u8>>, Refused> {
-        let Evaluated { replies, batch, mut lsn } = self.evaluate_work(work, now).await?;
+        let Evaluated {
+            replies,
+            batch,
+            mut lsn,
+        } = self.evaluate_work(work, now).await?;
         match outcome {
             Outcome::ReadOnly => assert!(batch.is_empty(), "the plan knows who writes"),
             Outcome::Prepare(transaction, cores) => {
                 self.wait_admitted(&batch).await?;
                 lsn = self.store.prepare(transaction, &cores, &batch);
                 let mut reserved = self.reserved.borrow_mut();
-                let reserved = reserved.get_mut(&token).expect("Run comes between Reserve and Finish");
+                let reserved = reserved
+                    .get_mut(&token)
+                    .expect("Run comes between Reserve and Finish");
                 reserved.prepared = Some((transaction, lsn, batch));
             }
         }
-        self.store.wait_acknowledged(lsn).await.map_err(Refused::Failed)?;
+        self.store
+            .wait_acknowledged(lsn)
+            .await
+            .map_err(Refused::Failed)?;
         Ok(replies)
     }
 
@@ -193,7 +217,11 @@ impl Shard {
         let now = rt::wall_ms();
         let mut states = Vec::with_capacity(keys.len());
         for key in keys {
-            let found = self.store.get(&KeyRef::of(key)).await.map_err(Refused::Failed)?;
+            let found = self
+                .store
+                .get(&KeyRef::of(key))
+                .await
+                .map_err(Refused::Failed)?;
             states.push(WatchState::of(found.as_ref(), now));
         }
         Ok(states)
@@ -202,17 +230,28 @@ impl Shard {
     async fn evaluate_work(&self, work: &Work, now: UnixMillis) -> Result<Evaluated, Refused> {
         let mut lsn = Lsn(0);
         for (key, before) in &work.watches {
-            let found = self.store.get(&KeyRef::of(key)).await.map_err(Refused::Failed)?;
+            let found = self
+                .store
+                .get(&KeyRef::of(key))
+                .await
+                .map_err(Refused::Failed)?;
             if !before.is_unchanged(WatchState::of(found.as_ref(), now)) {
                 return Err(Refused::Watched);
             }
         }
-        let mut overlay = Overlay { memtable: Rc::default(), cleared: None };
+        let mut overlay = Overlay {
+            memtable: Rc::default(),
+            cleared: None,
+        };
         let mut replies = Vec::with_capacity(work.commands.len());
         let mut bytes = 0;
         for args in &work.commands {
             let mut out = Vec::new();
-            let mut to = Replying { out: &mut out, protocol: work.protocol, now };
+            let mut to = Replying {
+                out: &mut out,
+                protocol: work.protocol,
+                now,
+            };
             let read = self.evaluate_command(args, &mut overlay, &mut to).await;
             lsn = lsn.max(read.map_err(Refused::Failed)?);
             bytes += out.len() as u64;
@@ -222,9 +261,18 @@ impl Shard {
             replies.push(out);
         }
         let memtable = overlay.memtable.borrow();
-        let records = memtable.iter().map(|entry| (entry.position, entry.record.clone()));
-        let batch = Batch { clear: overlay.cleared, records: records.collect() };
-        Ok(Evaluated { replies, batch, lsn })
+        let records = memtable
+            .iter()
+            .map(|entry| (entry.position, entry.record.clone()));
+        let batch = Batch {
+            clear: overlay.cleared,
+            records: records.collect(),
+        };
+        Ok(Evaluated {
+            replies,
+            batch,
+            lsn,
+        })
     }
 
     async fn evaluate_command(
@@ -240,12 +288,17 @@ impl Shard {
                 let mut parts = Vec::with_capacity(command.len());
                 for part in command.parts() {
                     let mut out = Vec::new();
-                    let mut part_to =
-                        Replying { out: &mut out, protocol: to.protocol, now: to.now };
+                    let mut part_to = Replying {
+                        out: &mut out,
+                        protocol: to.protocol,
+                        now: to.now,
+                    };
                     lsn = lsn.max(self.evaluate_part(&part, overlay, &mut part_to).await?);
                     parts.push(out);
                 }
-                command.merge().join(parts.iter().map(Vec::as_slice), to.protocol, to.out);
+                command
+                    .merge()
+                    .join(parts.iter().map(Vec::as_slice), to.protocol, to.out);
                 Ok(lsn)
             }
             Ok(Command::Store(StoreCommand::Flush)) => {
@@ -257,7 +310,10 @@ impl Shard {
             Ok(Command::Store(command)) => {
                 let snapshot = match overlay.cleared {
                     Some(_) => Snapshot::only(Rc::clone(&overlay.memtable)),
-                    None => self.store.snapshot().with_overlay(Rc::clone(&overlay.memtable)),
+                    None => self
+                        .store
+                        .snapshot()
+                        .with_overlay(Rc::clone(&overlay.memtable)),
                 };
                 let lsn = self.store.lsn_last();
                 self.read_store(&snapshot, &command, to).await?;
@@ -278,9 +334,16 @@ impl Shard {
         to: &mut Replying<'_>,
     ) -> Result<Lsn> {
         let key = KeyRef::of(command.key);
-        let written = overlay.memtable.borrow().get(&key).map(|entry| entry.record.clone());
+        let written = overlay
+            .memtable
+            .borrow()
+            .get(&key)
+            .map(|entry| entry.record.clone());
         let found = match written {
-            Some(record) => Some(Found { record, lsn: Lsn(0) }),
+            Some(record) => Some(Found {
+                record,
+                lsn: Lsn(0),
+            }),
             None if overlay.cleared.is_some() || !command.op.needs_current() => None,
             None => self.store.get(&key).await?,
         };
@@ -288,7 +351,10 @@ impl Shard {
         let effect = self.evaluate(&command.op, found.as_ref(), to);
         if let Some((meta, value)) = self.as_record(&effect, to.now) {
             let record = Record::new(meta, key.key, value);
-            overlay.memtable.borrow_mut().insert(record, key.position, Lsn(0));
+            overlay
+                .memtable
+                .borrow_mut()
+                .insert(record, key.position, Lsn(0));
         }
         Ok(lsn)
     }
@@ -323,8 +389,11 @@ enum Join {
 impl Shard {
     /// Says which core does what of `commands`.
     pub fn plan(&self, commands: Vec<OwnedArgs>, protocol: Protocol) -> Plan {
-        let mut plan =
-            Plan { works: BTreeMap::new(), writers: Vec::new(), steps: Vec::new() };
+        let mut plan = Plan {
+            works: BTreeMap::new(),
+            writers: Vec::new(),
+            steps: Vec::new(),
+        };
         for args in commands {
             let step = match parse(args.view()) {
                 Ok(Command::Key(command)) => {
@@ -332,16 +401,26 @@ impl Shard {
                     let core = self.map.core_of(key.position);
                     let write = command.op.is_write();
                     let part = plan.add(core, protocol, args.clone(), Wants::key(key.hash), write);
-                    Step { parts: vec![part], join: Join::One }
+                    Step {
+                        parts: vec![part],
+                        join: Join::One,
+                    }
                 }
-                Ok(Command::Keys(command)) => self.plan_keys(&mut plan, args.view(), &command, protocol),
-                Ok(Command::Store(command)) => self.plan_store(&mut plan, &args, &command, protocol),
+                Ok(Command::Keys(command)) => {
+                    self.plan_keys(&mut plan, args.view(), &command, protocol)
+                }
+                Ok(Command::Store(command)) => {
+                    self.plan_store(&mut plan, &args, &command, protocol)
+                }
                 Ok(Command::Session(_)) => unreachable!("the connection answers these itself"),
                 // Its reply is the error, which whoever evaluates it will find again.
                 Err(_) => {
                     let nothing = Wants::Keys(SmallVec::new());
                     let part = plan.add(self.id, protocol, args.clone(), nothing, false);
-                    Step { parts: vec![part], join: Join::One }
+                    Step {
+                        parts: vec![part],
+                        join: Join::One,
+                    }
                 }
             };
             plan.steps.push(step);
@@ -361,9 +440,18 @@ impl Shard {
             let key = KeyRef::of(part.key);
             let core = self.map.core_of(key.position);
             let single = single_part(args, &part);
-            parts.push(plan.add(core, protocol, single, Wants::key(key.hash), command.is_write()));
+            parts.push(plan.add(
+                core,
+                protocol,
+                single,
+                Wants::key(key.hash),
+                command.is_write(),
+            ));
         }
-        Step { parts, join: Join::Merge(command.merge()) }
+        Step {
+            parts,
+            join: Join::Merge(command.merge()),
+        }
     }
 
     fn plan_store(
@@ -377,18 +465,27 @@ impl Shard {
         if let StoreCommand::Scan(scan) = command {
             let core = self.map.core_of(super::keyspace::position_of(scan.cursor));
             let part = plan.add(core, protocol, args.clone(), Wants::Everything, false);
-            return Step { parts: vec![part], join: Join::One };
+            return Step {
+                parts: vec![part],
+                join: Join::One,
+            };
         }
         let cores = (0..self.map.cores()).map(CoreId);
         let mut add = |core| plan.add(core, protocol, args.clone(), Wants::Everything, write);
         let parts = cores.map(&mut add).collect();
-        Step { parts, join: Join::of(command) }
+        Step {
+            parts,
+            join: Join::of(command),
+        }
     }
 
     /// Carries out `plan`: the replies to its commands, in order.
     pub async fn transact(self: &Rc<Self>, mut plan: Plan) -> Result<Vec<Vec<u8>>, Refused> {
         let works = std::mem::take(&mut plan.works);
-        let protocol = works.values().next().map_or(Protocol::Resp2, |work| work.protocol);
+        let protocol = works
+            .values()
+            .next()
+            .map_or(Protocol::Resp2, |work| work.protocol);
         let mut replies = BTreeMap::new();
         if works.len() == 1 {
             for (core, work) in works {
@@ -400,14 +497,23 @@ impl Shard {
             // A task of its own: it goes on though the connection may end.
             replies = rt::spawn(async move { shard.coordinate(works, writers).await }).await?;
         }
-        Ok(plan.steps.iter().map(|step| step.reply(&replies, protocol)).collect())
+        Ok(plan
+            .steps
+            .iter()
+            .map(|step| step.reply(&replies, protocol))
+            .collect())
     }
 
     async fn run_on(self: &Rc<Self>, core: CoreId, work: Work) -> Result<Vec<Vec<u8>>, Refused> {
         if core == self.id {
             return self.start_alone(work).await;
         }
-        match self.siblings.ask(core, Job::Alone(Box::new(work))).wait().await {
+        match self
+            .siblings
+            .ask(core, Job::Alone(Box::new(work)))
+            .wait()
+            .await
+        {
             Some(Said::Ran(ran)) => ran,
             _ => Err(Refused::Failed(Error::Uncertain)),
         }
@@ -420,7 +526,8 @@ impl Shard {
     ) -> Result<BTreeMap<CoreId, Vec<Vec<u8>>>, Refused> {
         let token = self.next_token();
         for (core, work) in &works {
-            self.do_on(*core, Job::Reserve(token, work.wants.clone())).await;
+            self.do_on(*core, Job::Reserve(token, work.wants.clone()))
+                .await;
         }
         let cores: Vec<CoreId> = works.keys().copied().collect();
         let now = rt::wall_ms();
@@ -448,7 +555,11 @@ impl Shard {
                 _ => refused = Some(worse(refused, Refused::Failed(Error::Uncertain))),
             }
         }
-        let verdict = if refused.is_none() { Verdict::Commit } else { Verdict::Abort };
+        let verdict = if refused.is_none() {
+            Verdict::Commit
+        } else {
+            Verdict::Abort
+        };
         for core in cores {
             // Nobody need wait for it: until it is done, the latches keep everybody out.
             match core == self.id {
@@ -507,7 +618,10 @@ impl Plan {
         wants: Wants,
         write: bool,
     ) -> (CoreId, usize) {
-        let work = self.works.entry(core).or_insert_with(|| Work::new(protocol));
+        let work = self
+            .works
+            .entry(core)
+            .or_insert_with(|| Work::new(protocol));
         work.commands.push(args);
         let before = std::mem::replace(&mut work.wants, Wants::Everything);
         work.wants = before.and(wants);
@@ -519,7 +633,10 @@ impl Plan {
 
     /// Adds a watched key to its core's work.
     pub fn watch(&mut self, core: CoreId, key: Vec<u8>, state: WatchState, protocol: Protocol) {
-        let work = self.works.entry(core).or_insert_with(|| Work::new(protocol));
+        let work = self
+            .works
+            .entry(core)
+            .or_insert_with(|| Work::new(protocol));
         let before = std::mem::replace(&mut work.wants, Wants::Everything);
         work.wants = before.and(Wants::key(KeyHash::of(&key)));
         work.watches.push((key, state));
@@ -530,7 +647,12 @@ impl Work {
     /// Nothing to do yet.
     pub fn new(protocol: Protocol) -> Work {
         let wants = Wants::Keys(SmallVec::new());
-        Work { commands: Vec::new(), watches: Vec::new(), wants, protocol }
+        Work {
+            commands: Vec::new(),
+            watches: Vec::new(),
+            wants,
+            protocol,
+        }
     }
 }
 
@@ -548,11 +670,7 @@ impl Join {
 
 impl Step {
     /// The reply to this command, made of those to its parts.
-    pub fn reply(
-        &self,
-        replies: &BTreeMap<CoreId, Vec<Vec<u8>>>,
-        protocol: Protocol,
-    ) -> Vec<u8> {
+    pub fn reply(&self, replies: &BTreeMap<CoreId, Vec<Vec<u8>>>, protocol: Protocol) -> Vec<u8> {
         let part = |(core, index): &(CoreId, usize)| -> &[u8] { &replies[core][*index] };
         let mut out = Vec::new();
         match &self.join {
@@ -576,7 +694,9 @@ fn concat<'p>(arrays: impl Iterator<Item = &'p [u8]>, protocol: Protocol, out: &
     let mut items = 0;
     let mut bytes = Vec::new();
     for array in arrays {
-        let Some(end) = array.windows(2).position(|two| two == b"\r\n") else { continue };
+        let Some(end) = array.windows(2).position(|two| two == b"\r\n") else {
+            continue;
+        };
         let digits = std::str::from_utf8(&array[1..end]).unwrap_or_default();
         if array[0] != b'*' {
             out.extend_from_slice(array); // an error is the answer

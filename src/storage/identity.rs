@@ -84,7 +84,10 @@ pub async fn claim(dir: &Path, wanted: Identity) -> Result<()> {
         Err(error) => return Err(error),
     };
     let why = if found.node != wanted.node {
-        format!("it belongs to node {}, this is node {}", found.node, wanted.node)
+        format!(
+            "it belongs to node {}, this is node {}",
+            found.node, wanted.node
+        )
     } else if found.cores != wanted.cores {
         format!(
             "it was made with {} cores: start with --cores {} (changing the number is not \
@@ -92,11 +95,17 @@ pub async fn claim(dir: &Path, wanted: Identity) -> Result<()> {
             found.cores, found.cores
         )
     } else if found.vnodes != wanted.vnodes {
-        format!("its ring has {} vnodes, not {}", found.vnodes, wanted.vnodes)
+        format!(
+            "its ring has {} vnodes, not {}",
+            found.vnodes, wanted.vnodes
+        )
     } else {
         return Ok(());
     };
-    Err(Error::Setup(format!("cannot use the data directory {}: {why}", dir.display())))
+    Err(Error::Setup(format!(
+        "cannot use the data directory {}: {why}",
+        dir.display()
+    )))
 }
 
 async fn create(dir: &Path, identity: Identity) -> Result<()> {
@@ -131,7 +140,11 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_and_any_newer_format_is_refused() {
-        let identity = Identity { node: 3, cores: 2, vnodes: 1024 };
+        let identity = Identity {
+            node: 3,
+            cores: 2,
+            vnodes: 1024,
+        };
         let mut block = vec![0xEE; BLOCK_BYTES];
         identity.encode(&mut block);
         let path = Path::new("NODE");

@@ -143,7 +143,9 @@ impl Store {
             let Some(end) = chunk.last() else { break };
             last = Some(end.clone());
             for item in chunk {
-                let Some(record) = self.worth_keeping(&item) else { continue };
+                let Some(record) = self.worth_keeping(&item) else {
+                    continue;
+                };
                 if let Err(error) = writer.add(&record, item.position).await {
                     writer.abandon().await;
                     return Err(error);
@@ -166,12 +168,24 @@ impl Store {
         if !meta.tombstone && !expired {
             return Some(item.record.clone());
         }
-        let key = KeyRef { position: item.position, ..KeyRef::of(item.record.key()) };
-        let hides = self.state.borrow().tables.iter().any(|table| table.may_contain(&key));
+        let key = KeyRef {
+            position: item.position,
+            ..KeyRef::of(item.record.key())
+        };
+        let hides = self
+            .state
+            .borrow()
+            .tables
+            .iter()
+            .any(|table| table.may_contain(&key));
         if !hides {
             return None;
         }
-        let tombstone = Meta { tombstone: true, expiry: 0, ..meta };
+        let tombstone = Meta {
+            tombstone: true,
+            expiry: 0,
+            ..meta
+        };
         Some(Record::new(tombstone, item.record.key(), b""))
     }
 
@@ -181,7 +195,10 @@ impl Store {
             .wait_for(|| {
                 let state = self.state.borrow();
                 let open = |transaction| {
-                    state.held.get(transaction).is_some_and(|held| !held.settled)
+                    state
+                        .held
+                        .get(transaction)
+                        .is_some_and(|held| !held.settled)
                 };
                 let settled = !layer.transactions.borrow().iter().any(open);
                 (settled || state.stopping).then_some(())
@@ -191,7 +208,9 @@ impl Store {
 
     /// Makes `edit` durable, then true.
     async fn install(&self, edit: Edit) -> Result<()> {
-        self.changed.wait_for(|| (!self.installing.replace(true)).then_some(())).await;
+        self.changed
+            .wait_for(|| (!self.installing.replace(true)).then_some(()))
+            .await;
         let installed = self.install_alone(edit).await;
         self.installing.set(false);
         self.changed.wake_all();
@@ -233,7 +252,9 @@ impl Store {
                 state.take_in(&edit);
             }
             if let Some(layer) = &edit.flushed {
-                state.frozen.retain(|other| !Rc::ptr_eq(&other.memtable, &layer.memtable));
+                state
+                    .frozen
+                    .retain(|other| !Rc::ptr_eq(&other.memtable, &layer.memtable));
                 // What the others may still ask about stays in the log.
                 for transaction in layer.transactions.borrow().iter() {
                     if state.held.get(transaction).is_some_and(|held| held.settled) {
@@ -246,7 +267,11 @@ impl Store {
             wal.release(floor);
         }
         let unused = if adds { Vec::new() } else { infos };
-        let gone = edit.remove.iter().filter(|_| adds).map(|id| self.dir.join(id.file_name()));
+        let gone = edit
+            .remove
+            .iter()
+            .filter(|_| adds)
+            .map(|id| self.dir.join(id.file_name()));
         let dead = dead.iter().chain(&unused).map(|info| info.path(&self.dir));
         for path in gone.chain(dead).collect::<Vec<_>>() {
             if let Err(error) = rt::remove_file(&path).await
@@ -260,56 +285,64 @@ impl Store {
 
     fn is_oldest(&self, layer: &Layer) -> bool {
         let state = self.state.borrow();
-        state.frozen.front().is_some_and(|other| Rc::ptr_eq(&other.memtable, &layer.memtable))
+        state
+            .frozen
+            .front()
+            .is_some_and(|other| Rc::ptr_eq(&other.memtable, &layer.memtable))
     }
 
     /// Where replay must begin once `flushed` is in a table.
     fn floor_after(&self, flushed: Option<&Layer>) -> super::wal::replay::Floor {
         let state = self.state.borrow();
-        let Some(wal) = &self.wal else { return state.floor_without_log };
+        let Some(wal) = &self.wal else {
+            return state.floor_without_log;
+        };
         let mut safe = state.cleared_at;
         if let Some(layer) = flushed {
             safe = safe.max(layer.last);
         } else if let Some(before) = state.flushed {
             safe = safe.max(before);
         }
-        let gone = flushed.map(|layer| layer.transactions.borrow().clone()).unwrap_or_default();
-        let held = state.held.iter().filter(|(transaction, held)| {
-            !(held.settled && gone.contains(transaction))
-        });
+        let gone = flushed
+            .map(|layer| layer.transactions.borrow().clone())
+            .unwrap_or_default();
+        let held = state
+            .held
+            .iter()
+            .filter(|(transaction, held)| !(held.settled && gone.contains(transaction)));
         let first_held = held.map(|(_, held)| held.lsn).min();
         wal.floor(first_held.map_or(safe, |lsn| safe.min(Lsn(lsn.0 - 1))))
     }
 
     /// Merges tables, as [`compaction::plan`] says, until the store stops.
     pub(super) async fn merge_tables(self: Rc<Self>) {
-        let mut tables_before = Vec::new();
         while !self.state.borrow().stopping {
-            let infos: Vec<TableInfo> =
-                self.state.borrow().tables.iter().map(|table| table.info().clone()).collect();
-            let planned = compaction::plan(&infos, rt::wall_ms());
-            let merged = match planned {
-                Plan::Idle => {
-                    tables_before = infos.iter().map(|info| info.id).collect();
-                    Ok(())
-                }
-                Plan::Merge { inputs, drop_tombstones } => {
-                    tables_before.clear();
-                    self.merge(&infos[inputs], drop_tombstones).await
-                }
-            };
-            let pause = match merged {
-                Ok(()) if tables_before.is_empty() => continue,
-                Ok(()) => EXPIRY_CHECK,
-                Err(error) => {
+            let infos: Vec<TableInfo> = self
+                .state
+                .borrow()
+                .tables
+                .iter()
+                .map(|table| table.info().clone())
+                .collect();
+            let pause = match compaction::plan(&infos, rt::wall_ms()) {
+                Plan::Idle => EXPIRY_CHECK,
+                Plan::Merge {
+                    inputs,
+                    drop_tombstones,
+                } => {
+                    let Err(error) = self.merge(&infos[inputs], drop_tombstones).await else {
+                        rt::yield_if_needed().await;
+                        continue;
+                    };
                     log::warn!("tables cannot be merged, trying again: {error}");
                     RETRY
                 }
             };
             let changed = self.changed.wait_for(|| {
                 let state = self.state.borrow();
-                let ids = state.tables.iter().map(|table| table.info().id);
-                (state.stopping || !ids.eq(tables_before.iter().copied())).then_some(())
+                let now = state.tables.iter().map(|table| table.info().id);
+                let same = now.eq(infos.iter().map(|info| info.id));
+                (state.stopping || !same).then_some(())
             });
             future::or(changed, rt::sleep(pause)).await;
         }
@@ -323,7 +356,11 @@ impl Store {
             Job {
                 dir: self.dir.clone(),
                 inputs: state.tables.iter().filter(wanted).cloned().collect(),
-                rules: Rules { drop_tombstones, cleared: state.cleared, now: rt::wall_ms() },
+                rules: Rules {
+                    drop_tombstones,
+                    cleared: state.cleared,
+                    now: rt::wall_ms(),
+                },
                 table_bytes_max: self.options.table_bytes_max,
             }
         };
@@ -338,7 +375,12 @@ impl Store {
         for info in &infos {
             add.push(Rc::new(Table::open(&self.dir, info).await?));
         }
-        self.install(Edit { remove: ids, add, flushed: None }).await?;
+        self.install(Edit {
+            remove: ids,
+            add,
+            flushed: None,
+        })
+        .await?;
         let mut state = self.state.borrow_mut();
         state.stats.compactions += 1;
         state.stats.table_bytes_written += infos.iter().map(|info| info.bytes).sum::<u64>();
@@ -353,7 +395,9 @@ impl Store {
         }
         self.state.borrow_mut().stopping = true;
         self.changed.wake_all();
-        self.changed.wait_for(|| self.state.borrow().flusher_ended.then_some(())).await;
+        self.changed
+            .wait_for(|| self.state.borrow().flusher_ended.then_some(()))
+            .await;
         let flushed = self.state.borrow().frozen.is_empty();
         match &self.wal {
             Some(wal) => wal.stop().await,
@@ -365,7 +409,11 @@ impl Store {
 
 impl Edit {
     fn nothing() -> Edit {
-        Edit { remove: Vec::new(), add: Vec::new(), flushed: None }
+        Edit {
+            remove: Vec::new(),
+            add: Vec::new(),
+            flushed: None,
+        }
     }
 }
 
@@ -373,7 +421,11 @@ impl super::State {
     /// Shows the tables of an installed edit to readers.
     fn take_in(&mut self, edit: &Edit) {
         let at = |id: &TableId| self.tables.iter().position(|table| table.info().id == *id);
-        let start = edit.remove.first().and_then(at).unwrap_or(self.tables.len());
+        let start = edit
+            .remove
+            .first()
+            .and_then(at)
+            .unwrap_or(self.tables.len());
         let end = start + edit.remove.len();
         self.tables.splice(start..end, edit.add.iter().cloned());
         if let Some(layer) = &edit.flushed {
@@ -385,6 +437,7 @@ impl super::State {
 impl Manifest {
     /// True if all of these tables are live.
     fn has_all(&self, ids: &[TableId]) -> bool {
-        ids.iter().all(|id| self.tables.iter().any(|table| table.id == *id))
+        ids.iter()
+            .all(|id| self.tables.iter().any(|table| table.id == *id))
     }
 }

@@ -61,7 +61,10 @@ impl Manifest {
             core,
             cores,
             next_id: 1,
-            floor: Floor { segment: SegmentId(1), sequence: 1 },
+            floor: Floor {
+                segment: SegmentId(1),
+                sequence: 1,
+            },
             cleared: Version::ZERO,
             version_max: Version::ZERO,
             tables: Vec::new(),
@@ -234,7 +237,10 @@ impl Manifest {
             core: CoreId(reader.u16()?),
             cores: reader.u16()?,
             next_id: reader.u64()?,
-            floor: Floor { segment: SegmentId(reader.u64()?), sequence: reader.u64()? },
+            floor: Floor {
+                segment: SegmentId(reader.u64()?),
+                sequence: reader.u64()?,
+            },
             cleared: version(&mut reader)?,
             version_max: version(&mut reader)?,
             tables: Vec::new(),

@@ -79,7 +79,10 @@ impl Lookup {
         for table in self.tables {
             if let Some(record) = table.get(key).await? {
                 let alive = record.meta().version > self.cleared;
-                return Ok(alive.then_some(Found { record, lsn: RECOVERED }));
+                return Ok(alive.then_some(Found {
+                    record,
+                    lsn: RECOVERED,
+                }));
             }
         }
         Ok(None)
@@ -120,7 +123,11 @@ impl Batch {
 
     /// Bytes of the log that it takes besides entry headers, with room for what wraps it up.
     fn log_bytes(&self) -> usize {
-        let records: usize = self.records.iter().map(|(_, record)| record.bytes().len()).sum();
+        let records: usize = self
+            .records
+            .iter()
+            .map(|(_, record)| record.bytes().len())
+            .sum();
         records + 2 * format::MARKER_BYTES + format::ENTRY_HEADER_BYTES
     }
 }
@@ -223,7 +230,10 @@ impl Store {
         if tables.is_empty() {
             return Peek::Known(None);
         }
-        Peek::OnDisk(Lookup { tables, cleared: state.cleared })
+        Peek::OnDisk(Lookup {
+            tables,
+            cleared: state.cleared,
+        })
     }
 
     /// The newest record of `key` at this moment.
@@ -262,7 +272,11 @@ impl Store {
             return Admission::Failed;
         }
         if state.frozen.len() >= FROZEN_MAX {
-            return if state.flush_refused { Admission::DiskFull } else { Admission::Wait };
+            return if state.flush_refused {
+                Admission::DiskFull
+            } else {
+                Admission::Wait
+            };
         }
         match &self.wal {
             Some(wal) => wal.admit(bytes, entries),
@@ -280,7 +294,8 @@ impl Store {
             };
             self.changed.wait_for(state_allows).await;
             if let Some(wal) = &self.wal {
-                wal.wait_admitted(batch.log_bytes(), batch.entries()).await?;
+                wal.wait_admitted(batch.log_bytes(), batch.entries())
+                    .await?;
             }
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
@@ -319,7 +334,11 @@ impl Store {
         let lsn = self.next_lsn();
         if let Some(wal) = &self.wal {
             wal.append_prepare(lsn, transaction, cores, &batch.encode());
-            let held = Held { lsn, cores: cores.to_vec(), settled: false };
+            let held = Held {
+                lsn,
+                cores: cores.to_vec(),
+                settled: false,
+            };
             self.state.borrow_mut().held.insert(transaction, held);
         }
         lsn
@@ -332,7 +351,12 @@ impl Store {
             if wal.admit(format::MARKER_BYTES, 1) == Admission::Ready {
                 wal.append_commit(self.next_lsn(), transaction);
             }
-            self.state.borrow().active.transactions.borrow_mut().push(transaction);
+            self.state
+                .borrow()
+                .active
+                .transactions
+                .borrow_mut()
+                .push(transaction);
         }
         self.apply(batch, lsn);
     }
@@ -355,7 +379,10 @@ impl Store {
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
         let active = Rc::clone(&self.state.borrow().active.memtable);
         let inserted = active.borrow_mut().insert(record, position, lsn);
-        assert!(!matches!(inserted, Inserted::Stale), "later writes have higher versions");
+        assert!(
+            !matches!(inserted, Inserted::Stale),
+            "later writes have higher versions"
+        );
     }
 
     /// Everything up to `version` is dead from here on.
@@ -369,7 +396,10 @@ impl Store {
         let frozen = state.frozen.iter().map(|layer| &layer.transactions);
         let layers = frozen.chain([&state.active.transactions]);
         let transactions: Vec<_> = layers.flat_map(|list| list.take()).collect();
-        state.active = Layer { transactions: Rc::new(RefCell::new(transactions)), ..Layer::default() };
+        state.active = Layer {
+            transactions: Rc::new(RefCell::new(transactions)),
+            ..Layer::default()
+        };
         state.frozen.clear();
         state.tables.clear();
         drop(state);
@@ -497,7 +527,9 @@ impl Store {
             }
             next = entry.position;
             let meta = entry.record.meta();
-            if !meta.tombstone && !entry.record.view().is_live(now) && self.is_acknowledged(entry.lsn)
+            if !meta.tombstone
+                && !entry.record.view().is_live(now)
+                && self.is_acknowledged(entry.lsn)
             {
                 expired.push(entry.record.clone());
             }
@@ -506,7 +538,10 @@ impl Store {
         let mut removed = 0;
         for record in expired {
             let key = KeyRef::of(record.key());
-            let below = state.frozen.iter().any(|layer| layer.memtable.borrow().get(&key).is_some())
+            let below = state
+                .frozen
+                .iter()
+                .any(|layer| layer.memtable.borrow().get(&key).is_some())
                 || state.tables.iter().any(|table| table.may_contain(&key));
             if !below {
                 memtable.remove(&key);
@@ -561,7 +596,10 @@ impl State {
         [&self.active].into_iter().chain(frozen).find_map(|layer| {
             let memtable = layer.memtable.borrow();
             let entry = memtable.get(key)?;
-            Some(Found { record: entry.record.clone(), lsn: entry.lsn })
+            Some(Found {
+                record: entry.record.clone(),
+                lsn: entry.lsn,
+            })
         })
     }
 }

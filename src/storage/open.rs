@@ -104,7 +104,10 @@ impl Store {
         for info in &manifest.tables {
             tables.push(Rc::new(Table::open(dir, info).await?));
         }
-        let mut replayed = Replayed { cleared: manifest.cleared, ..Replayed::default() };
+        let mut replayed = Replayed {
+            cleared: manifest.cleared,
+            ..Replayed::default()
+        };
         let found = replay::replay(dir, manifest.floor, |entry| replayed.take(entry)).await?;
         tables.retain(|table| table.info().version_max > replayed.cleared);
         Store::start(dir, options, manifest, tables, replayed, found).await
@@ -118,7 +121,10 @@ impl Store {
         mut replayed: Replayed,
         found: replay::Found,
     ) -> Result<Opened> {
-        let version_max = replayed.version_max.max(manifest.version_max).max(replayed.cleared);
+        let version_max = replayed
+            .version_max
+            .max(manifest.version_max)
+            .max(replayed.cleared);
         let prepared: BTreeSet<Version> = replayed.prepared.keys().copied().collect();
         let floor_without_log = replay::Floor {
             segment: found.segment_next,
@@ -163,7 +169,11 @@ impl Store {
         });
         let mut undecided = Vec::new();
         for (transaction, (cores, batch)) in replayed.prepared {
-            let part = Undecided { transaction, cores, batch };
+            let part = Undecided {
+                transaction,
+                cores,
+                batch,
+            };
             match replayed.committed.contains(&transaction) {
                 true => store.recover(part),
                 false => undecided.push(part),
@@ -174,7 +184,13 @@ impl Store {
         if logless {
             store.leave_log(leftover).await?;
         }
-        Ok(Opened { store, undecided, prepared, version_max, replayed: replayed.entries })
+        Ok(Opened {
+            store,
+            undecided,
+            prepared,
+            version_max,
+            replayed: replayed.entries,
+        })
     }
 
     /// Takes in this core's part of a transaction that holds: all of its cores had prepared it.
@@ -187,11 +203,23 @@ impl Store {
         for (position, record) in part.batch.records {
             if record.meta().version > cleared {
                 // Unlike a new write it may be older than what the log brought back.
-                let _ = state.active.memtable.borrow_mut().insert(record, position, RECOVERED);
+                let _ = state
+                    .active
+                    .memtable
+                    .borrow_mut()
+                    .insert(record, position, RECOVERED);
             }
         }
-        state.active.transactions.borrow_mut().push(part.transaction);
-        let held = Held { lsn: RECOVERED, cores: part.cores, settled: false };
+        state
+            .active
+            .transactions
+            .borrow_mut()
+            .push(part.transaction);
+        let held = Held {
+            lsn: RECOVERED,
+            cores: part.cores,
+            settled: false,
+        };
         state.held.insert(part.transaction, held);
     }
 
@@ -199,7 +227,9 @@ impl Store {
         let mut state = self.state.borrow_mut();
         state.cleared = state.cleared.max(version);
         let cleared = state.cleared;
-        state.tables.retain(|table| table.info().version_max > cleared);
+        state
+            .tables
+            .retain(|table| table.info().version_max > cleared);
         let active = &state.active;
         let memtable = without_cleared(&active.memtable.borrow(), cleared);
         *active.memtable.borrow_mut() = memtable;
@@ -245,7 +275,10 @@ fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Resul
 
 fn without_cleared(memtable: &Memtable, cleared: Version) -> Memtable {
     let mut kept = Memtable::new();
-    for entry in memtable.iter().filter(|entry| entry.record.meta().version > cleared) {
+    for entry in memtable
+        .iter()
+        .filter(|entry| entry.record.meta().version > cleared)
+    {
         let _ = kept.insert(entry.record.clone(), entry.position, entry.lsn);
     }
     kept
@@ -264,14 +297,20 @@ impl Replayed {
                 self.version_max = self.version_max.max(version);
                 self.memtable = without_cleared(&self.memtable, self.cleared);
             }
-            Entry::Prepare { transaction, cores, mut parts } => {
+            Entry::Prepare {
+                transaction,
+                cores,
+                mut parts,
+            } => {
                 let mut batch = Batch::default();
                 while !parts.is_empty() {
                     match take_entry(&mut parts) {
                         Some(Entry::Record(view)) => {
                             let record = Record::decode(view.bytes()).expect("a view is a record");
                             self.version_max = self.version_max.max(record.meta().version);
-                            batch.records.push((KeyRef::of(record.key()).position, record));
+                            batch
+                                .records
+                                .push((KeyRef::of(record.key()).position, record));
                         }
                         Some(Entry::Clear(version)) => {
                             self.version_max = self.version_max.max(version);

@@ -70,7 +70,12 @@ impl Record {
 impl std::fmt::Debug for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let key = String::from_utf8_lossy(self.key());
-        write!(f, "{key:?} {:?} ({} bytes)", self.meta(), self.view().value().len())
+        write!(
+            f,
+            "{key:?} {:?} ({} bytes)",
+            self.meta(),
+            self.view().value().len()
+        )
     }
 }
 
@@ -95,7 +100,10 @@ impl<'a> View<'a> {
     pub fn meta(self) -> Meta {
         Meta {
             tombstone: self.bytes[0] & TOMBSTONE != 0,
-            version: Version { coordinator: u32_at(self.bytes, 1), clock: u64_at(self.bytes, 5) },
+            version: Version {
+                coordinator: u32_at(self.bytes, 1),
+                clock: u64_at(self.bytes, 5),
+            },
             expiry: u64_at(self.bytes, 13),
         }
     }
@@ -124,7 +132,10 @@ impl<'a> View<'a> {
 
 /// Appends a record's bytes to `out`.
 pub fn encode(meta: Meta, key: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    assert!(!meta.tombstone || value.is_empty(), "a tombstone has no value");
+    assert!(
+        !meta.tombstone || value.is_empty(),
+        "a tombstone has no value"
+    );
     let key_length = u32::try_from(key.len()).expect("keys are limited to 64 KiB where they enter");
     out.push(if meta.tombstone { TOMBSTONE } else { 0 });
     out.extend_from_slice(&meta.version.coordinator.to_le_bytes());
@@ -158,14 +169,20 @@ impl<'a> KeyRef<'a> {
     /// Computes position and hash of `key`.
     pub fn of(key: &'a [u8]) -> KeyRef<'a> {
         let hash = KeyHash::of(key);
-        KeyRef { position: Position::from_parts(Slot::of(key), hash), hash, key }
+        KeyRef {
+            position: Position::from_parts(Slot::of(key), hash),
+            hash,
+            key,
+        }
     }
 }
 
 /// The order of all stored keys: by position, then by bytes.
 impl Ord for KeyRef<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.position.cmp(&other.position).then_with(|| self.key.cmp(other.key))
+        self.position
+            .cmp(&other.position)
+            .then_with(|| self.key.cmp(other.key))
     }
 }
 
@@ -180,16 +197,29 @@ mod tests {
     use super::*;
 
     fn meta(tombstone: bool) -> Meta {
-        Meta { version: Version { clock: 77, coordinator: 3 }, expiry: 1000, tombstone }
+        Meta {
+            version: Version {
+                clock: 77,
+                coordinator: 3,
+            },
+            expiry: 1000,
+            tombstone,
+        }
     }
 
     #[test]
     fn a_record_gives_back_what_it_was_made_of() {
         let record = Record::new(meta(false), b"key", b"value");
         let copy = Record::decode(record.bytes()).expect("own bytes are well-formed");
-        assert_eq!((copy.key(), copy.view().value()), (&b"key"[..], &b"value"[..]));
+        assert_eq!(
+            (copy.key(), copy.view().value()),
+            (&b"key"[..], &b"value"[..])
+        );
         assert_eq!(copy.meta(), meta(false));
-        assert!(copy.view().is_live(999) && !copy.view().is_live(1000), "expiry is exact");
+        assert!(
+            copy.view().is_live(999) && !copy.view().is_live(1000),
+            "expiry is exact"
+        );
         assert!(!Record::new(meta(true), b"key", b"").view().is_live(1));
     }
 
@@ -202,11 +232,20 @@ mod tests {
         }
         let mut unknown_flag = good.clone();
         unknown_flag[0] |= 0x80;
-        assert!(View::decode(&unknown_flag).is_none(), "a flag of a newer format");
+        assert!(
+            View::decode(&unknown_flag).is_none(),
+            "a flag of a newer format"
+        );
         let mut long_key = good;
         long_key[21..25].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(View::decode(&long_key).is_none(), "a key longer than the record");
+        assert!(
+            View::decode(&long_key).is_none(),
+            "a key longer than the record"
+        );
         let fat_tombstone = [Record::new(meta(true), b"k", b"").bytes(), b"x"].concat();
-        assert!(View::decode(&fat_tombstone).is_none(), "a tombstone with a value");
+        assert!(
+            View::decode(&fat_tombstone).is_none(),
+            "a tombstone with a value"
+        );
     }
 }

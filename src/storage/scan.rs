@@ -29,7 +29,11 @@ pub struct Snapshot {
 
 /// One sorted source of a walk.
 enum Source {
-    Memtable { memtable: Rc<RefCell<Memtable>>, after: Option<Item>, first: Position },
+    Memtable {
+        memtable: Rc<RefCell<Memtable>>,
+        after: Option<Item>,
+        first: Position,
+    },
     Table(TableCursor),
 }
 
@@ -42,7 +46,11 @@ impl Snapshot {
 
     /// Only `memtable`, nothing below it: what a transaction sees after it has cleared all.
     pub fn only(memtable: Rc<RefCell<Memtable>>) -> Snapshot {
-        Snapshot { memtables: vec![memtable], tables: Vec::new(), cleared: Version::ZERO }
+        Snapshot {
+            memtables: vec![memtable],
+            tables: Vec::new(),
+            cleared: Version::ZERO,
+        }
     }
 
     /// Calls `visit` with the newest record of every key from `first` to `last` (both included),
@@ -58,8 +66,17 @@ impl Snapshot {
             after: None,
             first,
         });
-        let tables = self.tables.iter().filter(|table| table.info().overlaps(first, last));
-        let tables = tables.map(|table| Source::Table(TableCursor::new(Rc::clone(table), Bound::From(first), READ_AHEAD_BYTES)));
+        let tables = self
+            .tables
+            .iter()
+            .filter(|table| table.info().overlaps(first, last));
+        let tables = tables.map(|table| {
+            Source::Table(TableCursor::new(
+                Rc::clone(table),
+                Bound::From(first),
+                READ_AHEAD_BYTES,
+            ))
+        });
         let mut sources: Vec<Source> = memtables.chain(tables).collect();
         let mut merge = Merge::new(sources.len());
         loop {
@@ -85,7 +102,11 @@ impl Source {
     async fn fetch(&mut self) -> Result<Vec<Item>> {
         match self {
             Source::Table(cursor) => cursor.next_chunk().await,
-            Source::Memtable { memtable, after, first } => {
+            Source::Memtable {
+                memtable,
+                after,
+                first,
+            } => {
                 let chunk: Vec<Item> = {
                     let memtable = memtable.borrow();
                     let bound = after.as_ref().map_or(Bound::From(*first), Item::after);

@@ -90,7 +90,11 @@ impl Introspection<'_> {
 /// What a request does to its keys: SET's access is that of its options.
 fn access(spec: &Spec, args: ArgView<'_>) -> &'static [&'static str] {
     let varies = spec.keys.access.contains(&"variable_flags");
-    let has_get = || args.from(3).iter().any(|word| word.eq_ignore_ascii_case(b"GET"));
+    let has_get = || {
+        args.from(3)
+            .iter()
+            .any(|word| word.eq_ignore_ascii_case(b"GET"))
+    };
     match varies {
         false => spec.keys.access,
         true if has_get() => &["RW", "access", "update"],
@@ -127,7 +131,10 @@ fn categories(spec: &Spec) -> Vec<&'static str> {
         (spec.is(CONNECTION), "@connection"),
         (spec.is(TRANSACTION), "@transaction"),
     ];
-    all.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name).collect()
+    all.into_iter()
+        .filter(|(holds, _)| *holds)
+        .map(|(_, name)| name)
+        .collect()
 }
 
 fn statuses(names: &[&str], reply: &mut Reply<'_>) {
@@ -142,7 +149,10 @@ fn bulk(text: &str, reply: &mut Reply<'_>) {
 /// A row as COMMAND INFO shows it.
 fn row(spec: &Spec, reply: &mut Reply<'_>) {
     let first = i64::from(spec.keys.first);
-    let flags = FLAG_NAMES.iter().filter(|(flag, _)| spec.is(*flag)).map(|(_, name)| *name);
+    let flags = FLAG_NAMES
+        .iter()
+        .filter(|(flag, _)| spec.is(*flag))
+        .map(|(_, name)| *name);
     reply.array(10);
     bulk(spec.name, reply);
     reply.integer(i64::from(spec.arity));
@@ -158,7 +168,9 @@ fn row(spec: &Spec, reply: &mut Reply<'_>) {
         0 => reply.set(0), // In Redis, too, only a list of some is an array.
         count => reply.array(count),
     }
-    spec.subcommands.iter().for_each(|subcommand| row(subcommand, reply));
+    spec.subcommands
+        .iter()
+        .for_each(|subcommand| row(subcommand, reply));
 }
 
 fn key_specification(keys: Keys, reply: &mut Reply<'_>) {
@@ -173,7 +185,11 @@ fn key_specification(keys: Keys, reply: &mut Reply<'_>) {
     search("index", &[("index", i64::from(keys.first))], reply);
     bulk("find_keys", reply);
     let last = if keys.to_the_end { -1 } else { 0 };
-    let range = [("lastkey", last), ("keystep", i64::from(keys.step)), ("limit", 0)];
+    let range = [
+        ("lastkey", last),
+        ("keystep", i64::from(keys.step)),
+        ("limit", 0),
+    ];
     search("range", &range, reply);
 }
 
@@ -224,7 +240,9 @@ fn documentation(spec: &Spec, reply: &mut Reply<'_>) {
     if !spec.subcommands.is_empty() {
         bulk("subcommands", reply);
         reply.map(spec.subcommands.len());
-        spec.subcommands.iter().for_each(|subcommand| documentation(subcommand, reply));
+        spec.subcommands
+            .iter()
+            .for_each(|subcommand| documentation(subcommand, reply));
     }
 }
 
@@ -232,16 +250,17 @@ fn list(filter: CommandFilter<'_>, reply: &mut Reply<'_>) {
     let wanted = |spec: &&Spec| match filter {
         CommandFilter::All => true,
         CommandFilter::Module => false,
-        CommandFilter::Category(word) => {
-            categories(spec).iter().any(|name| name.as_bytes()[1..].eq_ignore_ascii_case(word))
-        }
+        CommandFilter::Category(word) => categories(spec)
+            .iter()
+            .any(|name| name.as_bytes()[1..].eq_ignore_ascii_case(word)),
         CommandFilter::Pattern(pattern) => {
             glob::matches(&pattern.to_ascii_lowercase(), spec.name.as_bytes())
         }
     };
     let all = || {
         let rows = COMMANDS.iter().copied();
-        rows.flat_map(|spec| std::iter::once(spec).chain(spec.subcommands)).filter(wanted)
+        rows.flat_map(|spec| std::iter::once(spec).chain(spec.subcommands))
+            .filter(wanted)
     };
     reply.array(all().count());
     all().for_each(|spec| bulk(spec.name, reply));
@@ -250,10 +269,92 @@ fn list(filter: CommandFilter<'_>, reply: &mut Reply<'_>) {
 fn help(container: &Spec, reply: &mut Reply<'_>) {
     let name = container.name.to_ascii_uppercase();
     reply.array(1 + 2 * container.subcommands.len());
-    reply.simple(&format!("{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
+    reply.simple(&format!(
+        "{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"
+    ));
     for spec in container.subcommands {
         let line = format!("{} {}", spec.last_name().to_ascii_uppercase(), spec.syntax);
         reply.simple(line.trim_end());
         reply.simple(&format!("    {}", spec.summary));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{OwnedArgs, Protocol};
+
+    fn answer(what: Introspection<'_>, protocol: Protocol) -> String {
+        let mut out = Vec::new();
+        what.answer(&mut Reply::new(&mut out, protocol));
+        String::from_utf8(out).expect("the table is text")
+    }
+
+    /// How many bytes the first reply in `text` takes, all its elements included.
+    fn reply_length(text: &str) -> usize {
+        let end = text.find("\r\n").expect("a line") + 2;
+        let number = || text[1..end - 2].parse::<usize>().expect("a length");
+        let elements = match text.as_bytes()[0] {
+            b'$' => return end + number() + 2,
+            b'*' | b'~' => number(),
+            b'%' => 2 * number(),
+            _ => 0,
+        };
+        (0..elements).fold(end, |at, _| at + reply_length(&text[at..]))
+    }
+
+    #[test]
+    fn every_answer_is_one_well_formed_reply() {
+        let none = OwnedArgs::new();
+        let containers = COMMANDS.iter().filter(|spec| !spec.subcommands.is_empty());
+        let fixed = [
+            Introspection::All,
+            Introspection::Count,
+            Introspection::Info(none.view()),
+            Introspection::Docs(none.view()),
+            Introspection::List(CommandFilter::All),
+        ];
+        for what in fixed
+            .into_iter()
+            .chain(containers.map(|spec| Introspection::Help(spec)))
+        {
+            for protocol in [Protocol::Resp2, Protocol::Resp3] {
+                let text = answer(what, protocol);
+                assert_eq!(reply_length(&text), text.len(), "{what:?} in {protocol:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn lists_are_filtered() {
+        let list = |filter| answer(Introspection::List(filter), Protocol::Resp2);
+        assert_eq!(list(CommandFilter::Module), "*0\r\n");
+        assert_eq!(list(CommandFilter::Category(b"nosuch")), "*0\r\n");
+        assert!(list(CommandFilter::Category(b"Transaction")).starts_with("*5\r\n"));
+        assert_eq!(
+            list(CommandFilter::Pattern(b"GET?ET")),
+            "*1\r\n$6\r\ngetset\r\n"
+        );
+        assert!(
+            list(CommandFilter::All).contains("\r\nclient|id\r\n"),
+            "subcommands are listed"
+        );
+    }
+
+    #[test]
+    fn documentation_of_unknown_commands_is_left_out() {
+        let mut names = OwnedArgs::new();
+        ["nosuch", "GETSET"]
+            .iter()
+            .for_each(|name| names.push(name.as_bytes()));
+        let text = answer(Introspection::Docs(names.view()), Protocol::Resp3);
+        assert!(
+            text.starts_with("%1\r\n$6\r\ngetset\r\n%8\r\n$7\r\nsummary\r\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("doc_flags\r\n~1\r\n+deprecated\r\n"),
+            "{text}"
+        );
     }
 }

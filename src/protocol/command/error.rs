@@ -91,7 +91,9 @@ fn unknown_command(args: ArgView<'_>) -> Vec<u8> {
     line.extend_from_slice(b"', with args beginning with: ");
     let start = line.len();
     for word in args.from(1).iter() {
-        let Some(left) = QUOTE_BYTES_MAX.checked_sub(line.len() - start).filter(|left| *left > 0)
+        let Some(left) = QUOTE_BYTES_MAX
+            .checked_sub(line.len() - start)
+            .filter(|left| *left > 0)
         else {
             break;
         };
@@ -112,6 +114,58 @@ impl std::fmt::Debug for CommandError<'_> {
 /// What an error repeats of a client's word: no more than the bound and, as in Redis, nothing
 /// from the first zero byte on.
 fn quotable(word: &[u8]) -> &[u8] {
-    let end = word.iter().position(|&byte| byte == 0).unwrap_or(word.len());
+    let end = word
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(word.len());
     &word[..end.min(QUOTE_BYTES_MAX)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::command::parse;
+    use crate::protocol::{OwnedArgs, Protocol};
+
+    /// The error that a request is refused with, as bytes, and whether it spoils a transaction.
+    fn refuse(words: &[&[u8]]) -> (Vec<u8>, bool) {
+        let mut args = OwnedArgs::new();
+        words.iter().for_each(|word| args.push(word));
+        let error = parse(args.view()).expect_err("a bad request");
+        let mut out = Vec::new();
+        error.reply(&mut Reply::new(&mut out, Protocol::Resp2));
+        (out, error.spoils_transaction())
+    }
+
+    #[test]
+    fn only_what_could_not_be_queued_spoils_a_transaction() {
+        assert!(refuse(&[b"nosuch"]).1);
+        assert!(refuse(&[b"get"]).1);
+        assert!(refuse(&[b"client", b"nosuch"]).1);
+        assert!(
+            !refuse(&[b"set", b"k", b"v", b"nosuch"]).1,
+            "Redis queues it"
+        );
+        assert!(!refuse(&[b"incrby", b"k", b"x"]).1, "Redis queues it");
+    }
+
+    #[test]
+    fn an_error_repeats_what_it_was_given_as_bytes_on_one_line() {
+        let unknown = b"-ERR unknown command 'a b', with args beginning with: '\xff  x' \r\n";
+        assert_eq!(refuse(&[b"a\nb", b"\xff\r\nx"]).0, unknown);
+        assert_eq!(
+            refuse(&[b"a\nb\0c", b"\xff\r\nx\0"]).0,
+            unknown,
+            "nothing after a zero"
+        );
+    }
+
+    #[test]
+    fn an_error_is_short_however_long_the_request() {
+        let (word, mut words) = (vec![b'x'; 100_000], Vec::new());
+        words.resize(50, &word[..]);
+        assert!(refuse(&words).0.len() < 400);
+        assert!(refuse(&[b"client", &word]).0.len() < 250);
+        assert!(refuse(&[b"expire", b"k", b"1", &word]).0.len() < 250);
+    }
 }

@@ -38,7 +38,49 @@ impl Merge {
 
 /// The value of an integer reply.
 fn integer(reply: &[u8]) -> i64 {
-    let digits = reply.strip_prefix(b":").and_then(|rest| rest.strip_suffix(b"\r\n"));
+    let digits = reply
+        .strip_prefix(b":")
+        .and_then(|rest| rest.strip_suffix(b"\r\n"));
     let value = digits.and_then(crate::protocol::number::parse_i64);
     value.expect("evaluate() answers the parts of a sum with integers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(merge: Merge, parts: &[&str]) -> String {
+        let mut out = Vec::new();
+        merge.join(
+            parts.iter().map(|part| part.as_bytes()),
+            Protocol::Resp2,
+            &mut out,
+        );
+        String::from_utf8(out).expect("text went in")
+    }
+
+    #[test]
+    fn parts_make_one_answer() {
+        assert_eq!(
+            join(Merge::Array, &["$1\r\na\r\n", "$-1\r\n"]),
+            "*2\r\n$1\r\na\r\n$-1\r\n"
+        );
+        assert_eq!(
+            join(Merge::Sum, &[":1\r\n", ":0\r\n", ":12\r\n"]),
+            ":13\r\n"
+        );
+        assert_eq!(join(Merge::Ok, &["+OK\r\n", "+OK\r\n"]), "+OK\r\n");
+    }
+
+    #[test]
+    fn the_first_error_is_the_answer() {
+        let parts = ["+OK\r\n", "-ERR one\r\n", "-ERR two\r\n"];
+        for merge in [Merge::Array, Merge::Sum, Merge::Ok] {
+            assert_eq!(
+                join(merge, &parts),
+                "-ERR one\r\n",
+                "{merge:?} hides a failed part"
+            );
+        }
+    }
 }

@@ -30,11 +30,17 @@ impl<'a> Call<'a> {
     }
 
     fn on_key(self, op: KeyOp<'a>) -> Parsed<'a> {
-        Ok(Command::Key(KeyCommand { key: self.word(usize::from(self.spec.keys.first)), op }))
+        Ok(Command::Key(KeyCommand {
+            key: self.word(usize::from(self.spec.keys.first)),
+            op,
+        }))
     }
 
     fn on_keys(self, kind: KeysKind) -> Parsed<'a> {
-        Ok(Command::Keys(KeysCommand { kind, words: self.args.from(1) }))
+        Ok(Command::Keys(KeysCommand {
+            kind,
+            words: self.args.from(1),
+        }))
     }
 
     fn invalid_expire_time(self) -> CommandError<'a> {
@@ -53,7 +59,11 @@ impl<'a> Call<'a> {
             Unit::Millis => Some(amount),
         };
         let millis = millis.ok_or(self.invalid_expire_time())?;
-        Ok(Deadline { millis, origin, command: self.spec.name })
+        Ok(Deadline {
+            millis,
+            origin,
+            command: self.spec.name,
+        })
     }
 
     /// The expiry of a key that is set: never one before its origin.
@@ -104,7 +114,10 @@ pub(super) fn strlen(call: Call<'_>) -> Parsed<'_> {
 }
 
 pub(super) fn get_range(call: Call<'_>) -> Parsed<'_> {
-    call.on_key(KeyOp::GetRange { start: call.integer(2)?, end: call.integer(3)? })
+    call.on_key(KeyOp::GetRange {
+        start: call.integer(2)?,
+        end: call.integer(3)?,
+    })
 }
 
 pub(super) fn get_del(call: Call<'_>) -> Parsed<'_> {
@@ -128,9 +141,18 @@ pub(super) fn set(call: Call<'_>) -> Parsed<'_> {
         None if options.keep_ttl => NewExpiry::Keep,
         None => NewExpiry::None,
     };
-    let answer = if options.get { SetAnswer::Former } else { SetAnswer::Ok };
+    let answer = if options.get {
+        SetAnswer::Former
+    } else {
+        SetAnswer::Ok
+    };
     let condition = options.condition;
-    call.on_key(KeyOp::Set(Set { value: call.word(2), condition, expiry, answer }))
+    call.on_key(KeyOp::Set(Set {
+        value: call.word(2),
+        condition,
+        expiry,
+        answer,
+    }))
 }
 
 pub(super) fn setnx(call: Call<'_>) -> Parsed<'_> {
@@ -176,7 +198,10 @@ pub(super) fn append(call: Call<'_>) -> Parsed<'_> {
 pub(super) fn set_range(call: Call<'_>) -> Parsed<'_> {
     let offset = u64::try_from(call.integer(2)?)
         .map_err(|_| CommandError::Text("ERR offset is out of range"))?;
-    call.on_key(KeyOp::SetRange { offset, value: call.word(3) })
+    call.on_key(KeyOp::SetRange {
+        offset,
+        value: call.word(3),
+    })
 }
 
 pub(super) fn incr(call: Call<'_>) -> Parsed<'_> {
@@ -353,7 +378,13 @@ fn expire_by(call: Call<'_>, unit: Unit, origin: Origin) -> Parsed<'_> {
         ));
     }
     let deadline = call.deadline(call.integer(2)?, unit, origin)?;
-    call.on_key(KeyOp::Expire(Expire { deadline, if_none, if_some, if_later, if_earlier }))
+    call.on_key(KeyOp::Expire(Expire {
+        deadline,
+        if_none,
+        if_some,
+        if_later,
+        if_earlier,
+    }))
 }
 
 pub(super) fn ttl(call: Call<'_>) -> Parsed<'_> {
@@ -383,19 +414,29 @@ pub(super) fn object_encoding(call: Call<'_>) -> Parsed<'_> {
 pub(super) fn memory_usage(call: Call<'_>) -> Parsed<'_> {
     let mut words = call.args.from(3).iter();
     while let Some(word) = words.next() {
-        let samples = words.next().filter(|_| is(word, "SAMPLES")).ok_or(CommandError::SYNTAX)?;
+        let samples = words
+            .next()
+            .filter(|_| is(word, "SAMPLES"))
+            .ok_or(CommandError::SYNTAX)?;
         if integer(samples)? < 0 {
             return Err(CommandError::SYNTAX);
         }
     }
-    call.on_key(KeyOp::MemoryUsage { key_bytes: call.word(2).len() })
+    call.on_key(KeyOp::MemoryUsage {
+        key_bytes: call.word(2).len(),
+    })
 }
 
 // The whole store.
 
 pub(super) fn scan(call: Call<'_>) -> Parsed<'_> {
     let cursor = cursor(call.word(1)).ok_or(CommandError::Text("ERR invalid cursor"))?;
-    let mut scan = Scan { cursor, pattern: None, count: SCAN_COUNT_DEFAULT, strings: true };
+    let mut scan = Scan {
+        cursor,
+        pattern: None,
+        count: SCAN_COUNT_DEFAULT,
+        strings: true,
+    };
     let mut words = call.args.from(2).iter();
     while let Some(option) = words.next() {
         let value = words.next().ok_or(CommandError::SYNTAX)?;
@@ -424,7 +465,9 @@ fn cursor(word: &[u8]) -> Option<u64> {
 }
 
 pub(super) fn keys(call: Call<'_>) -> Parsed<'_> {
-    store(StoreCommand::Keys { pattern: call.word(1) })
+    store(StoreCommand::Keys {
+        pattern: call.word(1),
+    })
 }
 
 pub(super) fn db_size(_: Call<'_>) -> Parsed<'_> {
@@ -442,5 +485,126 @@ pub(super) fn flush(call: Call<'_>) -> Parsed<'_> {
         2 => is(word, "SYNC") || is(word, "ASYNC"),
         _ => false,
     };
-    if sane { store(StoreCommand::Flush) } else { Err(CommandError::SYNTAX) }
+    if sane {
+        store(StoreCommand::Flush)
+    } else {
+        Err(CommandError::SYNTAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::OwnedArgs;
+
+    fn with_command(line: &str, then: impl FnOnce(Parsed<'_>)) {
+        let mut args = OwnedArgs::new();
+        line.split(' ').for_each(|word| args.push(word.as_bytes()));
+        then(super::super::parse(args.view()));
+    }
+
+    #[test]
+    fn a_set_without_conditions_is_a_blind_write() {
+        let blind = |line: &str| {
+            let mut needs = (true, true);
+            with_command(line, |command| match command {
+                Ok(Command::Key(command)) => {
+                    needs = (command.op.needs_current(), command.op.needs_value());
+                }
+                other => panic!("{line}: {other:?}"),
+            });
+            needs
+        };
+        for line in ["set k v", "set k v ex 5", "setex k 5 v", "psetex k 5 v"] {
+            assert_eq!(blind(line), (false, false), "{line}");
+        }
+        for line in [
+            "set k v nx",
+            "set k v xx",
+            "set k v keepttl",
+            "setnx k v",
+            "ttl k",
+        ] {
+            assert_eq!(
+                blind(line),
+                (true, false),
+                "{line} needs to know of the key, no more"
+            );
+        }
+        for line in [
+            "set k v get",
+            "getset k v",
+            "append k v",
+            "incr k",
+            "get k",
+            "persist k",
+        ] {
+            assert_eq!(blind(line), (true, true), "{line}");
+        }
+    }
+
+    #[test]
+    fn several_keys_come_apart_in_order() {
+        with_command("mset a 1 b 2", |command| {
+            let Ok(Command::Keys(command)) = command else {
+                panic!("{command:?}")
+            };
+            let parts: Vec<KeyCommand<'_>> = command.parts().collect();
+            assert_eq!(
+                (parts.len(), command.len(), command.merge()),
+                (2, 2, Merge::Ok)
+            );
+            assert_eq!((parts[0].key, parts[1].key), (&b"a"[..], &b"b"[..]));
+            assert!(
+                matches!(parts[1].op, KeyOp::Set(Set { value: b"2", .. })),
+                "{:?}",
+                parts[1]
+            );
+        });
+        for (line, merge) in [("mget a b a", Merge::Array), ("del a b a", Merge::Sum)] {
+            with_command(line, |command| {
+                let Ok(Command::Keys(command)) = command else {
+                    panic!("{command:?}")
+                };
+                let keys: Vec<&[u8]> = command.parts().map(|part| part.key).collect();
+                assert_eq!(
+                    (keys, command.merge()),
+                    (vec![&b"a"[..], b"b", b"a"], merge),
+                    "{line}"
+                );
+            });
+        }
+    }
+
+    #[test]
+    fn scan_reads_cursor_and_options() {
+        with_command(
+            "scan 18446744073709551615 match a* COUNT 7 type String",
+            |command| {
+                let Ok(Command::Store(StoreCommand::Scan(scan))) = command else {
+                    panic!("{command:?}")
+                };
+                assert_eq!((scan.cursor, scan.count, scan.strings), (u64::MAX, 7, true));
+                assert_eq!(scan.pattern, Some(&b"a*"[..]));
+            },
+        );
+        for cursor in ["18446744073709551616", "-1", "+1", "1x", "0x1"] {
+            with_command(&format!("scan {cursor}"), |command| {
+                assert_eq!(
+                    format!("{command:?}"),
+                    "Err(ERR invalid cursor)",
+                    "{cursor}"
+                );
+            });
+        }
+    }
+
+    #[test]
+    fn a_command_is_small_enough_to_be_passed_by_value() {
+        assert!(
+            size_of::<Command<'_>>() <= 96,
+            "{} bytes",
+            size_of::<Command<'_>>()
+        );
+    }
 }

@@ -19,7 +19,11 @@ pub(super) fn echo(call: Call<'_>) -> Parsed<'_> {
 }
 
 pub(super) fn hello(call: Call<'_>) -> Parsed<'_> {
-    let mut hello = Hello { protocol: None, login: None, name: None };
+    let mut hello = Hello {
+        protocol: None,
+        login: None,
+        name: None,
+    };
     if let Some(version) = call.args.get(1) {
         hello.protocol = match parse_i64(version) {
             Some(2) => Some(Protocol::Resp2),
@@ -36,14 +40,20 @@ pub(super) fn hello(call: Call<'_>) -> Parsed<'_> {
     while let Some(option) = call.args.get(at) {
         let left = call.args.len() - 1 - at;
         if is(option, "AUTH") && left >= 2 {
-            hello.login =
-                Some(Login { user: Some(call.word(at + 1)), password: call.word(at + 2) });
+            hello.login = Some(Login {
+                user: Some(call.word(at + 1)),
+                password: call.word(at + 2),
+            });
             at += 3;
         } else if is(option, "SETNAME") && left >= 1 {
             hello.name = Some(printable(call.word(at + 1)).ok_or(BAD_NAME)?);
             at += 2;
         } else {
-            return Err(CommandError::Quote("ERR Syntax error in HELLO option '", option, "'"));
+            return Err(CommandError::Quote(
+                "ERR Syntax error in HELLO option '",
+                option,
+                "'",
+            ));
         }
     }
     session(Session::Hello(hello))
@@ -51,8 +61,14 @@ pub(super) fn hello(call: Call<'_>) -> Parsed<'_> {
 
 pub(super) fn auth(call: Call<'_>) -> Parsed<'_> {
     let login = match call.args.len() {
-        2 => Login { user: None, password: call.word(1) },
-        3 => Login { user: Some(call.word(1)), password: call.word(2) },
+        2 => Login {
+            user: None,
+            password: call.word(1),
+        },
+        3 => Login {
+            user: Some(call.word(1)),
+            password: call.word(2),
+        },
         _ => return Err(CommandError::SYNTAX),
     };
     session(Session::Auth(login))
@@ -122,7 +138,9 @@ fn client(command: Client<'_>) -> Parsed<'_> {
 
 /// Names are seen in lists with blanks between the fields.
 fn printable(name: &[u8]) -> Option<&[u8]> {
-    name.iter().all(|byte| matches!(byte, b'!'..=b'~')).then_some(name)
+    name.iter()
+        .all(|byte| matches!(byte, b'!'..=b'~'))
+        .then_some(name)
 }
 
 pub(super) fn client_id(_: Call<'_>) -> Parsed<'_> {
@@ -144,7 +162,11 @@ pub(super) fn client_set_info(call: Call<'_>) -> Parsed<'_> {
     } else if is(option, "LIB-VER") {
         ClientInfo::LibVer
     } else {
-        return Err(CommandError::Quote("ERR Unrecognized option '", option, "'"));
+        return Err(CommandError::Quote(
+            "ERR Unrecognized option '",
+            option,
+            "'",
+        ));
     };
     let text = printable(call.word(3)).ok_or(CommandError::Quote(
         "ERR ",
@@ -164,7 +186,10 @@ pub(super) fn client_list(call: Call<'_>) -> Parsed<'_> {
         let kind = call.word(3);
         if is(kind, "normal") {
             ClientFilter::All
-        } else if ["replica", "slave", "master", "pubsub"].into_iter().any(|name| is(kind, name)) {
+        } else if ["replica", "slave", "master", "pubsub"]
+            .into_iter()
+            .any(|name| is(kind, name))
+        {
             ClientFilter::Nobody
         } else {
             return Err(CommandError::Quote("ERR Unknown client type '", kind, "'"));
@@ -193,7 +218,11 @@ pub(super) fn client_no_touch(call: Call<'_>) -> Parsed<'_> {
 
 fn on_or_off<'a>(call: Call<'a>, command: Client<'a>) -> Parsed<'a> {
     let word = call.word(2);
-    if is(word, "ON") || is(word, "OFF") { client(command) } else { Err(CommandError::SYNTAX) }
+    if is(word, "ON") || is(word, "OFF") {
+        client(command)
+    } else {
+        Err(CommandError::SYNTAX)
+    }
 }
 
 // CONFIG.
@@ -267,7 +296,11 @@ fn get_keys<'a>(
         }
         Ok(spec) => spec,
     };
-    if spec.keys.first == 0 { Err(NO_KEYS) } else { describe(form(spec, args)) }
+    if spec.keys.first == 0 {
+        Err(NO_KEYS)
+    } else {
+        describe(form(spec, args))
+    }
 }
 
 const NO_KEYS: CommandError<'static> = CommandError::Text("ERR The command has no key arguments");
@@ -294,4 +327,98 @@ pub(super) fn command_list(call: Call<'_>) -> Parsed<'_> {
         _ => return Err(CommandError::SYNTAX),
     };
     describe(Introspection::List(filter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::OwnedArgs;
+    use crate::protocol::command::parse;
+
+    /// What `line` is parsed to, as its debug form; errors as their text.
+    fn read(line: &str) -> String {
+        let mut args = OwnedArgs::new();
+        line.split(' ').for_each(|word| args.push(word.as_bytes()));
+        match parse(args.view()) {
+            Ok(Command::Session(command)) => format!("{command:?}"),
+            Ok(other) => panic!("{line}: {other:?}"),
+            Err(error) => format!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn hello_takes_its_options_in_any_order() {
+        for line in ["hello 3 auth u p setname n", "HELLO 3 SETNAME n AUTH u p"] {
+            let mut args = OwnedArgs::new();
+            line.split(' ').for_each(|word| args.push(word.as_bytes()));
+            let Ok(Command::Session(Session::Hello(hello))) = parse(args.view()) else {
+                panic!("{line} is a greeting");
+            };
+            assert_eq!(hello.protocol, Some(Protocol::Resp3));
+            assert_eq!(hello.name, Some(&b"n"[..]));
+            let login = hello.login.expect("there is one");
+            assert_eq!((login.user, login.password), (Some(&b"u"[..]), &b"p"[..]));
+        }
+        let plain = "Hello(Hello { protocol: None, login: None, name: None })";
+        assert_eq!(read("hello"), plain);
+        assert_eq!(
+            read("hello 4"),
+            "NOPROTO unsupported protocol version",
+            "lettuce looks for it"
+        );
+        assert_eq!(
+            read("hello 2 auth u"),
+            "ERR Syntax error in HELLO option 'auth'"
+        );
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        for line in ["auth secret", "auth u secret", "hello 2 auth u secret"] {
+            assert!(!read(line).contains("secret"), "{}", read(line));
+        }
+    }
+
+    #[test]
+    fn client_list_is_filtered_by_kind_or_number() {
+        assert_eq!(read("client list"), "Client(List(All))");
+        assert_eq!(read("client list type NORMAL"), "Client(List(All))");
+        assert_eq!(read("client list type pubsub"), "Client(List(Nobody))");
+        assert_eq!(
+            read("client list id 1 2"),
+            "Client(List(Ids([\"1\", \"2\"])))"
+        );
+        assert_eq!(read("client list id 1 x"), "ERR Invalid client ID");
+        assert_eq!(read("client list id"), "ERR syntax error");
+    }
+
+    #[test]
+    fn client_setinfo_is_as_in_redis_7_2() {
+        assert_eq!(
+            read("client setinfo lib-name a").split('(').nth(1),
+            Some("SetInfo")
+        );
+        assert_eq!(
+            read("client setinfo nosuch a"),
+            "ERR Unrecognized option 'nosuch'"
+        );
+        assert_eq!(
+            read("client setinfo LIB-VER a\nb"),
+            "ERR LIB-VER cannot contain spaces, newlines or special characters."
+        );
+        let name = read("client setname a\tb");
+        assert_eq!(
+            name,
+            "ERR Client names cannot contain spaces, newlines or special characters."
+        );
+    }
+
+    #[test]
+    fn config_set_takes_pairs() {
+        assert_eq!(
+            read("config set a 1 b 2"),
+            "Config(Set([\"a\", \"1\", \"b\", \"2\"]))"
+        );
+        assert_eq!(read("config set a 1 b"), "ERR syntax error");
+    }
 }

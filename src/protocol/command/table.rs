@@ -92,7 +92,12 @@ pub struct Keys {
 }
 
 impl Keys {
-    const NONE: Keys = Keys { first: 0, to_the_end: false, step: 0, access: &[] };
+    const NONE: Keys = Keys {
+        first: 0,
+        to_the_end: false,
+        step: 0,
+        access: &[],
+    };
 
     /// The indices of the keys in a command of `length` arguments.
     pub fn indices(self, length: usize) -> impl Iterator<Item = usize> {
@@ -162,17 +167,32 @@ const fn spec(name: &'static str, arity: i8, marks: Marks, parse: Parse) -> Spec
 /// The rows are written with these.
 impl Spec {
     const fn one_key(self, access: &'static [&'static str]) -> Spec {
-        let keys = Keys { first: 1, to_the_end: false, step: 1, access };
+        let keys = Keys {
+            first: 1,
+            to_the_end: false,
+            step: 1,
+            access,
+        };
         Spec { keys, ..self }
     }
 
     const fn second_key(self, access: &'static [&'static str]) -> Spec {
-        let keys = Keys { first: 2, to_the_end: false, step: 1, access };
+        let keys = Keys {
+            first: 2,
+            to_the_end: false,
+            step: 1,
+            access,
+        };
         Spec { keys, ..self }
     }
 
     const fn all_keys(self, step: u8, access: &'static [&'static str]) -> Spec {
-        let keys = Keys { first: 1, to_the_end: true, step, access };
+        let keys = Keys {
+            first: 1,
+            to_the_end: true,
+            step,
+            access,
+        };
         Spec { keys, ..self }
     }
 
@@ -181,19 +201,34 @@ impl Spec {
     }
 
     const fn doc(self, group: Group, since: &'static str, complexity: &'static str) -> Spec {
-        Spec { group, since, complexity, ..self }
+        Spec {
+            group,
+            since,
+            complexity,
+            ..self
+        }
     }
 
     const fn usage(self, syntax: &'static str, summary: &'static str) -> Spec {
-        Spec { syntax, summary, ..self }
+        Spec {
+            syntax,
+            summary,
+            ..self
+        }
     }
 
     const fn deprecated(self, since: &'static str, instead: &'static str) -> Spec {
-        Spec { deprecated: Some((since, instead)), ..self }
+        Spec {
+            deprecated: Some((since, instead)),
+            ..self
+        }
     }
 
     const fn subcommands(self, subcommands: &'static [Spec]) -> Spec {
-        Spec { subcommands, ..self }
+        Spec {
+            subcommands,
+            ..self
+        }
     }
 }
 
@@ -228,8 +263,9 @@ impl Spec {
             && let Some(word) = args.get(1)
         {
             let container = spec.name;
-            spec =
-                spec.subcommand(word).ok_or(CommandError::UnknownSubcommand { container, word })?;
+            spec = spec
+                .subcommand(word)
+                .ok_or(CommandError::UnknownSubcommand { container, word })?;
         }
         if !spec.takes(args.len()) {
             return Err(CommandError::Arity(spec.name));
@@ -244,7 +280,9 @@ impl Spec {
 
     /// The subcommand called `word`, in any case.
     pub fn subcommand(&self, word: &[u8]) -> Option<&'static Spec> {
-        self.subcommands.iter().find(|spec| spec.last_name().as_bytes().eq_ignore_ascii_case(word))
+        self.subcommands
+            .iter()
+            .find(|spec| spec.last_name().as_bytes().eq_ignore_ascii_case(word))
     }
 
     /// The name without its container's.
@@ -311,4 +349,173 @@ const fn hash(name: &[u8]) -> usize {
     let middle = (name[name.len() / 2] | 0x20) as usize;
     let last = (name[name.len() - 1] | 0x20) as usize;
     (first * 31 + middle * 7 + last * 113 + name.len() * 59) % 65_521
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::command::{Command, Session};
+    use crate::protocol::{ArgView, OwnedArgs};
+
+    fn with_view<T>(words: &[&str], then: impl FnOnce(ArgView<'_>) -> T) -> T {
+        let mut args = OwnedArgs::new();
+        words.iter().for_each(|word| args.push(word.as_bytes()));
+        then(args.view())
+    }
+
+    fn all_rows() -> impl Iterator<Item = &'static Spec> {
+        COMMANDS
+            .iter()
+            .flat_map(|spec| std::iter::once(*spec).chain(spec.subcommands))
+    }
+
+    #[test]
+    fn every_name_finds_its_own_row_in_any_case() {
+        for spec in all_rows() {
+            for name in [spec.name.to_owned(), spec.name.to_ascii_uppercase()] {
+                let found = Spec::find_full(name.as_bytes()).expect("its own name");
+                assert!(std::ptr::eq(found, spec), "{name} finds {}", found.name);
+            }
+        }
+        for name in [
+            "",
+            "ge",
+            "gett",
+            "nosuch",
+            "client|",
+            "client|nosuch",
+            "get|x",
+            "|",
+            "\u{e7}et",
+        ] {
+            assert!(
+                Spec::find_full(name.as_bytes()).is_none(),
+                "{name:?} is no command"
+            );
+        }
+        assert!(
+            Spec::find(b"client|id").is_none(),
+            "no command is called like a subcommand"
+        );
+    }
+
+    #[test]
+    fn a_lookup_compares_few_names() {
+        let probes: Vec<usize> = COMMANDS
+            .iter()
+            .map(|spec| {
+                let home = hash(spec.name.as_bytes()) % INDEX_SLOTS;
+                let steps = (0..INDEX_SLOTS).find(|step| {
+                    let row = INDEX[(home + step) % INDEX_SLOTS];
+                    row > 0 && COMMANDS[usize::from(row) - 1].name == spec.name
+                });
+                steps.expect("it is in the index") + 1
+            })
+            .collect();
+        assert!(
+            probes.iter().all(|&count| count <= 4),
+            "a chain is too long: {probes:?}"
+        );
+        assert!(
+            probes.iter().sum::<usize>() < 2 * COMMANDS.len(),
+            "chains: {probes:?}"
+        );
+    }
+
+    #[test]
+    fn every_row_is_complete_and_sane() {
+        for spec in all_rows() {
+            let name = spec.name;
+            assert_eq!(name, name.to_ascii_lowercase(), "clients expect lower case");
+            assert!(
+                !spec.since.is_empty() && !spec.complexity.is_empty(),
+                "{name} lacks its doc"
+            );
+            assert!(
+                spec.summary.ends_with('.') && !spec.summary.contains('\n'),
+                "{name}'s summary"
+            );
+            assert!(
+                !spec.is(WRITE | READONLY),
+                "{name} cannot both write and only read"
+            );
+            assert!(!spec.is(DENYOOM) || spec.is(WRITE), "{name} takes no room");
+            assert_eq!(
+                spec.keys.first == 0,
+                spec.keys.access.is_empty(),
+                "{name}'s key access"
+            );
+            let least = usize::from(spec.arity.unsigned_abs());
+            let keys = spec.keys.indices(least).count();
+            assert!(
+                spec.keys.first == 0 || keys >= 1,
+                "{name} may be called without its key"
+            );
+            for subcommand in spec.subcommands {
+                let container = subcommand.name.strip_suffix(subcommand.last_name());
+                assert_eq!(container, Some(&*format!("{name}|")), "{}", subcommand.name);
+            }
+        }
+        for rows in [strings::ROWS, keyspace::ROWS, session::ROWS] {
+            assert!(
+                rows.is_sorted_by_key(|spec| spec.name),
+                "a row is out of order"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_row_says_of_writing_is_what_the_command_does() {
+        for spec in COMMANDS.iter().filter(|spec| spec.subcommands.is_empty()) {
+            let numbers = vec!["1"; usize::from(spec.arity.unsigned_abs()) - 1];
+            let words: Vec<&str> = std::iter::once(spec.name).chain(numbers).collect();
+            with_view(&words, |args| {
+                let writes = match Spec::of(args).and_then(|spec| spec.parse(args)) {
+                    Ok(Command::Key(command)) => command.op.is_write(),
+                    Ok(Command::Keys(command)) => command.is_write(),
+                    Ok(Command::Store(command)) => {
+                        matches!(command, crate::protocol::command::StoreCommand::Flush)
+                    }
+                    Ok(Command::Session(_)) => false,
+                    Err(error) => panic!("{words:?}: {error:?}"),
+                };
+                assert_eq!(writes, spec.is(WRITE), "{}", spec.name);
+            });
+        }
+    }
+
+    #[test]
+    fn keys_are_found_where_the_row_says() {
+        let keys = |name: &str, length| -> Vec<usize> {
+            Spec::find_full(name.as_bytes())
+                .expect("a row")
+                .keys
+                .indices(length)
+                .collect()
+        };
+        assert_eq!(keys("get", 2), [1]);
+        assert_eq!(keys("set", 5), [1], "options are no keys");
+        assert_eq!(keys("mset", 7), [1, 3, 5], "values are no keys");
+        assert_eq!(keys("del", 4), [1, 2, 3]);
+        assert_eq!(keys("object|encoding", 3), [2]);
+        assert_eq!(keys("ping", 2), [0; 0]);
+        assert_eq!(keys("object|encoding", 2), [0; 0], "cut short of its key");
+    }
+
+    #[test]
+    fn a_container_needs_a_subcommand_except_command() {
+        let fails = |words: &[&str]| with_view(words, |args| Spec::of(args).is_err());
+        assert!(
+            fails(&["client"]) && fails(&["client", "nosuch"]) && fails(&["client", "id", "x"])
+        );
+        assert!(!fails(&["client", "ID"]));
+        with_view(&["COMMAND"], |args| {
+            let command = Spec::of(args).and_then(|spec| spec.parse(args));
+            assert!(
+                matches!(command, Ok(Command::Session(Session::Describe(_)))),
+                "{command:?}"
+            );
+        });
+        assert!(fails(&[]), "no arguments are no command");
+    }
 }

@@ -5,14 +5,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use glommio::{GlommioError, LocalExecutorBuilder, Placement};
+use glommio::GlommioError;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::files::create_dirs;
 use crate::error::{Error, Result};
-use crate::rt::BLOCK_BYTES;
+use crate::rt::{BLOCK_BYTES, ring_flags};
 
 /// glommio refuses half of this, and was seen to fail at exactly half.
 const MEMLOCK_BYTES_MIN: u64 = 1 << 20;
@@ -96,39 +96,34 @@ fn raise(resource: Resource, wish: u64) -> u64 {
     getrlimit(resource).map_or(0, |(soft, _)| soft)
 }
 
-/// Starts an executor, on a thread that ends with it, to see whether rings are to be had.
-fn check_rings() -> Result<()> {
-    let probe = std::thread::Builder::new().name("quoit-probe".into());
-    let thread = probe.spawn(|| {
-        let builder = LocalExecutorBuilder::new(Placement::Unbound);
-        builder
-            .io_memory(1 << 16)
-            .ring_depth(8)
-            .make()
-            .map(drop)
-            .map_err(advice)
-    });
-    match thread.map(|thread| thread.join()) {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(why))) => Err(Error::Setup(why)),
-        Ok(Err(_)) => Err(Error::Setup(NO_RINGS.into())),
-        Err(error) => Err(Error::Setup(format!("cannot start a thread: {error}"))),
-    }
-}
-
 const NO_RINGS: &str = "io_uring is not to be had: allow it (the container's seccomp profile, \
-                        `sysctl kernel.io_uring_disabled=0`), or use Linux 5.8 or later";
+                        `sysctl kernel.io_uring_disabled=0`)";
 
 /// Why an executor did not start, and what to do about it.
 pub(super) fn advice(error: GlommioError<()>) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => NO_RINGS.into(),
-        Some(libc::ENOMEM) => {
-            "no memory for io_uring: raise RLIMIT_MEMLOCK, or the memory limit".into()
-        }
-        Some(libc::EMFILE | libc::ENFILE) => "too many open files: raise RLIMIT_NOFILE".into(),
-        _ => error.to_string(),
+        Some(errno) => advice_on(errno).unwrap_or_else(|| error.to_string()),
+        None => error.to_string(),
     }
+}
+
+fn advice_on(errno: i32) -> Option<String> {
+    match errno {
+        libc::ENOSYS | libc::EPERM | libc::EACCES => Some(NO_RINGS.into()),
+        libc::ENOMEM => {
+            Some("no memory for io_uring: raise `ulimit -l` or the memory limit".into())
+        }
+        libc::EMFILE | libc::ENFILE => Some("too many open files: raise `ulimit -n`".into()),
+        _ => None,
+    }
+}
+
+/// Whether a ring is to be had. Asked of the kernel directly: glommio panics if it is refused.
+pub(super) fn check_rings() -> Result<()> {
+    ring_flags::check().map_err(|error| {
+        let advice = error.raw_os_error().and_then(advice_on);
+        Error::Setup(advice.unwrap_or_else(|| format!("io_uring is not to be had: {error}")))
+    })
 }
 
 /// A block that can be written with O_DIRECT.
@@ -194,7 +189,8 @@ fn cpus() -> Vec<usize> {
 
 /// Seconds of CPU that this process has used: in user mode, and in the kernel.
 pub fn cpu_seconds() -> (f64, f64) {
-    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     match nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF) {
         Ok(usage) => (seconds(usage.user_time()), seconds(usage.system_time())),
         Err(_) => (0.0, 0.0),
@@ -229,4 +225,38 @@ pub fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     pages.unwrap_or(0) * page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_number() {
+        assert_eq!(parse_version("5.8.0-63-generic"), Some((5, 8)));
+        assert_eq!(parse_version("6.18"), Some((6, 18)));
+        assert!(
+            parse_version("5.10.1") > Some(KERNEL_MIN),
+            "10 is more than 8"
+        );
+        assert_eq!(parse_version("unknown"), None, "and is then not refused");
+    }
+
+    #[test]
+    fn a_refused_ring_comes_with_advice() {
+        for errno in [libc::ENOSYS, libc::EPERM] {
+            let error = GlommioError::IoError(io::Error::from_raw_os_error(errno));
+            assert!(advice(error).contains("seccomp"), "errno {errno}");
+        }
+        assert!(check_rings().is_ok(), "these tests run on rings");
+    }
+
+    #[test]
+    fn this_process_is_in_memory() {
+        let bytes = resident_bytes();
+        assert!(
+            (1 << 20..1 << 40).contains(&bytes),
+            "{bytes} bytes: not pages, not kilobytes"
+        );
+    }
 }

@@ -36,7 +36,7 @@ pub use files::{
     DirLock, File, ReadBytes, WriteBytes, create_dir_all, list_dir, lock_file, remove_file, rename,
     sync_dir,
 };
-pub use host::{HostReport, check_host, cpu_seconds, cpu_count, pins_for, resident_bytes};
+pub use host::{HostReport, check_host, cpu_count, cpu_seconds, pins_for, resident_bytes};
 pub use mail::{Inbox, Mail, Outbox};
 pub use net::{Listener, Stream, reserve_port};
 pub use stop::{request_stop, stopping};
@@ -107,6 +107,7 @@ where
     let count = u16::try_from(options.pins.len()).expect("a node has fewer than 65536 cores");
     assert!(count > 0, "a node has a core");
     abort_on_panic_of_own_threads();
+    host::check_rings()?;
     let stop = stop::register()?;
     let probe = Probe::create(&options.probe_dir)?;
     let (kicker, pulses) = Kicker::start(options.pins.len(), options.without_kick)
@@ -246,7 +247,11 @@ where
     if seat.gate.recv().is_err() {
         return Ok(None);
     }
-    let core = Core { id: seat.id, count: seat.count, mail: SeamMail(MailKind::Real(seat.mail)) };
+    let core = Core {
+        id: seat.id,
+        count: seat.count,
+        mail: SeamMail(MailKind::Real(seat.mail)),
+    };
     let result = spawn_in(Queue::Foreground, main(core)).await;
     wind_up(&local).await;
     Ok(Some(result))

@@ -92,7 +92,9 @@ pub enum SegmentHeader {
 
 /// Reads a segment's header.
 pub fn decode_segment_header(block: &[u8]) -> SegmentHeader {
-    let Some(header) = block.get(..SEGMENT_HEADER_BYTES) else { return SegmentHeader::Unreadable };
+    let Some(header) = block.get(..SEGMENT_HEADER_BYTES) else {
+        return SegmentHeader::Unreadable;
+    };
     let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..32]);
     if &header[0..8] != SEGMENT_MAGIC || u32_at(header, 12) != crc {
         return SegmentHeader::Unreadable;
@@ -122,7 +124,10 @@ pub struct BatchHeader {
 pub fn seal_batch(header: BatchHeader, batch: &mut [u8]) {
     let end = BATCH_HEADER_BYTES + header.length as usize;
     assert!(batch.len() == padded(end), "a batch is whole blocks");
-    assert!(header.synced < header.sequence, "a batch is not durable before it is written");
+    assert!(
+        header.synced < header.sequence,
+        "a batch is not durable before it is written"
+    );
     batch[0..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
     batch[8..16].copy_from_slice(&header.segment.0.to_le_bytes());
     batch[16..24].copy_from_slice(&header.sequence.to_le_bytes());
@@ -153,7 +158,9 @@ pub fn decode_batch_header(bytes: &[u8], segment: SegmentId) -> Option<BatchHead
 /// True if `batch` (header and entries at least) is as it was sealed.
 pub fn batch_is_intact(header: BatchHeader, batch: &[u8]) -> bool {
     let end = BATCH_HEADER_BYTES + header.length as usize;
-    batch.get(8..end).is_some_and(|covered| crc32c::crc32c(covered) == u32_at(batch, 4))
+    batch
+        .get(8..end)
+        .is_some_and(|covered| crc32c::crc32c(covered) == u32_at(batch, 4))
 }
 
 /// What one entry of the log says.
@@ -251,7 +258,11 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
             let (cores, parts) = rest.split_at_checked(2 * count)?;
             let core = |pair: &[u8]| CoreId(u16::from_le_bytes([pair[0], pair[1]]));
             let cores = cores.chunks_exact(2).map(core).collect();
-            Some(Entry::Prepare { transaction, cores, parts })
+            Some(Entry::Prepare {
+                transaction,
+                cores,
+                parts,
+            })
         }
         _ => None,
     }
@@ -259,7 +270,13 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
 
 fn take_version(bytes: &[u8]) -> Option<(Version, &[u8])> {
     let (version, rest) = bytes.split_at_checked(VERSION_BYTES)?;
-    Some((Version { clock: u64_at(version, 0), coordinator: u32_at(version, 8) }, rest))
+    Some((
+        Version {
+            clock: u64_at(version, 0),
+            coordinator: u32_at(version, 8),
+        },
+        rest,
+    ))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -276,11 +293,18 @@ mod tests {
     use crate::storage::record::{Meta, Record};
 
     fn version(clock: u64) -> Version {
-        Version { clock, coordinator: 7 }
+        Version {
+            clock,
+            coordinator: 7,
+        }
     }
 
     fn sealed() -> (BatchHeader, Vec<u8>) {
-        let meta = Meta { version: version(5), expiry: 0, tombstone: false };
+        let meta = Meta {
+            version: version(5),
+            expiry: 0,
+            tombstone: false,
+        };
         let mut batch = vec![0; BATCH_HEADER_BYTES];
         put_record(Record::new(meta, b"k", b"v").bytes(), &mut batch);
         put_clear(version(6), &mut batch);
@@ -289,8 +313,13 @@ mod tests {
         put_prepare(version(9), &[CoreId(0), CoreId(3)], &parts, &mut batch);
         put_commit(version(9), &mut batch);
         let length = (batch.len() - BATCH_HEADER_BYTES) as u32;
-        let header =
-            BatchHeader { segment: SegmentId(2), sequence: 11, synced: 10, length, entries: 4 };
+        let header = BatchHeader {
+            segment: SegmentId(2),
+            sequence: 11,
+            synced: 10,
+            length,
+            entries: 4,
+        };
         batch.resize(padded(batch.len()), 0xEE);
         seal_batch(header, &mut batch);
         (header, batch)
@@ -302,13 +331,23 @@ mod tests {
         assert_eq!(decode_batch_header(&batch, SegmentId(2)), Some(header));
         assert!(batch_is_intact(header, &batch));
         let mut rest = &batch[BATCH_HEADER_BYTES..][..header.length as usize];
-        let Some(Entry::Record(view)) = take_entry(&mut rest) else { panic!("a record") };
+        let Some(Entry::Record(view)) = take_entry(&mut rest) else {
+            panic!("a record")
+        };
         assert_eq!((view.key(), view.value()), (&b"k"[..], &b"v"[..]));
         assert!(matches!(take_entry(&mut rest), Some(Entry::Clear(v)) if v == version(6)));
-        let Some(Entry::Prepare { transaction, cores, mut parts }) = take_entry(&mut rest) else {
+        let Some(Entry::Prepare {
+            transaction,
+            cores,
+            mut parts,
+        }) = take_entry(&mut rest)
+        else {
             panic!("a prepare")
         };
-        assert_eq!((transaction, cores), (version(9), vec![CoreId(0), CoreId(3)]));
+        assert_eq!(
+            (transaction, cores),
+            (version(9), vec![CoreId(0), CoreId(3)])
+        );
         assert!(matches!(take_entry(&mut parts), Some(Entry::Clear(v)) if v == version(8)));
         assert!(matches!(take_entry(&mut rest), Some(Entry::Commit(v)) if v == version(9)));
         assert!(rest.is_empty());
@@ -330,14 +369,21 @@ mod tests {
     #[test]
     fn a_batch_of_another_segment_is_not_ours() {
         let (_, batch) = sealed();
-        assert_eq!(decode_batch_header(&batch, SegmentId(3)), None, "a recycled file's past");
+        assert_eq!(
+            decode_batch_header(&batch, SegmentId(3)),
+            None,
+            "a recycled file's past"
+        );
     }
 
     #[test]
     fn segment_headers_tell_valid_newer_and_unreadable_apart() {
         let mut block = vec![0xEE; BLOCK_BYTES];
         encode_segment_header(SegmentId(4), 1 << 20, &mut block);
-        assert_eq!(decode_segment_header(&block), SegmentHeader::Valid(SegmentId(4)));
+        assert_eq!(
+            decode_segment_header(&block),
+            SegmentHeader::Valid(SegmentId(4))
+        );
         let mut torn = block.clone();
         torn[20] ^= 1;
         assert_eq!(decode_segment_header(&torn), SegmentHeader::Unreadable);

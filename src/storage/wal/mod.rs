@@ -124,7 +124,11 @@ impl Wal {
         assert!(limits.segment_bytes.is_multiple_of(BLOCK_BYTES as u64));
         assert!(limits.segment_bytes > 2 * BLOCK_BYTES as u64);
         let last = super::RECOVERED;
-        let full = |(segment, first)| Full { segment: Rc::new(segment), first, last };
+        let full = |(segment, first)| Full {
+            segment: Rc::new(segment),
+            first,
+            last,
+        };
         let full = found.segments.into_iter().map(full).collect();
         let state = State {
             pending: None,
@@ -155,7 +159,8 @@ impl Wal {
         if let Durability::Periodic(interval) = durability {
             rt::spawn(wal.clone().sync_now_and_then(interval));
         }
-        wal.wait_for(|| wal.0.supply.is_decided().then_some(())).await;
+        wal.wait_for(|| wal.0.supply.is_decided().then_some(()))
+            .await;
         wal
     }
 
@@ -166,17 +171,29 @@ impl Wal {
             return Admission::Failed;
         }
         let need = bytes + entries * ENTRY_HEADER_BYTES;
-        let before = state.pending.as_ref().map_or(BATCH_HEADER_BYTES, |pending| pending.filled);
+        let before = state
+            .pending
+            .as_ref()
+            .map_or(BATCH_HEADER_BYTES, |pending| pending.filled);
         let batch = padded(before + need) as u64;
         if state.pending.is_some() && batch > self.0.limits.batch_bytes_max as u64 {
             return Admission::Wait;
         }
-        let left = state.current.as_ref().map_or(0, |segment| segment.bytes - state.used);
+        let left = state
+            .current
+            .as_ref()
+            .map_or(0, |segment| segment.bytes - state.used);
         if batch <= left || batch <= self.0.supply.spare_room() {
             return Admission::Ready;
         }
-        self.0.supply.ask_for(padded(BATCH_HEADER_BYTES + need) as u64);
-        if self.0.supply.is_refused() { Admission::DiskFull } else { Admission::Wait }
+        self.0
+            .supply
+            .ask_for(padded(BATCH_HEADER_BYTES + need) as u64);
+        if self.0.supply.is_refused() {
+            Admission::DiskFull
+        } else {
+            Admission::Wait
+        }
     }
 
     /// Waits until [`Wal::admit`] says something else than `Wait`, and fails if that is a refusal.
@@ -206,14 +223,20 @@ impl Wal {
 
     /// Appends this core's part of a transaction over several cores.
     pub fn append_prepare(&self, lsn: Lsn, transaction: Version, cores: &[CoreId], parts: &[u8]) {
-        self.append(lsn, format::prepare_bytes(cores.len(), parts.len()), |out| {
-            format::put_prepare(transaction, cores, parts, out);
-        });
+        self.append(
+            lsn,
+            format::prepare_bytes(cores.len(), parts.len()),
+            |out| {
+                format::put_prepare(transaction, cores, parts, out);
+            },
+        );
     }
 
     /// Appends the word that all cores of `transaction` have prepared.
     pub fn append_commit(&self, lsn: Lsn, transaction: Version) {
-        self.append(lsn, format::MARKER_BYTES, |out| format::put_commit(transaction, out));
+        self.append(lsn, format::MARKER_BYTES, |out| {
+            format::put_commit(transaction, out)
+        });
     }
 
     fn append(&self, lsn: Lsn, bytes: usize, put: impl FnOnce(&mut Pending)) {
@@ -221,12 +244,18 @@ impl Wal {
         assert!(!state.failed, "a failed log admits nothing");
         let fresh = state.pending.is_none();
         let mut pending = state.pending.take().unwrap_or_else(|| Pending {
-            buffer: self.buffer(&state, padded(BATCH_HEADER_BYTES + ENTRY_HEADER_BYTES + bytes)),
+            buffer: self.buffer(
+                &state,
+                padded(BATCH_HEADER_BYTES + ENTRY_HEADER_BYTES + bytes),
+            ),
             filled: BATCH_HEADER_BYTES,
             entries: 0,
             last: lsn,
         });
-        assert!(fresh || lsn > pending.last, "records are numbered in the order of the log");
+        assert!(
+            fresh || lsn > pending.last,
+            "records are numbered in the order of the log"
+        );
         let need = pending.filled + ENTRY_HEADER_BYTES + bytes;
         if need > pending.buffer.len() {
             let mut larger = self.buffer(&state, padded(need.max(2 * pending.buffer.len())));
@@ -262,7 +291,11 @@ impl Wal {
             if self.is_acknowledged(lsn) {
                 return Some(Ok(()));
             }
-            self.0.state.borrow().failed.then_some(Err(Error::Uncertain))
+            self.0
+                .state
+                .borrow()
+                .failed
+                .then_some(Err(Error::Uncertain))
         })
         .await
     }
@@ -303,7 +336,12 @@ impl Wal {
     /// Bytes of all segments that hold something.
     pub fn bytes(&self) -> u64 {
         let state = self.0.state.borrow();
-        state.full.iter().map(|full| full.segment.bytes).sum::<u64>() + state.used
+        state
+            .full
+            .iter()
+            .map(|full| full.segment.bytes)
+            .sum::<u64>()
+            + state.used
     }
 
     /// Where replay must begin once every record up to `flushed` is in a table.
@@ -311,18 +349,29 @@ impl Wal {
         let state = self.0.state.borrow();
         let kept = state.full.iter().find(|full| full.last > flushed);
         match (kept, &state.current) {
-            (Some(full), _) => Floor { segment: full.segment.id, sequence: full.first },
-            (None, Some(current)) => Floor { segment: current.id, sequence: state.current_first },
-            (None, None) => {
-                Floor { segment: self.0.supply.id_next(), sequence: state.sequence_next }
-            }
+            (Some(full), _) => Floor {
+                segment: full.segment.id,
+                sequence: full.first,
+            },
+            (None, Some(current)) => Floor {
+                segment: current.id,
+                sequence: state.current_first,
+            },
+            (None, None) => Floor {
+                segment: self.0.supply.id_next(),
+                sequence: state.sequence_next,
+            },
         }
     }
 
     /// Gives up the segments below `floor`, which the manifest no longer asks for.
     pub fn release(&self, floor: Floor) {
         let mut state = self.0.state.borrow_mut();
-        while state.full.front().is_some_and(|full| full.segment.id < floor.segment) {
+        while state
+            .full
+            .front()
+            .is_some_and(|full| full.segment.id < floor.segment)
+        {
             let full = state.full.pop_front().expect("there is a first one");
             self.0.supply.recycle(full.segment);
         }
@@ -334,10 +383,15 @@ impl Wal {
         self.0.supply.stop();
         self.0.work.wake_all();
         self.0.progress.wake_all();
-        self.wait_for(|| self.0.state.borrow().stopped.then_some(())).await;
+        self.wait_for(|| self.0.state.borrow().stopped.then_some(()))
+            .await;
         self.sync_written().await;
         let state = self.0.state.borrow();
-        if state.failed { Err(Error::Uncertain) } else { Ok(()) }
+        if state.failed {
+            Err(Error::Uncertain)
+        } else {
+            Ok(())
+        }
     }
 
     async fn wait_for<T>(&self, check: impl FnMut() -> Option<T>) -> T {
@@ -348,7 +402,9 @@ impl Wal {
     async fn commit_batches(self) {
         loop {
             let batch = self.0.work.wait_for(|| self.next_batch()).await;
-            let Some((batch, segment, position)) = batch else { break };
+            let Some((batch, segment, position)) = batch else {
+                break;
+            };
             let (last, sequence) = (batch.last, batch.sequence);
             if let Err(error) = self.write_batch(batch, &segment, position).await {
                 self.fail(&error);
@@ -375,28 +431,58 @@ impl Wal {
             return (state.stopping || state.failed).then_some(None);
         };
         let bytes = padded(pending.filled) as u64;
-        let left = state.current.as_ref().map_or(0, |segment| segment.bytes - state.used);
+        let left = state
+            .current
+            .as_ref()
+            .map_or(0, |segment| segment.bytes - state.used);
         if bytes > left {
-            let spare = self.0.supply.take_spare().expect("admitted batches fit, by `admit`");
+            let spare = self
+                .0
+                .supply
+                .take_spare()
+                .expect("admitted batches fit, by `admit`");
             assert!(bytes <= spare.bytes - BLOCK_BYTES as u64);
             let (first, last) = (state.current_first, state.written);
             if let Some(segment) = state.current.replace(Rc::new(spare)) {
-                state.full.push_back(Full { segment, first, last });
+                state.full.push_back(Full {
+                    segment,
+                    first,
+                    last,
+                });
             }
             state.current_first = state.sequence_next;
             state.used = BLOCK_BYTES as u64;
         }
-        let segment = Rc::clone(state.current.as_ref().expect("there is one since the first batch"));
+        let segment = Rc::clone(
+            state
+                .current
+                .as_ref()
+                .expect("there is one since the first batch"),
+        );
         let position = state.used;
         state.used += bytes;
         let sequence = state.sequence_next;
         state.sequence_next += 1;
         let (synced, last) = (state.sequence_synced, pending.last);
-        Some(Some((Batch { pending, sequence, synced, last }, segment, position)))
+        Some(Some((
+            Batch {
+                pending,
+                sequence,
+                synced,
+                last,
+            },
+            segment,
+            position,
+        )))
     }
 
     async fn write_batch(&self, batch: Batch, segment: &Segment, position: u64) -> Result<()> {
-        let Pending { mut buffer, filled, entries, last } = batch.pending;
+        let Pending {
+            mut buffer,
+            filled,
+            entries,
+            last,
+        } = batch.pending;
         let starts_segment = position == BLOCK_BYTES as u64;
         let mut synced = batch.synced;
         if starts_segment && self.0.durability != Durability::Sync {

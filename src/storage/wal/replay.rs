@@ -45,7 +45,10 @@ pub struct Found {
 impl Found {
     /// The files of all segments.
     pub fn paths(&self) -> Vec<PathBuf> {
-        let used = self.segments.iter().map(|(segment, _)| segment.file.path().to_owned());
+        let used = self
+            .segments
+            .iter()
+            .map(|(segment, _)| segment.file.path().to_owned());
         used.chain(self.blank.iter().cloned()).collect()
     }
 }
@@ -57,7 +60,10 @@ pub async fn replay(
     mut each: impl FnMut(Entry<'_>) -> Result<()>,
 ) -> Result<Found> {
     let names = rt::list_dir(dir).await?;
-    let mut ids: Vec<_> = names.iter().filter_map(|name| SegmentId::from_file_name(name)).collect();
+    let mut ids: Vec<_> = names
+        .iter()
+        .filter_map(|name| SegmentId::from_file_name(name))
+        .collect();
     ids.sort();
     let after = |id: &SegmentId| SegmentId(id.0 + 1);
     let mut found = Found {
@@ -115,10 +121,17 @@ impl SegmentReader {
     async fn open(path: &Path, id: SegmentId) -> Result<SegmentReader> {
         let file = File::open(path).await?;
         let bytes = file.len().await?;
-        let window = Window { start: 0, bytes: file.read_at(0, READ_BYTES).await? };
+        let window = Window {
+            start: 0,
+            bytes: file.read_at(0, READ_BYTES).await?,
+        };
         let header = decode_segment_header(&window.bytes);
         let segment = Segment { id, file, bytes };
-        let mut reader = SegmentReader { segment, position: BLOCK_BYTES as u64, window };
+        let mut reader = SegmentReader {
+            segment,
+            position: BLOCK_BYTES as u64,
+            window,
+        };
         match header {
             SegmentHeader::Valid(named) if named == id => Ok(reader),
             SegmentHeader::Newer(format) => Err(Error::Setup(format!(
@@ -218,7 +231,11 @@ impl SegmentReader {
 
     /// The batch's bytes; `None` if it would reach beyond the segment.
     async fn batch_at(&mut self, position: u64, header: BatchHeader) -> Result<Option<&[u8]>> {
-        self.bytes_at(position, padded(BATCH_HEADER_BYTES + header.length as usize)).await
+        self.bytes_at(
+            position,
+            padded(BATCH_HEADER_BYTES + header.length as usize),
+        )
+        .await
     }
 
     async fn bytes_at(&mut self, position: u64, length: usize) -> Result<Option<&[u8]>> {
@@ -228,8 +245,15 @@ impl SegmentReader {
         let end = position + length as u64;
         let window_end = self.window.start + self.window.bytes.len() as u64;
         if position < self.window.start || end > window_end {
-            let bytes = self.segment.file.read_at(position, length.max(READ_BYTES)).await?;
-            self.window = Window { start: position, bytes };
+            let bytes = self
+                .segment
+                .file
+                .read_at(position, length.max(READ_BYTES))
+                .await?;
+            self.window = Window {
+                start: position,
+                bytes,
+            };
         }
         let start = (position - self.window.start) as usize;
         Ok(self.window.bytes.get(start..start + length))
@@ -237,6 +261,10 @@ impl SegmentReader {
 
     fn damaged(&self, offset: u64, why: &str) -> Error {
         let file = self.segment.file.path().to_owned();
-        Error::Corrupt { file, offset, why: why.to_owned() }
+        Error::Corrupt {
+            file,
+            offset,
+            why: why.to_owned(),
+        }
     }
 }

@@ -52,7 +52,12 @@ struct State {
 
 impl Supply {
     /// A supply in `dir`; `blank` are segment files that hold nothing.
-    pub fn new(dir: PathBuf, segment_bytes: u64, id_next: SegmentId, blank: Vec<PathBuf>) -> Supply {
+    pub fn new(
+        dir: PathBuf,
+        segment_bytes: u64,
+        id_next: SegmentId,
+        blank: Vec<PathBuf>,
+    ) -> Supply {
         let state = State {
             id_next,
             spare: None,
@@ -62,7 +67,12 @@ impl Supply {
             refused: false,
             stopping: false,
         };
-        Supply { dir, segment_bytes, state: RefCell::new(state), signal: Signal::default() }
+        Supply {
+            dir,
+            segment_bytes,
+            state: RefCell::new(state),
+            signal: Signal::default(),
+        }
     }
 
     /// True if there is a spare, or the disk has refused one.
@@ -78,7 +88,11 @@ impl Supply {
 
     /// The largest batch that the spare takes; 0 without a spare.
     pub fn spare_room(&self) -> u64 {
-        self.state.borrow().spare.as_ref().map_or(0, |spare| spare.bytes - BLOCK_BYTES as u64)
+        self.state
+            .borrow()
+            .spare
+            .as_ref()
+            .map_or(0, |spare| spare.bytes - BLOCK_BYTES as u64)
     }
 
     /// The number that the next segment will get.
@@ -90,7 +104,12 @@ impl Supply {
     /// An aligned buffer, while there is no current segment.
     pub fn buffer(&self, bytes: usize) -> WriteBuffer {
         let state = self.state.borrow();
-        state.spare.as_ref().expect("admitted batches fit the spare").file.buffer(bytes)
+        state
+            .spare
+            .as_ref()
+            .expect("admitted batches fit the spare")
+            .file
+            .buffer(bytes)
     }
 
     /// Notes that a batch of `bytes` waits for room.
@@ -160,7 +179,11 @@ impl Supply {
         let (bytes, id) = {
             let mut state = self.state.borrow_mut();
             let wanted = state.room_wanted + BLOCK_BYTES as u64;
-            if state.spare.as_ref().is_some_and(|spare| spare.bytes >= wanted) {
+            if state
+                .spare
+                .as_ref()
+                .is_some_and(|spare| spare.bytes >= wanted)
+            {
                 return Ok(());
             }
             let id = state.id_next;
@@ -189,7 +212,9 @@ impl Supply {
     }
 
     async fn make(&self, path: &Path, id: SegmentId, bytes: u64) -> Result<Segment> {
-        let used = (bytes == self.segment_bytes).then(|| self.state.borrow_mut().pool.pop()).flatten();
+        let used = (bytes == self.segment_bytes)
+            .then(|| self.state.borrow_mut().pool.pop())
+            .flatten();
         let file = match used {
             Some(old) => {
                 rt::rename(&old, path).await?;

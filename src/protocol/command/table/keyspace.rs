@@ -24,15 +24,26 @@ pub(super) const ROWS: &[Spec] = &[
     spec("expire", -3, WRITE | FAST | KEYSPACE, parse::expire)
         .one_key(&["RW", "update"])
         .doc(Group::Generic, "1.0.0", "O(1)")
-        .usage("key seconds [NX|XX|GT|LT]", "Lets a key expire after some seconds."),
+        .usage(
+            "key seconds [NX|XX|GT|LT]",
+            "Lets a key expire after some seconds.",
+        ),
     spec("expireat", -3, WRITE | FAST | KEYSPACE, parse::expire_at)
         .one_key(&["RW", "update"])
         .doc(Group::Generic, "1.2.0", "O(1)")
-        .usage("key unix-time-seconds [NX|XX|GT|LT]", "Lets a key expire at a Unix time."),
-    spec("expiretime", 2, READONLY | FAST | KEYSPACE, parse::expire_time)
-        .one_key(&["RO", "access"])
-        .doc(Group::Generic, "7.0.0", "O(1)")
-        .usage("key", "Returns the Unix time at which a key expires."),
+        .usage(
+            "key unix-time-seconds [NX|XX|GT|LT]",
+            "Lets a key expire at a Unix time.",
+        ),
+    spec(
+        "expiretime",
+        2,
+        READONLY | FAST | KEYSPACE,
+        parse::expire_time,
+    )
+    .one_key(&["RO", "access"])
+    .doc(Group::Generic, "7.0.0", "O(1)")
+    .usage("key", "Returns the Unix time at which a key expires."),
     spec("flushall", -1, WRITE | KEYSPACE | DANGEROUS, parse::flush)
         .tips(&["request_policy:all_shards", "response_policy:all_succeeded"])
         .doc(Group::Server, "1.0.0", "O(N) over all keys")
@@ -60,7 +71,10 @@ pub(super) const ROWS: &[Spec] = &[
     spec("pexpire", -3, WRITE | FAST | KEYSPACE, parse::pexpire)
         .one_key(&["RW", "update"])
         .doc(Group::Generic, "2.6.0", "O(1)")
-        .usage("key milliseconds [NX|XX|GT|LT]", "Lets a key expire after some milliseconds."),
+        .usage(
+            "key milliseconds [NX|XX|GT|LT]",
+            "Lets a key expire after some milliseconds.",
+        ),
     spec("pexpireat", -3, WRITE | FAST | KEYSPACE, parse::pexpire_at)
         .one_key(&["RW", "update"])
         .doc(Group::Generic, "2.6.0", "O(1)")
@@ -68,10 +82,18 @@ pub(super) const ROWS: &[Spec] = &[
             "key unix-time-milliseconds [NX|XX|GT|LT]",
             "Lets a key expire at a Unix time in milliseconds.",
         ),
-    spec("pexpiretime", 2, READONLY | FAST | KEYSPACE, parse::pexpire_time)
-        .one_key(&["RO", "access"])
-        .doc(Group::Generic, "7.0.0", "O(1)")
-        .usage("key", "Returns the Unix time in milliseconds at which a key expires."),
+    spec(
+        "pexpiretime",
+        2,
+        READONLY | FAST | KEYSPACE,
+        parse::pexpire_time,
+    )
+    .one_key(&["RO", "access"])
+    .doc(Group::Generic, "7.0.0", "O(1)")
+    .usage(
+        "key",
+        "Returns the Unix time in milliseconds at which a key expires.",
+    ),
     spec("pttl", 2, READONLY | FAST | KEYSPACE, parse::pttl)
         .one_key(&["RO", "access"])
         .tips(&["nondeterministic_output"])
@@ -92,7 +114,10 @@ pub(super) const ROWS: &[Spec] = &[
         .all_keys(1, &["RO"])
         .tips(&["request_policy:multi_shard", "response_policy:agg_sum"])
         .doc(Group::Generic, "3.2.1", "O(N) over the keys given")
-        .usage("key...", "Counts how many of the keys named exist, as an access to them."),
+        .usage(
+            "key...",
+            "Counts how many of the keys named exist, as an access to them.",
+        ),
     spec("ttl", 2, READONLY | FAST | KEYSPACE, parse::ttl)
         .one_key(&["RO", "access"])
         .tips(&["nondeterministic_output"])
@@ -116,16 +141,29 @@ const MEMORY: &[Spec] = &[
     spec("memory|usage", -3, READONLY, parse::memory_usage)
         .second_key(&["RO"])
         .doc(Group::Server, "4.0.0", "O(1)")
-        .usage("key [SAMPLES count]", "Estimates the bytes that a key takes."),
+        .usage(
+            "key [SAMPLES count]",
+            "Estimates the bytes that a key takes.",
+        ),
 ];
 
 const OBJECT: &[Spec] = &[
-    spec("object|encoding", 3, READONLY | KEYSPACE, parse::object_encoding)
-        .second_key(&["RO"])
-        .tips(&["nondeterministic_output"])
-        .doc(Group::Generic, "2.2.3", "O(1)")
-        .usage("key", "Returns how the value would be held by Redis."),
-    spec("object|help", 2, LOADING | STALE | KEYSPACE, parse_session::help)
-        .doc(Group::Generic, "6.2.0", "O(1)")
-        .usage("", "Prints this text."),
+    spec(
+        "object|encoding",
+        3,
+        READONLY | KEYSPACE,
+        parse::object_encoding,
+    )
+    .second_key(&["RO"])
+    .tips(&["nondeterministic_output"])
+    .doc(Group::Generic, "2.2.3", "O(1)")
+    .usage("key", "Returns how the value would be held by Redis."),
+    spec(
+        "object|help",
+        2,
+        LOADING | STALE | KEYSPACE,
+        parse_session::help,
+    )
+    .doc(Group::Generic, "6.2.0", "O(1)")
+    .usage("", "Prints this text."),
 ];
