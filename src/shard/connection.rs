@@ -14,7 +14,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_lite::future;
+use smallvec::SmallVec;
 
+use super::ahead::{AHEAD_MAX, Ahead};
 use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
@@ -24,7 +26,9 @@ use crate::protocol::command::{Command, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
 use crate::rt::{self, Stream};
-use crate::types::CoreId;
+use crate::storage::memtable::WARM_MAX;
+use crate::storage::record::KeyRef;
+use crate::types::{CoreId, Position};
 
 /// Bytes of a lent buffer, at least, and about as many are read at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -36,6 +40,7 @@ const BUFFER_KEPT_BYTES: usize = 1 << 20;
 const GROWTH_BYTES_MAX: usize = 1 << 20;
 /// Larger replies are sent at once, while they are in the processor's cache.
 const REPLY_BYTES_DEFERRED_MAX: usize = 16 * 1024;
+const _: () = assert!(AHEAD_MAX <= WARM_MAX);
 /// Idle clients are looked for this often.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
@@ -307,7 +312,12 @@ impl Shard {
         input: &mut Input,
         round: &mut Round,
     ) -> Stop {
+        let mut warm = 0;
         loop {
+            if warm == 0 {
+                warm = self.warm(&input.bytes[input.start..input.end]);
+            }
+            warm -= 1;
             if round.len() >= PIPELINE_COMMANDS_MAX || round.reply_bytes() >= PIPELINE_REPLY_BYTES {
                 return Stop::Full;
             }
@@ -335,6 +345,19 @@ impl Shard {
                 return stop;
             }
         }
+    }
+
+    /// Has the processor fetch what the next requests need; says how many those are, at least one.
+    fn warm(&self, input: &[u8]) -> usize {
+        let ahead = Ahead::glance(input);
+        if ahead.keys().len() > 1 {
+            let positions = ahead.keys().iter().map(|key| KeyRef::of(key).position);
+            let positions: SmallVec<[Position; WARM_MAX]> = positions
+                .filter(|position| self.map.core_of(*position) == self.id)
+                .collect();
+            self.store.warm(&positions);
+        }
+        ahead.requests.max(1)
     }
 
     /// Takes one request into the round, or says why the round ends here.

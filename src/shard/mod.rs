@@ -4,6 +4,7 @@
 //! ([`run`]); then it listens. Client bytes become commands in `connection`; `dispatch` runs what is
 //! this core's and sends on what is not; `transaction` does what needs several cores or moments.
 
+mod ahead;
 mod connection;
 mod dispatch;
 pub mod evaluate;

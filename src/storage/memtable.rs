@@ -18,11 +18,15 @@ use crate::storage::record::{KeyRef, Record};
 use crate::types::{Lsn, Position, Version};
 
 const CHUNK_ENTRIES_MAX: usize = 128;
+const CACHE_LINE_BYTES: usize = 64;
 
 /// What an entry costs besides its record's bytes: its slot in a chunk that is seven tenths full
 /// on average, and what the allocator and the reference count take.
 const ENTRY_OVERHEAD_BYTES: usize = 80;
 const _: () = assert!(size_of::<Entry>() == 32);
+
+/// Positions that [`Memtable::warm`] looks at together.
+pub const WARM_MAX: usize = 16;
 
 /// A record in the memtable.
 #[derive(Clone, Debug)]
@@ -130,6 +134,31 @@ impl Memtable {
         let chunk = self.chunks.get(self.chunk_of(key.position, key.key))?;
         let at = chunk.search(key.position, key.key).ok()?;
         Some(&chunk.entries[at])
+    }
+
+    /// Has the processor fetch what lookups at `positions` will need, for all of them at the same
+    /// time: no load in here waits for one that is made for another position.
+    pub fn warm(&self, positions: &[Position]) {
+        assert!(positions.len() <= WARM_MAX);
+        let mut slots = [None; WARM_MAX];
+        for (slot, position) in slots.iter_mut().zip(positions) {
+            let after = self.firsts.partition_point(|first| first <= position);
+            if let Some(chunk) = self.chunks.get(after.saturating_sub(1)) {
+                let at = chunk.positions.partition_point(|other| other < position);
+                *slot = chunk.entries.get(at);
+            }
+        }
+        let mut touched = 0;
+        for entry in slots.iter().flatten() {
+            touched += entry.record.bytes().len();
+        }
+        for entry in slots.iter().flatten() {
+            let bytes = entry.record.bytes();
+            for at in [0, CACHE_LINE_BYTES, 2 * CACHE_LINE_BYTES] {
+                touched += usize::from(bytes[at.min(bytes.len() - 1)]);
+            }
+        }
+        std::hint::black_box(touched);
     }
 
     /// All entries that `bound` admits, in order.
@@ -269,6 +298,20 @@ mod tests {
         assert_eq!(table.bytes(), bytes, "seed {seed}: bytes are not exact");
         assert_eq!(table.len(), model.len(), "seed {seed}");
         assert_eq!(table.is_empty(), model.is_empty(), "seed {seed}");
+    }
+
+    #[test]
+    fn warming_positions_that_hold_nothing_or_lie_at_the_ends_is_harmless() {
+        let ends = [Position(0), Position(5), Position(6), Position(u32::MAX)];
+        let mut table = Memtable::new();
+        table.warm(&ends);
+        for number in 0..3 * CHUNK_ENTRIES_MAX as u32 {
+            let key = number.to_le_bytes();
+            table.insert(record(&key, 1, b""), Position(5 + number % 2), Lsn(1));
+        }
+        table.warm(&ends);
+        table.warm(&[]);
+        assert_eq!(table.len(), 3 * CHUNK_ENTRIES_MAX);
     }
 
     /// Positions are drawn from `positions`: few of them make many keys tie.

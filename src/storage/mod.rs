@@ -236,6 +236,11 @@ impl Store {
         })
     }
 
+    /// Makes the next lookups of keys at `positions` cheaper, if there are several of them.
+    pub fn warm(&self, positions: &[Position]) {
+        self.state.borrow().active.memtable.borrow().warm(positions);
+    }
+
     /// The newest record of `key` at this moment.
     pub async fn get(&self, key: &KeyRef<'_>) -> Result<Option<Found>> {
         match self.peek(key) {
