@@ -12,13 +12,15 @@
 //! version := clock u64 | coordinator u32
 //!
 //! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the
-//! last entry. A batch is one write and is never written again; it names its segment, so that what
+//! last entry. A batch is never written again; it names its segment, so that what
 //! a recycled file still holds of an earlier life is never taken for its own. `sequence` rises by
 //! one from batch to batch, across segments; `synced` is the highest sequence known to be durable
 //! when the batch was written.
 //!
 //! Invariant: a batch that cannot be read, while some later one says that it was synced, is damage.
 //! Without such a witness it is the torn end of a crash: it was never acknowledged as durable.
+
+use std::ops::DerefMut;
 
 use crate::rt::BLOCK_BYTES;
 use crate::storage::record::View;
@@ -120,23 +122,34 @@ pub struct BatchHeader {
     pub entries: u32,
 }
 
-/// Fills in the header of a batch whose entries are already in `batch` behind it.
-pub fn seal_batch(header: BatchHeader, batch: &mut [u8]) {
+/// Fills in the header of a batch whose entries are already in `pieces`, which lie behind each
+/// other and of which the first begins with room for the header.
+pub fn seal_batch<B: DerefMut<Target = [u8]>>(header: BatchHeader, pieces: &mut [B]) {
     let end = BATCH_HEADER_BYTES + header.length as usize;
-    assert!(batch.len() == padded(end), "a batch is whole blocks");
+    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+    assert!(length == padded(end), "a batch is whole blocks");
     assert!(
         header.synced < header.sequence,
         "a batch is not durable before it is written"
     );
-    batch[0..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
-    batch[8..16].copy_from_slice(&header.segment.0.to_le_bytes());
-    batch[16..24].copy_from_slice(&header.sequence.to_le_bytes());
-    batch[24..32].copy_from_slice(&header.synced.to_le_bytes());
-    batch[32..36].copy_from_slice(&header.length.to_le_bytes());
-    batch[36..40].copy_from_slice(&header.entries.to_le_bytes());
-    let crc = crc32c::crc32c(&batch[8..end]);
-    batch[4..8].copy_from_slice(&crc.to_le_bytes());
-    batch[end..].fill(0);
+    let (first, rest) = pieces.split_first_mut().expect("a batch has a header");
+    first[0..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
+    first[8..16].copy_from_slice(&header.segment.0.to_le_bytes());
+    first[16..24].copy_from_slice(&header.sequence.to_le_bytes());
+    first[24..32].copy_from_slice(&header.synced.to_le_bytes());
+    first[32..36].copy_from_slice(&header.length.to_le_bytes());
+    first[36..40].copy_from_slice(&header.entries.to_le_bytes());
+    let mut left = end.min(first.len());
+    let mut crc = crc32c::crc32c(&first[8..left]);
+    first[left..].fill(0);
+    left = end - left;
+    for piece in rest {
+        let covered = left.min(piece.len());
+        crc = crc32c::crc32c_append(crc, &piece[..covered]);
+        piece[covered..].fill(0);
+        left -= covered;
+    }
+    first[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Reads a batch's header, not checking its crc: `None` if this cannot be one of `segment`.
@@ -321,7 +334,7 @@ mod tests {
             entries: 4,
         };
         batch.resize(padded(batch.len()), 0xEE);
-        seal_batch(header, &mut batch);
+        seal_batch(header, std::slice::from_mut(&mut batch));
         (header, batch)
     }
 

@@ -1,8 +1,9 @@
 //! The write-ahead log of one core: a write is acknowledged once its batch here is synced.
 //!
-//! Group commit: writers append to the pending batch and wait; the committer writes it with one
-//! aligned write, syncs it once, and wakes them; meanwhile the next batch forms. A batch is never
-//! written again, so a torn write can only hurt what nobody was told of (`format`, `replay`).
+//! Group commit: writers append to the pending batch and wait; the committer writes it (with one
+//! aligned write, or a few if it is large), syncs it once, and wakes them; meanwhile the next batch
+//! forms. A batch is never written again, so a torn write can only hurt what nobody was told of
+//! (`format`, `replay`).
 //!
 //! Segments are filled with zeros before their first use and recycled afterwards, so that a sync
 //! waits for no file-system metadata, and so that a full disk is met by the preparer, which can
@@ -30,6 +31,14 @@ use crate::types::{CoreId, Lsn, Version};
 use format::{BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Sink, padded};
 use replay::Floor;
 use segment::{Segment, Supply};
+
+/// A batch that is larger lies in several buffers, each of which is one request to the device.
+const BUFFER_BYTES_MAX: usize = 1 << 20;
+/// A batch's first buffer is as large as the last batch, but no smaller than this.
+const BUFFER_BYTES_MIN: usize = 16 << 10;
+/// Buffers of one batch that are written at the same time.
+const WRITES_MAX: usize = 4;
+const _: () = assert!(BUFFER_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 
 /// Sizes of a log.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +79,8 @@ struct Inner {
 
 struct State {
     pending: Option<Pending>,
+    /// Bytes of the next batch's first buffer.
+    buffer_bytes: usize,
     current: Option<Rc<Segment>>,
     /// Bytes of `current` that are taken, by batches written or in flight.
     used: u64,
@@ -99,16 +110,49 @@ struct Full {
 
 /// A batch that is being put together.
 struct Pending {
-    buffer: WriteBuffer,
+    /// Bytes of the batch that lie behind each other. All are full but the last; all but the only
+    /// one have [`BUFFER_BYTES_MAX`].
+    buffers: Vec<WriteBuffer>,
     filled: usize,
     entries: u32,
     last: Lsn,
 }
 
+impl Pending {
+    /// Makes room for `bytes` in all, in buffers that `buffer` makes.
+    fn make_room(&mut self, bytes: usize, buffer: impl Fn(usize) -> WriteBuffer) {
+        let first = self.buffers[0].len();
+        if first < bytes.min(BUFFER_BYTES_MAX) {
+            let mut larger = buffer(padded(bytes.max(2 * first)).min(BUFFER_BYTES_MAX));
+            larger[..self.filled].copy_from_slice(&self.buffers[0][..self.filled]);
+            self.buffers[0] = larger;
+        }
+        while bytes > self.buffers.len() * BUFFER_BYTES_MAX {
+            self.buffers.push(buffer(BUFFER_BYTES_MAX));
+        }
+    }
+
+    /// Gives up room that is not needed.
+    fn trim(&mut self) {
+        let bytes = padded(self.filled);
+        self.buffers.truncate(bytes.div_ceil(BUFFER_BYTES_MAX));
+        let before = (self.buffers.len() - 1) * BUFFER_BYTES_MAX;
+        let last = self.buffers.last_mut().expect("there is a header");
+        last.truncate(bytes - before);
+    }
+}
+
 impl Sink for Pending {
     fn put(&mut self, bytes: &[u8]) {
-        self.buffer[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);
-        self.filled += bytes.len();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let buffer = &mut self.buffers[self.filled / BUFFER_BYTES_MAX];
+            let free = &mut buffer[self.filled % BUFFER_BYTES_MAX..];
+            let (now, later) = rest.split_at(rest.len().min(free.len()));
+            free[..now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            rest = later;
+        }
     }
 }
 
@@ -132,6 +176,7 @@ impl Wal {
         let full = found.segments.into_iter().map(full).collect();
         let state = State {
             pending: None,
+            buffer_bytes: BUFFER_BYTES_MIN,
             current: None,
             used: 0,
             current_first: found.sequence_next,
@@ -244,10 +289,7 @@ impl Wal {
         assert!(!state.failed, "a failed log admits nothing");
         let fresh = state.pending.is_none();
         let mut pending = state.pending.take().unwrap_or_else(|| Pending {
-            buffer: self.buffer(
-                &state,
-                padded(BATCH_HEADER_BYTES + ENTRY_HEADER_BYTES + bytes),
-            ),
+            buffers: vec![self.buffer(&state, state.buffer_bytes)],
             filled: BATCH_HEADER_BYTES,
             entries: 0,
             last: lsn,
@@ -257,11 +299,7 @@ impl Wal {
             "records are numbered in the order of the log"
         );
         let need = pending.filled + ENTRY_HEADER_BYTES + bytes;
-        if need > pending.buffer.len() {
-            let mut larger = self.buffer(&state, padded(need.max(2 * pending.buffer.len())));
-            larger[..pending.filled].copy_from_slice(&pending.buffer[..pending.filled]);
-            pending.buffer = larger;
-        }
+        pending.make_room(need, |bytes| self.buffer(&state, bytes));
         put(&mut pending);
         pending.entries += 1;
         pending.last = lsn;
@@ -431,6 +469,7 @@ impl Wal {
             return (state.stopping || state.failed).then_some(None);
         };
         let bytes = padded(pending.filled) as u64;
+        state.buffer_bytes = padded(pending.filled).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
         let left = state
             .current
             .as_ref()
@@ -476,13 +515,12 @@ impl Wal {
         )))
     }
 
-    async fn write_batch(&self, batch: Batch, segment: &Segment, position: u64) -> Result<()> {
-        let Pending {
-            mut buffer,
-            filled,
-            entries,
-            last,
-        } = batch.pending;
+    async fn write_batch(
+        &self,
+        mut batch: Batch,
+        segment: &Rc<Segment>,
+        position: u64,
+    ) -> Result<()> {
         let starts_segment = position == BLOCK_BYTES as u64;
         let mut synced = batch.synced;
         if starts_segment && self.0.durability != Durability::Sync {
@@ -490,20 +528,20 @@ impl Wal {
             self.sync_written().await;
             synced = self.0.state.borrow().sequence_synced;
         }
-        let bytes = padded(filled);
+        let pending = &mut batch.pending;
         let header = BatchHeader {
             segment: segment.id,
             sequence: batch.sequence,
             synced,
-            length: (filled - BATCH_HEADER_BYTES) as u32,
-            entries,
+            length: (pending.filled - BATCH_HEADER_BYTES) as u32,
+            entries: pending.entries,
         };
-        buffer.truncate(bytes);
-        format::seal_batch(header, &mut buffer);
-        segment.file.write_at(buffer, position).await?;
+        pending.trim();
+        format::seal_batch(header, &mut pending.buffers);
+        write_buffers(batch.pending.buffers, segment, position).await?;
         if self.0.durability == Durability::Sync && !rt::planted(Bug::NoSync) {
             if rt::planted(Bug::AcknowledgeBeforeSync) {
-                self.0.state.borrow_mut().durable = last;
+                self.0.state.borrow_mut().durable = batch.last;
                 self.0.progress.wake_all();
             }
             segment.file.sync().await?;
@@ -567,6 +605,33 @@ impl Wal {
         self.0.progress.wake_all();
         self.0.work.wake_all();
     }
+}
+
+/// Writes all of `buffers`, which lie behind each other from `position` on.
+async fn write_buffers(
+    buffers: Vec<WriteBuffer>,
+    segment: &Rc<Segment>,
+    mut position: u64,
+) -> Result<()> {
+    let mut buffers = buffers.into_iter();
+    while let Some(first) = buffers.next() {
+        let first_at = position;
+        position += first.len() as u64;
+        let mut others = Vec::new();
+        for buffer in buffers.by_ref().take(WRITES_MAX - 1) {
+            let (segment, at) = (Rc::clone(segment), position);
+            position += buffer.len() as u64;
+            others.push(rt::spawn(
+                async move { segment.file.write_at(buffer, at).await },
+            ));
+        }
+        let mut written = segment.file.write_at(first, first_at).await;
+        for other in others {
+            written = written.and(other.await);
+        }
+        written?;
+    }
+    Ok(())
 }
 
 /// A batch on its way to the disk.
