@@ -19,7 +19,6 @@ use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage};
-use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_REPLY_BYTES};
 use crate::protocol::command::{Command, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
@@ -239,7 +238,12 @@ impl Shard {
         let out = self.clients.lend();
         let mut round = Round::new(session.protocol, out);
         let mut stop = self.take_commands(session, input, &mut round);
-        let mut out = round.finish(self).await;
+        let mut said = round.finish(self).await;
+        while let Some(rest) = said.rest {
+            stream.write_all(&said.bytes).await?;
+            said = rest.finish(self).await;
+        }
+        let mut out = said.bytes;
         if let Stop::Alone(args) = &stop
             && Box::pin(self.run_session(session, args, &mut out)).await == Next::Close
         {
@@ -259,7 +263,7 @@ impl Shard {
         round: &mut Round,
     ) -> Stop {
         loop {
-            if round.len() >= PIPELINE_COMMANDS_MAX || round.reply_bytes() >= PIPELINE_REPLY_BYTES {
+            if round.is_full() {
                 return Stop::Full;
             }
             let bytes = &input.bytes[input.consumed..];

@@ -108,6 +108,8 @@ pub struct Replies {
     pub bytes: Vec<u8>,
     /// Where each ends.
     pub ends: Vec<usize>,
+    /// The last commands, which were not run: those before them have said enough for one time.
+    pub rest: Vec<OwnedArgs>,
 }
 
 impl Replies {

@@ -242,11 +242,12 @@ impl Shard {
         }
     }
 
-    /// Sends the clients home, waits for the other cores to do so, and flushes.
+    /// Sends the clients home, waits for the other cores to do so, and flushes. (Those cores'
+    /// clients write here, too: what they were told is written must be there when this flushes.)
     async fn stop(self: &Rc<Self>) -> Result<()> {
         self.advance(Stage::Stopping);
         let deadline = rt::now() + DRAIN_MAX;
-        while self.clients.count() > 0 && rt::now() < deadline {
+        while self.clients.count_all() > 0 && rt::now() < deadline {
             rt::sleep(Duration::from_millis(5)).await;
         }
         self.store.stop().await

@@ -268,7 +268,8 @@ impl Store {
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
         let state = self.state.borrow();
-        if state.install_failed {
+        // Once the last flush has begun, nothing would take a write to disk any more.
+        if state.install_failed || state.stopping {
             return Admission::Failed;
         }
         if state.frozen.len() >= FROZEN_MAX {
