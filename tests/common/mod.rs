@@ -133,6 +133,15 @@ impl Launch {
         node
     }
 
+    /// Starts it and kills it so much later, wherever it is then.
+    pub fn start_and_kill(self, delay: Duration) {
+        let mut process = self.spawn();
+        thread::sleep(delay);
+        // It may have ended by itself, which the next start will tell.
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+
     /// Starts it and waits until it has ended by itself: its exit code and what it said on stderr.
     pub fn refused(self) -> (Option<i32>, String) {
         // What earlier nodes said there is not this one's.
