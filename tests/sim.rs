@@ -125,3 +125,45 @@ fn acknowledged_writes_survive_power_cuts() {
         power_cuts(seed, &[])
     });
 }
+
+/// Seeds within which each planted bug must be found.
+const FINDING_SEEDS: u64 = 300;
+
+/// Plants `bug` and says after how many seeds the same test finds it.
+fn finds(bug: Bug) {
+    let fails = |seed: &u64| {
+        let ran = catch_unwind(AssertUnwindSafe(|| power_cuts(*seed, &[bug])));
+        !matches!(ran, Ok(Ok(_)))
+    };
+    let found: Vec<u64> = (0..FINDING_SEEDS).filter(fails).take(3).collect();
+    assert!(
+        !found.is_empty(),
+        "{bug:?} is planted, and {FINDING_SEEDS} seeds do not find it"
+    );
+    println!("{bug:?} is found by seeds {found:?}");
+}
+
+#[test]
+fn a_log_that_never_syncs_is_found() {
+    finds(Bug::NoSync);
+}
+
+#[test]
+fn an_acknowledgement_before_the_sync_is_found() {
+    finds(Bug::AcknowledgeBeforeSync);
+}
+
+#[test]
+fn a_replay_that_goes_on_behind_a_torn_tail_is_found() {
+    finds(Bug::ReplayPastTornTail);
+}
+
+#[test]
+fn a_manifest_that_names_an_unsynced_table_is_found() {
+    finds(Bug::ManifestBeforeTable);
+}
+
+#[test]
+fn a_directory_that_is_not_synced_is_found() {
+    finds(Bug::NoDirectorySync);
+}
