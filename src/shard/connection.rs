@@ -179,6 +179,9 @@ pub enum Stop {
 impl Shard {
     /// Serves one client until it leaves, misbehaves, or the node stops.
     pub(super) async fn serve_client(self: Rc<Self>, mut stream: Stream) {
+        if self.is_stopping() {
+            return; // the other cores may have stopped already
+        }
         if self.clients.count_all() >= self.config.limits.clients_max {
             self.counters.borrow_mut().rejected += 1;
             let _ = stream
