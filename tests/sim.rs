@@ -7,19 +7,27 @@
 mod checkers;
 #[path = "sim/cluster.rs"]
 mod cluster;
+#[path = "sim/transactions.rs"]
+mod transactions;
 #[path = "sim/workload.rs"]
 mod workload;
 
+use std::future::Future;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use cluster::{Client, End, NODE, Node, Verdict, config};
+use quoit::config::Config;
 use quoit::rt::Bug;
-use quoit::rt::sim::{Options, World};
+use quoit::rt::sim::{Options, Task, World};
+use transactions::Book;
 use workload::Ledger;
 
 /// Seeds whose run is repeated: one in so many.
 const REPEAT_ONE_IN: u64 = 8;
+/// Virtual time that a life lasts at most.
+const LIFE_MAX: Duration = Duration::from_secs(600);
 /// Virtual time for clients to notice that their node is gone.
 const LEAVE_MAX: Duration = Duration::from_secs(3600);
 
@@ -70,51 +78,91 @@ fn for_seeds(test: &str, default: u64, simulate: impl Fn(u64) -> Verdict<Outcome
     );
 }
 
-/// Several lives of a node, most of them ended by a power cut.
-fn power_cuts(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
-    let mut chance = fastrand::Rng::with_seed(seed ^ 0xC075);
-    let mut options = Options::random(seed);
-    options.planted = planted.to_vec();
-    let world = World::new(options);
-    let clients = chance.usize(2..6);
-    let ledger = Ledger::new(clients);
-    let config = config(chance.u16(1..4), &mut chance);
-    let lives = chance.u64(3..7);
-    for _ in 0..lives {
-        let node = Node::start(&world, &config)?;
-        node.ask(&world, |client| workload::verify(ledger.clone(), client))?;
-        let tasks: Vec<_> = (0..clients)
-            .map(|number| {
-                let chance = chance.fork();
-                let client = Client::new(&node.life);
-                world.spawn_client(workload::work(ledger.clone(), client, number, chance))
-            })
-            .collect();
-        let target = ledger.borrow().answered + chance.u64(..150);
-        let enough = || ledger.borrow().answered >= target || node.life.is_wrong();
-        world.run_until(enough, Duration::from_secs(600));
-        world.run_for(Duration::from_micros(chance.u64(..3_000)));
-        let end = match chance.u8(..10) {
+/// A world with one node in it.
+struct Scene {
+    world: World,
+    config: Config,
+    chance: fastrand::Rng,
+}
+
+impl Scene {
+    fn new(options: Options, cores: Range<u16>) -> Scene {
+        let mut chance = fastrand::Rng::with_seed(options.seed ^ 0xC075);
+        let config = config(chance.u16(cores), &mut chance);
+        Scene {
+            world: World::new(options),
+            config,
+            chance,
+        }
+    }
+
+    fn start(&self) -> Verdict<Node> {
+        Node::start(&self.world, &self.config)
+    }
+
+    /// Starts a client of this life.
+    fn spawn<F: Future<Output = ()> + 'static>(
+        &mut self,
+        node: &Node,
+        work: impl FnOnce(Client, fastrand::Rng) -> F,
+    ) -> Task<()> {
+        let client = Client::new(&node.life);
+        self.world.spawn_client(work(client, self.chance.fork()))
+    }
+
+    /// Lets clients work until there is enough, ends the node, and waits until they have left.
+    fn end(&mut self, node: Node, tasks: &[Task<()>], mut enough: impl FnMut() -> bool) -> Verdict {
+        let world = &self.world;
+        world.run_until(|| enough() || node.life.is_wrong(), LIFE_MAX);
+        world.run_for(Duration::from_micros(self.chance.u64(..3_000)));
+        let end = match self.chance.u8(..10) {
             0 => End::Stop,
             1 | 2 => End::Kill,
             _ => End::PowerCut,
         };
         let life = node.life.clone();
-        node.end(&world, end)?;
-        let gone = || tasks.iter().all(|task| task.is_done());
-        if !world.run_until(gone, LEAVE_MAX) {
+        node.end(world, end)?;
+        if !world.run_until(|| tasks.iter().all(Task::is_done), LEAVE_MAX) {
             return Err("clients stay though their node is gone".to_owned());
         }
-        life.verdict()?;
-        if chance.u8(..4) == 0 {
-            world.jump_clock(NODE, chance.i64(-600_000..600_000));
+        if self.chance.u8(..4) == 0 {
+            world.jump_clock(NODE, self.chance.i64(-600_000..600_000));
         }
+        life.verdict()
     }
-    let node = Node::start(&world, &config)?;
-    node.ask(&world, |client| workload::verify(ledger.clone(), client))?;
+}
+
+/// Several lives of a node, most of them ended by a power cut.
+fn power_cuts(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
+    let mut options = Options::random(seed);
+    options.planted = planted.to_vec();
+    let mut scene = Scene::new(options, 1..4);
+    let clients = scene.chance.usize(2..6);
+    let ledger = Ledger::new(clients);
+    let lives = scene.chance.u64(3..7);
+    for _ in 0..lives {
+        let node = scene.start()?;
+        node.ask(&scene.world, |client| {
+            workload::verify(ledger.clone(), client)
+        })?;
+        let work = |number| {
+            let ledger = ledger.clone();
+            scene.spawn(&node, move |client, chance| {
+                workload::work(ledger, client, number, chance)
+            })
+        };
+        let tasks: Vec<_> = (0..clients).map(work).collect();
+        let target = ledger.borrow().answered + scene.chance.u64(..150);
+        scene.end(node, &tasks, || ledger.borrow().answered >= target)?;
+    }
+    let node = scene.start()?;
+    node.ask(&scene.world, |client| {
+        workload::verify(ledger.clone(), client)
+    })?;
+    let answered = ledger.borrow().answered;
     Ok(Outcome {
-        trace: world.trace_hash(),
-        answered: ledger.borrow().answered,
+        trace: scene.world.trace_hash(),
+        answered,
         lives,
     })
 }
@@ -166,4 +214,95 @@ fn a_manifest_that_names_an_unsynced_table_is_found() {
 #[test]
 fn a_directory_that_is_not_synced_is_found() {
     finds(Bug::NoDirectorySync);
+}
+
+/// Clients with transactions on a node that stays up: all of them come to their end.
+fn transactions_in_peace(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 2..5);
+    let book = transactions::Shared::default();
+    let node = scene.start()?;
+    node.ask(&scene.world, transactions::open_accounts)?;
+    let turns = scene.chance.u64(5..40);
+    let work = |_| {
+        let book = book.clone();
+        scene.spawn(&node, move |client, chance| {
+            transactions::work(book, client, turns, chance)
+        })
+    };
+    let tasks: Vec<_> = (0..6).map(work).collect();
+    if !scene
+        .world
+        .run_until(|| tasks.iter().all(Task::is_done), LEAVE_MAX)
+    {
+        return Err("transactions wait for each other for ever".to_owned());
+    }
+    node.life.verdict()?;
+    node.ask(&scene.world, |client| {
+        transactions::verify(book.clone(), client)
+    })?;
+    scene.end(node, &[], || true)?;
+    let node = scene.start()?;
+    node.ask(&scene.world, |client| {
+        transactions::verify(book.clone(), client)
+    })?;
+    Ok(scene.outcome(&book, 1))
+}
+
+/// Clients with transactions on a node that goes down again and again.
+fn transactions_and_power_cuts(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 2..5);
+    let book = transactions::Shared::default();
+    let lives = scene.chance.u64(2..6);
+    for life in 0..lives {
+        let node = scene.start()?;
+        if life == 0 {
+            node.ask(&scene.world, transactions::open_accounts)?;
+        }
+        node.ask(&scene.world, |client| {
+            transactions::verify(book.clone(), client)
+        })?;
+        let work = |_| {
+            let book = book.clone();
+            scene.spawn(&node, move |client, chance| {
+                transactions::work(book, client, u64::MAX, chance)
+            })
+        };
+        let tasks: Vec<_> = (0..5).map(work).collect();
+        let target = book.borrow().done + scene.chance.u64(..80);
+        scene.end(node, &tasks, || book.borrow().done >= target)?;
+    }
+    let node = scene.start()?;
+    node.ask(&scene.world, |client| {
+        transactions::verify(book.clone(), client)
+    })?;
+    Ok(scene.outcome(&book, lives))
+}
+
+impl Scene {
+    fn outcome(&self, book: &transactions::Shared, lives: u64) -> Outcome {
+        let book: &Book = &book.borrow();
+        Outcome {
+            trace: self.world.trace_hash(),
+            answered: book.done,
+            lives,
+        }
+    }
+}
+
+#[test]
+fn transactions_have_an_order_and_an_end() {
+    for_seeds(
+        "transactions_have_an_order_and_an_end",
+        200,
+        transactions_in_peace,
+    );
+}
+
+#[test]
+fn transactions_survive_power_cuts_whole_or_not_at_all() {
+    for_seeds(
+        "transactions_survive_power_cuts_whole_or_not_at_all",
+        200,
+        transactions_and_power_cuts,
+    );
 }

@@ -532,28 +532,18 @@ impl Shard {
         let cores: Vec<CoreId> = works.keys().copied().collect();
         let now = rt::wall_ms();
         let transaction = self.next_version(now);
-        let answers: Vec<_> = works
+        let (writing, reading): (BTreeMap<_, _>, _) = works
             .into_iter()
-            .map(|(core, work)| {
-                let outcome = match writers.contains(&core) {
-                    true => Outcome::Prepare(transaction, writers.clone()),
-                    false => Outcome::ReadOnly,
-                };
-                let shard = Rc::clone(&self);
-                let job = Job::Run(token, Box::new(work), now, outcome);
-                (core, rt::spawn(async move { shard.do_on(core, job).await }))
-            })
-            .collect();
-        let mut replies = BTreeMap::new();
-        let mut refused = None;
-        for (core, answer) in answers {
-            match answer.await {
-                Some(Said::Ran(Ok(ran))) => {
-                    replies.insert(core, ran);
-                }
-                Some(Said::Ran(Err(why))) => refused = Some(worse(refused, why)),
-                _ => refused = Some(worse(refused, Refused::Failed(Error::Uncertain))),
-            }
+            .partition(|(core, _)| writers.contains(core));
+        // Who only reads or watches has its say first: once all that write have prepared, the
+        // transaction holds after a crash, and nobody can be against it any more.
+        let outcome = Outcome::ReadOnly;
+        let (mut replies, mut refused) = self.run_parts(token, reading, now, outcome).await;
+        if refused.is_none() {
+            let outcome = Outcome::Prepare(transaction, writers);
+            let (more, why) = self.run_parts(token, writing, now, outcome).await;
+            replies.extend(more);
+            refused = why;
         }
         let verdict = if refused.is_none() {
             Verdict::Commit
@@ -568,6 +558,35 @@ impl Shard {
             }
         }
         refused.map_or(Ok(replies), Err)
+    }
+
+    /// Runs parts of a transaction side by side: the replies of those that went well, and why
+    /// others did not.
+    async fn run_parts(
+        self: &Rc<Self>,
+        token: Token,
+        works: BTreeMap<CoreId, Work>,
+        now: UnixMillis,
+        outcome: Outcome,
+    ) -> (BTreeMap<CoreId, Vec<Vec<u8>>>, Option<Refused>) {
+        let run = |(core, work)| {
+            let shard = Rc::clone(self);
+            let job = Job::Run(token, Box::new(work), now, outcome.clone());
+            (core, rt::spawn(async move { shard.do_on(core, job).await }))
+        };
+        let answers: Vec<_> = works.into_iter().map(run).collect();
+        let mut replies = BTreeMap::new();
+        let mut refused = None;
+        for (core, answer) in answers {
+            match answer.await {
+                Some(Said::Ran(Ok(ran))) => {
+                    replies.insert(core, ran);
+                }
+                Some(Said::Ran(Err(why))) => refused = Some(worse(refused, why)),
+                _ => refused = Some(worse(refused, Refused::Failed(Error::Uncertain))),
+            }
+        }
+        (replies, refused)
     }
 
     /// Has `core` do something: this very core too.

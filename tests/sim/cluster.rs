@@ -61,6 +61,7 @@ pub struct Node {
 /// One life of a node, as its clients see it.
 #[derive(Default)]
 pub struct Life {
+    stopping: Cell<bool>,
     over: Cell<bool>,
     ended: Signal,
     /// What some client has found to be wrong.
@@ -157,6 +158,7 @@ impl Node {
             End::PowerCut => world.crash_node(NODE),
             End::Kill => world.kill_node(NODE),
             End::Stop => {
+                self.life.stopping.set(true);
                 world.stop_node(NODE);
                 if !world.run_until(|| world.node_ended(NODE), START_MAX) {
                     return Err("the node was asked to stop and does not".to_owned());
@@ -202,9 +204,8 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// True for `+OK`.
-    pub fn is_ok(&self) -> bool {
-        matches!(self, Reply::Simple(text) if text == "OK")
+    fn is_error(&self) -> bool {
+        matches!(self, Reply::Error(_))
     }
 
     /// A string, or `None` for no value.
@@ -330,6 +331,9 @@ impl Client {
                 match parse(input) {
                     Some((reply, consumed)) => {
                         input.drain(..consumed);
+                        if self.life.stopping.get() && reply.is_error() {
+                            return None; // who comes too late is sent home as well
+                        }
                         replies.push(reply);
                     }
                     None => {
