@@ -19,7 +19,7 @@ use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage};
-use crate::protocol::command::{Command, Spec};
+use crate::protocol::command::{Command, CommandError, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
 use crate::rt::{self, Stream};
@@ -360,6 +360,9 @@ impl Shard {
         {
             round.reply(|reply| reply.error("NOAUTH Authentication required."));
             return None;
+        }
+        if let Err(CommandError::Arity("exec")) = parsed {
+            session.discard(); // as in Redis: it says EXECABORT
         }
         if session.is_queueing() {
             return session.queue(args, &parsed, round, &self.config.limits);

@@ -550,12 +550,17 @@ impl Shard {
         } else {
             Verdict::Abort
         };
-        for core in cores {
-            // Nobody need wait for it: until it is done, the latches keep everybody out.
-            match core == self.id {
-                true => self.finish(token, verdict),
-                false => drop(self.siblings.ask(core, Job::Finish(token, verdict))),
-            }
+        // Waited for: whoever is told of the outcome must see it, though KEYS, SCAN and WATCH take no
+        // latches, and may ask a core that this one's word has not reached yet.
+        let finished: Vec<_> = cores
+            .into_iter()
+            .map(|core| {
+                let shard = Rc::clone(&self);
+                rt::spawn(async move { shard.do_on(core, Job::Finish(token, verdict)).await })
+            })
+            .collect();
+        for core in finished {
+            let _ = core.await; // a core that has ended shows nothing to anybody
         }
         refused.map_or(Ok(replies), Err)
     }

@@ -99,7 +99,7 @@ impl Launch {
     }
 
     fn said(&self) -> String {
-        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+        last_lines(&self.stderr)
     }
 
     /// Starts it and waits until it is ready.
@@ -156,6 +156,13 @@ impl Launch {
         };
         (status.code(), said)
     }
+}
+
+/// The end of what nodes said in `path`: some tests start hundreds.
+fn last_lines(path: &Path) -> String {
+    let said = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = said.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
 }
 
 /// Waits for a process to end, so long.
@@ -222,7 +229,7 @@ impl Node {
 
     /// What it has said on stderr.
     pub fn said(&self) -> String {
-        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+        last_lines(&self.stderr)
     }
 
     /// Bytes of it that are in memory.
@@ -395,12 +402,11 @@ impl Client {
         self.try_read()
     }
 
-    /// The bytes of the reply to a request.
-    pub fn ask_raw(&mut self, words: &[impl AsRef<[u8]>]) -> Vec<u8> {
-        self.send(&request(words));
+    /// The next reply, and its bytes.
+    pub fn read_whole(&mut self) -> (Value, Vec<u8>) {
         let mut raw = Vec::new();
-        self.parse(&mut raw).expect("the node answers");
-        raw
+        let value = self.parse(&mut raw).expect("it answers");
+        (value, raw)
     }
 
     /// The next reply.
