@@ -98,6 +98,11 @@ impl Pulse {
             .store(self.polls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
+    /// True if a task waits to be polled: for the core itself to ask.
+    pub(super) fn has_runnable(&self) -> bool {
+        self.runnable.load(Ordering::Relaxed) > 0
+    }
+
     /// Looks at the core, kicks it if it is stuck, tells whether anything is runnable.
     fn look(&self, polls_seen: &mut u64, looks: u64) -> bool {
         let runnable = self.runnable.load(Ordering::SeqCst) > 0;

@@ -33,6 +33,8 @@ const BUFFERS_KEPT: usize = 16;
 const BUFFER_KEPT_BYTES: usize = 1 << 20;
 /// A large request's buffer grows by as much at a time: what is declared is not trusted.
 const GROWTH_BYTES_MAX: usize = 1 << 20;
+/// Larger replies are sent at once, while they are in the processor's cache.
+const REPLY_BYTES_DEFERRED_MAX: usize = 16 * 1024;
 /// Idle clients are looked for this often.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
@@ -282,9 +284,7 @@ impl Shard {
         let out = self.clients.lend_output();
         let mut round = Round::new(session.protocol, out);
         let mut stop = self.take_commands(session, input, &mut round);
-        if !round.is_ready(self) {
-            self.clients.put_aside(input);
-        }
+        self.clients.put_aside(input);
         let mut said = round.finish(self).await;
         while let Some(rest) = said.rest {
             stream.write_all(&said.bytes).await?;
@@ -297,6 +297,11 @@ impl Shard {
             stop = Stop::Close;
         }
         if !out.is_empty() {
+            if out.len() <= REPLY_BYTES_DEFERRED_MAX {
+                // Sending wakes the client, which is dear if it sleeps. So first whatever else has
+                // come is worked off; then the replies leave in a row, to clients that are awake.
+                rt::after_others().await;
+            }
             stream.write_all(&out).await?;
         }
         self.clients.take_back_output(out);

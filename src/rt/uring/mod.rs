@@ -450,6 +450,13 @@ pub async fn yield_if_needed() {
     glommio::yield_if_needed().await;
 }
 
+/// Lets the tasks that are ready by now run first, if there are any.
+pub async fn after_others() {
+    if local().pulse.has_runnable() {
+        glommio::executor().yield_now().await;
+    }
+}
+
 /// Returns after `duration`.
 pub async fn sleep(duration: Duration) {
     glommio::timer::sleep(duration).await;
