@@ -45,8 +45,6 @@ pub struct Ledger {
 pub enum Refusals {
     /// There must be none.
     Wrong,
-    /// The disk may be full, or broken.
-    Allowed,
 }
 
 /// A key that one client alone writes.
