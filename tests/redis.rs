@@ -76,6 +76,13 @@ fn a_node_of_two_cores_answers_as_redis_does() {
             let pair = &mut pairs[chance.usize(..CONNECTIONS)];
             let pipeline = random_pipeline(&mut chance);
             let faults = pair.compare(&pipeline);
+            if pipeline.iter().any(flushes) {
+                // Then EXEC may fail though an absent key, watched before, was never touched.
+                for pair in &mut pairs {
+                    let ends = pair.compare(&[words("DISCARD"), words("UNWATCH")]);
+                    assert!(ends.is_empty(), "SEED={seed}: {}", ends.join("\n"));
+                }
+            }
             assert!(
                 faults.is_empty(),
                 "SEED={seed}, RESP{protocol}, pipeline {index}:\n{}\nof {}",
@@ -193,6 +200,11 @@ fn all_keys(client: &mut Client) -> BTreeSet<Vec<u8>> {
     }
 }
 
+/// True for FLUSHALL and FLUSHDB.
+fn flushes(request: &Request) -> bool {
+    request[0].starts_with(b"flush")
+}
+
 /// A few commands; often a whole transaction, sometimes one that is never ended.
 fn random_pipeline(chance: &mut fastrand::Rng) -> Vec<Request> {
     let mut pipeline = Vec::new();
@@ -200,7 +212,8 @@ fn random_pipeline(chance: &mut fastrand::Rng) -> Vec<Request> {
         0..=1 => {
             let watches = chance.usize(..3);
             pipeline.extend((0..watches).map(|_| filled(chance, "watch K K")));
-            pipeline.extend((0..chance.usize(..3)).map(|_| random_request(chance)));
+            let between = (0..chance.usize(..3)).map(|_| random_request(chance));
+            pipeline.extend(between.filter(|request| !flushes(request)));
             pipeline.push(words("MULTI"));
             pipeline.extend((0..chance.usize(..8)).map(|_| random_request(chance)));
             pipeline.push(words(
