@@ -72,21 +72,32 @@ fn a_node_of_two_cores_answers_as_redis_does() {
         }
         pairs[0].redis.ask("FLUSHALL");
         let mut chance = fastrand::Rng::with_seed(seed);
+        let mut aborted = 0;
         for index in 0..pipelines {
             let pair = &mut pairs[chance.usize(..CONNECTIONS)];
             let pipeline = random_pipeline(&mut chance);
             let faults = pair.compare(&pipeline);
+            let in_vain = faults.first().is_some_and(|fault| fault.in_vain);
+            aborted += usize::from(in_vain);
             assert!(
-                faults.is_empty(),
+                faults.is_empty() || in_vain,
                 "SEED={seed}, RESP{protocol}, pipeline {index}:\n{}\nof {}",
-                faults.join("\n"),
+                texts(&faults),
                 pipeline
                     .iter()
-                    .map(|r| shown(r))
+                    .map(|request| shown(request))
                     .collect::<Vec<_>>()
                     .join("\n   ")
             );
+            let flushed = pipeline.iter().any(flushes);
+            if in_vain || flushed {
+                start_afresh(&mut pairs, in_vain);
+            }
         }
+        assert!(
+            aborted <= 1 + pipelines / 5_000,
+            "SEED={seed}: EXEC failed in vain {aborted} times"
+        );
         assert_eq!(
             all_keys(&mut pairs[0].redis),
             all_keys(&mut pairs[1].quoit),
@@ -98,9 +109,36 @@ fn a_node_of_two_cores_answers_as_redis_does() {
     }
 }
 
+/// Ends what every connection is in the middle of; `clear`: and deletes everything.
+///
+/// After FLUSHALL, EXEC may fail though an absent key that was watched before was never touched.
+fn start_afresh(pairs: &mut [Pair], clear: bool) {
+    for pair in &mut *pairs {
+        let faults = pair.compare(&[words("DISCARD"), words("UNWATCH")]);
+        assert!(faults.is_empty(), "{}", texts(&faults));
+    }
+    if clear {
+        let faults = pairs[0].compare(&[words("FLUSHALL")]);
+        assert!(faults.is_empty(), "{}", texts(&faults));
+    }
+}
+
+/// How two replies differ.
+struct Fault {
+    text: String,
+    /// Redis carried out a transaction, and the node said that a watched key had changed. That may
+    /// happen, seldom: when a memtable was flushed since, and what it forgot may have been that key.
+    in_vain: bool,
+}
+
+fn texts(faults: &[Fault]) -> String {
+    let texts: Vec<&str> = faults.iter().map(|fault| &fault.text[..]).collect();
+    texts.join("\n")
+}
+
 impl Pair {
     /// Sends `pipeline` to both, and tells how the replies differ.
-    fn compare(&mut self, pipeline: &[Request]) -> Vec<String> {
+    fn compare(&mut self, pipeline: &[Request]) -> Vec<Fault> {
         let bytes: Vec<u8> = pipeline.iter().flat_map(|words| request(words)).collect();
         self.redis.send(&bytes);
         self.quoit.send(&bytes);
@@ -108,9 +146,13 @@ impl Pair {
         for request in pipeline {
             let (theirs, ours) = (self.redis.read_whole(), self.quoit.read_whole());
             if !self.is_same(request, &theirs, &ours) {
+                let in_vain = request[0].eq_ignore_ascii_case(b"exec")
+                    && matches!(theirs.0, Value::List(_))
+                    && ours.0 == Value::Null;
                 let (theirs, ours) = (shown(&[theirs.1]), shown(&[ours.1]));
                 let request = shown(request);
-                faults.push(format!("{request}\n  Redis: {theirs}\n  Quoit: {ours}"));
+                let text = format!("{request}\n  Redis: {theirs}\n  Quoit: {ours}");
+                faults.push(Fault { text, in_vain });
             }
         }
         faults
@@ -193,6 +235,11 @@ fn all_keys(client: &mut Client) -> BTreeSet<Vec<u8>> {
     }
 }
 
+/// True for FLUSHALL and FLUSHDB.
+fn flushes(request: &Request) -> bool {
+    request[0].starts_with(b"flush")
+}
+
 /// A few commands; often a whole transaction, sometimes one that is never ended.
 fn random_pipeline(chance: &mut fastrand::Rng) -> Vec<Request> {
     let mut pipeline = Vec::new();
@@ -200,7 +247,8 @@ fn random_pipeline(chance: &mut fastrand::Rng) -> Vec<Request> {
         0..=1 => {
             let watches = chance.usize(..3);
             pipeline.extend((0..watches).map(|_| filled(chance, "watch K K")));
-            pipeline.extend((0..chance.usize(..3)).map(|_| random_request(chance)));
+            let between = (0..chance.usize(..3)).map(|_| random_request(chance));
+            pipeline.extend(between.filter(|request| !flushes(request)));
             pipeline.push(words("MULTI"));
             pipeline.extend((0..chance.usize(..8)).map(|_| random_request(chance)));
             pipeline.push(words(

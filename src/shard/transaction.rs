@@ -55,23 +55,34 @@ pub struct Work {
 pub struct WatchState {
     /// It had a value.
     live: bool,
-    /// The version of its newest record; zero without one.
+    /// The version of that value. Of an absent key, which may have no record: one that was made
+    /// when it was looked at, so that all that happens to the key later is above it.
     version: Version,
 }
 
 impl WatchState {
-    fn of(found: Option<&Found>, now: UnixMillis) -> WatchState {
-        let live = found.is_some_and(|found| found.record.view().is_live(now));
-        let version = found.map_or(Version::ZERO, |found| found.record.meta().version);
-        WatchState { live, version }
+    /// `looked` is a version made before the key was read.
+    fn of(found: Option<&Found>, now: UnixMillis, looked: Version) -> WatchState {
+        match found.filter(|found| found.record.view().is_live(now)) {
+            Some(found) => WatchState {
+                live: true,
+                version: found.record.meta().version,
+            },
+            None => WatchState {
+                live: false,
+                version: looked,
+            },
+        }
     }
 
-    /// True if nobody has touched the key between `self` and `later`. A key that stays absent may
-    /// lose its tombstone meanwhile, but it cannot get a newer one untouched.
-    fn is_unchanged(self, later: WatchState) -> bool {
-        match (self.live, later.live) {
-            (true, true) => self.version == later.version,
-            (false, false) => later.version <= self.version,
+    /// True if nobody has touched the key since. An absent key may have come and gone without a
+    /// trace: `forgotten` is the highest version of which there may be none.
+    fn is_unchanged(self, found: Option<&Found>, now: UnixMillis, forgotten: Version) -> bool {
+        let live = found.is_some_and(|found| found.record.view().is_live(now));
+        let version = found.map_or(Version::ZERO, |found| found.record.meta().version);
+        match (self.live, live) {
+            (true, true) => self.version == version,
+            (false, false) => version.max(forgotten) <= self.version,
             _ => false,
         }
     }
@@ -217,12 +228,13 @@ impl Shard {
         let now = rt::wall_ms();
         let mut states = Vec::with_capacity(keys.len());
         for key in keys {
+            let looked = self.next_version(now);
             let found = self
                 .store
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
-            states.push(WatchState::of(found.as_ref(), now));
+            states.push(WatchState::of(found.as_ref(), now, looked));
         }
         Ok(states)
     }
@@ -235,7 +247,8 @@ impl Shard {
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
-            if !before.is_unchanged(WatchState::of(found.as_ref(), now)) {
+            let forgotten = self.store.forgotten();
+            if !before.is_unchanged(found.as_ref(), now, forgotten) {
                 return Err(Refused::Watched);
             }
         }

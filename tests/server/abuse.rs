@@ -137,7 +137,7 @@ fn ask_without_reading(node: &Node, ask: &str, prepare: impl FnOnce(&Node)) {
     );
     // Sixteen values for each client at most, and two copies of them on their way.
     assert!(
-        most < 400 << 20,
+        most < 512 << 20,
         "{ask}: {} MiB for eight clients",
         most >> 20
     );

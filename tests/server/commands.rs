@@ -345,3 +345,44 @@ fn expired_keys_are_reclaimed_from_memory() {
     let node = Launch::new(dir.path()).start();
     assert_eq!(node.client().ask("DBSIZE"), Value::Integer(1));
 }
+
+/// WATCH sees a key that came and went, though nothing of it is left when EXEC looks.
+#[test]
+fn a_watched_key_that_came_and_went_fails_the_transaction() {
+    let dir = scratch();
+    let node = Launch::new(dir.path()).start();
+    let (mut client, mut other) = (node.client(), node.client());
+    let mut exec_after = |what: &[&str]| {
+        for key in ["one", "two", "three"] {
+            assert_eq!(client.ask(&format!("WATCH {key}")), Value::ok());
+        }
+        let expired = node.info("expired_keys");
+        for line in what {
+            other.ask(line);
+        }
+        if what.iter().any(|line| line.contains("PX")) {
+            let until = Instant::now() + PATIENCE;
+            while node.info("expired_keys") == expired {
+                assert!(Instant::now() < until, "nothing expires");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        assert_eq!(client.ask("MULTI"), Value::ok());
+        client.ask("GET one");
+        client.ask("EXEC")
+    };
+    let ran = Value::List(vec![Value::Null]);
+    assert_eq!(exec_after(&[]), ran, "nothing happened");
+    assert_eq!(exec_after(&["SET four 1"]), ran, "to another key");
+    assert_eq!(exec_after(&["DEL two"]), ran, "nothing was deleted");
+    let gone = [
+        &["SET two 1", "DEL two"][..],
+        &["SET three 1", "FLUSHALL"],
+        &["MSET one 1 two 2 three 3", "FLUSHALL"],
+        &["SET two 1 PX 20"],
+    ];
+    for what in gone {
+        assert_eq!(exec_after(what), Value::Null, "{what:?}");
+    }
+    assert_eq!(exec_after(&[]), ran, "and all is well again");
+}
