@@ -156,6 +156,20 @@ impl Pulse {
         .await;
     }
 
+    /// Makes the task that runs this the one to be woken until the heartbeat is: to be awaited by the
+    /// core's first task, for before the heartbeat's first poll the core may park, too.
+    pub(super) async fn lend_waker(&self) {
+        std::future::poll_fn(|context| {
+            let mut heartbeat = self
+                .heartbeat
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *heartbeat = Some(context.waker().clone());
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Takes the core out of the kicker's sight, before its executor ends.
     pub(super) fn stop(&self) {
         self.heartbeat

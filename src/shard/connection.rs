@@ -21,8 +21,7 @@ use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage};
-use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_REPLY_BYTES};
-use crate::protocol::command::{Command, Spec};
+use crate::protocol::command::{Command, CommandError, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
 use crate::rt::{self, Stream};
@@ -228,6 +227,9 @@ pub enum Stop {
 impl Shard {
     /// Serves one client until it leaves, misbehaves, or the node stops.
     pub(super) async fn serve_client(self: Rc<Self>, mut stream: Stream) {
+        if self.is_stopping() {
+            return; // the other cores may have stopped already
+        }
         if self.clients.count_all() >= self.config.limits.clients_max {
             self.counters.borrow_mut().rejected += 1;
             let _ = stream
@@ -288,7 +290,12 @@ impl Shard {
         let mut round = Round::new(session.protocol, out);
         let mut stop = self.take_commands(session, input, &mut round);
         self.clients.put_aside(input);
-        let mut out = round.finish(self).await;
+        let mut said = round.finish(self).await;
+        while let Some(rest) = said.rest {
+            stream.write_all(&said.bytes).await?;
+            said = rest.finish(self).await;
+        }
+        let mut out = said.bytes;
         if let Stop::Alone(args) = &stop
             && Box::pin(self.run_session(session, args, &mut out)).await == Next::Close
         {
@@ -318,7 +325,7 @@ impl Shard {
                 warm = self.warm(&input.bytes[input.start..input.end]);
             }
             warm -= 1;
-            if round.len() >= PIPELINE_COMMANDS_MAX || round.reply_bytes() >= PIPELINE_REPLY_BYTES {
+            if round.is_full() {
                 return Stop::Full;
             }
             let bytes = &input.bytes[input.start..input.end];
@@ -381,6 +388,9 @@ impl Shard {
         {
             round.reply(|reply| reply.error("NOAUTH Authentication required."));
             return None;
+        }
+        if let Err(CommandError::Arity("exec")) = parsed {
+            session.discard(); // as in Redis: it says EXECABORT
         }
         if session.is_queueing() {
             return session.queue(args, &parsed, round, &self.config.limits);

@@ -123,7 +123,10 @@ impl Shard {
                 Message::Answer(id, said) => self.siblings.answered(id, said),
                 Message::Clients(count) => self.clients.note_others(from, count),
                 Message::Begin => {} // it was waited for before there was a shard
-                Message::Leave => self.advance(Stage::Stopping),
+                Message::Leave => {
+                    self.siblings.has_left(from);
+                    self.advance(Stage::Stopping);
+                }
                 Message::Ask(id, job) => {
                     let shard = Rc::clone(&self);
                     // A task for each: a receiver never waits for anything but the next message.
@@ -134,6 +137,7 @@ impl Shard {
                 }
             }
         }
+        self.siblings.has_ended(from);
     }
 
     /// Does what a core (this one too) asks for.

@@ -148,6 +148,7 @@ impl Store {
             tables,
             manifest,
             cleared: replayed.cleared,
+            forgotten: Version::ZERO,
             cleared_at: Lsn(0),
             flushed: None,
             floor_without_log,
