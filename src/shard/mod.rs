@@ -170,7 +170,7 @@ impl Shard {
                 Said::Bytes(out)
             }
             Job::NoteCommits(transactions) => {
-                Said::Done(self.store.note_commits(&transactions).await.is_ok())
+                Said::Noted(self.store.note_commits(&transactions).await)
             }
             Job::Prepared(transactions) => {
                 let known = |transaction| self.prepared_before.contains(transaction);
@@ -216,16 +216,20 @@ impl Shard {
                     by_core.entry(*core).or_default().push(*transaction);
                 }
             }
-            let mut all = true;
+            let mut refusal = None;
             for (core, transactions) in by_core {
-                let noted = self.do_on(core, Job::NoteCommits(transactions)).await;
-                all &= matches!(noted, Some(Said::Done(true)));
+                match self.do_on(core, Job::NoteCommits(transactions)).await {
+                    Some(Said::Noted(Ok(()))) => {}
+                    Some(Said::Noted(Err(error))) => refusal = Some(error),
+                    _ => refusal = Some(Error::Uncertain),
+                }
             }
-            if all {
+            if let Some(error) = refusal {
+                self.store.not_settled(&error);
+                rt::sleep(SETTLE_RETRY).await;
+            } else {
                 let settled: Vec<Version> = unsettled.iter().map(|(name, _)| *name).collect();
                 self.store.settled(&settled);
-            } else {
-                rt::sleep(SETTLE_RETRY).await;
             }
         }
     }

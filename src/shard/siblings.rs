@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::Report;
 use super::transaction::{Refused, Token, WatchState, Work};
+use crate::error::Result;
 use crate::protocol::reply::Protocol;
 use crate::protocol::resp::OwnedArgs;
 use crate::rt::Outbox;
@@ -89,6 +90,8 @@ pub enum Said {
     Prepared(Vec<bool>),
     /// The report.
     Report(Box<Report>),
+    /// The commits are noted, or not.
+    Noted(Result<()>),
     /// Done, or not.
     Done(bool),
 }

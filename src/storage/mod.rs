@@ -32,7 +32,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use crate::error::Result;
+use futures_lite::future;
+
+use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
 use manifest::Manifest;
@@ -164,6 +166,8 @@ struct State {
     held: BTreeMap<Version, Held>,
     /// The last flush could not be written: the disk is full, or worse.
     flush_refused: bool,
+    /// Why another core could not note commits, so that the oldest memtable cannot be flushed.
+    settle_refused: Option<Admission>,
     /// The manifest on disk may not be the one we think it is: nothing more is installed.
     install_failed: bool,
     stopping: bool,
@@ -267,16 +271,12 @@ impl Store {
     }
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
-        let state = self.state.borrow();
-        if state.install_failed {
+        if self.has_failed() {
             return Admission::Failed;
         }
-        if state.frozen.len() >= FROZEN_MAX {
-            return if state.flush_refused {
-                Admission::DiskFull
-            } else {
-                Admission::Wait
-            };
+        match self.state.borrow().memory() {
+            Admission::Ready => {}
+            refusal => return refusal,
         }
         match &self.wal {
             Some(wal) => wal.admit(bytes, entries),
@@ -289,19 +289,30 @@ impl Store {
         loop {
             let state_allows = || {
                 let state = self.state.borrow();
-                let full = state.frozen.len() >= FROZEN_MAX && !state.flush_refused;
-                (!full || state.install_failed).then_some(())
+                let waits = state.memory() == Admission::Wait && !state.install_failed;
+                (!waits).then_some(())
             };
-            self.changed.wait_for(state_allows).await;
+            let allowed = self.changed.wait_for(state_allows);
             if let Some(wal) = &self.wal {
+                // What waits to be flushed stays for ever once the log has failed.
+                future::or(allowed, wal.wait_failed()).await;
                 wal.wait_admitted(batch.log_bytes(), batch.entries())
                     .await?;
+            } else {
+                allowed.await;
             }
+            eprintln!(
+                "{:?} {:?} admit_batch {:?} bytes {}",
+                crate::rt::now(),
+                self.dir,
+                self.admit_batch(batch),
+                batch.log_bytes()
+            );
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}
-                Admission::DiskFull => return Err(crate::error::Error::DiskFull),
-                Admission::Failed => return Err(crate::error::Error::LogFailed),
+                Admission::DiskFull => return Err(Error::DiskFull),
+                Admission::Failed => return Err(Error::LogFailed),
             }
         }
     }
@@ -485,9 +496,20 @@ impl Store {
             .await
     }
 
+    /// Another core could not note that transactions hold: `why`. It will be asked again.
+    pub fn not_settled(&self, why: &Error) {
+        let refusal = match why.is_disk_full() {
+            true => Admission::DiskFull,
+            false => Admission::Failed,
+        };
+        self.state.borrow_mut().settle_refused = Some(refusal);
+        self.changed.wake_all();
+    }
+
     /// All other cores have durably noted that these transactions hold.
     pub fn settled(&self, transactions: &[Version]) {
         let mut state = self.state.borrow_mut();
+        state.settle_refused = None;
         for transaction in transactions {
             if let Some(held) = state.held.get_mut(transaction) {
                 held.settled = true;
@@ -591,6 +613,17 @@ impl Store {
 }
 
 impl State {
+    /// Is there room for another memtable?
+    fn memory(&self) -> Admission {
+        if self.frozen.len() < FROZEN_MAX {
+            return Admission::Ready;
+        }
+        if self.flush_refused {
+            return Admission::DiskFull;
+        }
+        self.settle_refused.unwrap_or(Admission::Wait)
+    }
+
     fn in_memory(&self, key: &KeyRef) -> Option<Found> {
         let frozen = self.frozen.iter().rev();
         [&self.active].into_iter().chain(frozen).find_map(|layer| {

@@ -154,6 +154,7 @@ impl Store {
             lsn_last: RECOVERED,
             held: BTreeMap::new(),
             flush_refused: false,
+            settle_refused: None,
             install_failed: false,
             stopping: false,
             flusher_ended: false,

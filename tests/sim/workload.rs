@@ -29,11 +29,19 @@ pub struct Ledger {
     counters: BTreeMap<String, Counter>,
     own: BTreeMap<String, Own>,
     /// Makes values unique.
-    written: u64,
+    made: u64,
     /// Requests that were answered.
     pub answered: u64,
+    /// Readings that were answered.
+    pub readings: u64,
+    /// Writes that were acknowledged.
+    pub written: u64,
     /// Writes that were refused.
     pub refused: u64,
+    /// Those of them that were refused because a log had failed.
+    pub failed: u64,
+    /// True if an own key is in a turn once only, so that a refusal leaves no doubt of it.
+    pub is_careful: bool,
     /// Writes of which nobody knows.
     pub unknown: u64,
     /// How refusals are taken.
@@ -45,8 +53,10 @@ pub struct Ledger {
 pub enum Refusals {
     /// There must be none.
     Wrong,
-    /// The disk may be full, or broken.
-    Allowed,
+    /// The disk may be full: nothing is unknown.
+    Full,
+    /// The log may have failed.
+    Broken,
 }
 
 /// A key that one client alone writes.
@@ -86,9 +96,13 @@ impl Ledger {
                 .map(|key| (format!("count:{key}"), Counter::default()))
                 .collect(),
             own: own.into_iter().map(|key| (key, empty())).collect(),
-            written: 0,
+            made: 0,
             answered: 0,
+            readings: 0,
+            written: 0,
             refused: 0,
+            failed: 0,
+            is_careful: false,
             unknown: 0,
             refusals: Refusals::Wrong,
         }))
@@ -100,9 +114,9 @@ impl Ledger {
     }
 
     fn value(&mut self, key: &str, client: usize, bytes: usize) -> Vec<u8> {
-        self.written += 1;
-        let mut value = format!("{key}|{client}|{}|", self.written).into_bytes();
-        let mut filling = fastrand::Rng::with_seed(self.written);
+        self.made += 1;
+        let mut value = format!("{key}|{client}|{}|", self.made).into_bytes();
+        let mut filling = fastrand::Rng::with_seed(self.made);
         while value.len() < bytes {
             value.extend_from_slice(&filling.u64(..).to_le_bytes());
         }
@@ -178,16 +192,28 @@ fn plan(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> Vec<S
         0 => chance.usize(1..12),
         _ => 1,
     };
-    let steps = (0..count).map(|_| plan_one(ledger, client, chance));
-    steps.collect()
+    let mut changed: Vec<String> = Vec::new();
+    let mut steps = Vec::with_capacity(count);
+    for _ in 0..count {
+        let own = own_key(client, chance.usize(..OWN_KEYS));
+        let is_free = !ledger.is_careful || !changed.contains(&own);
+        steps.push(plan_one(ledger, client, is_free.then_some(&own), chance));
+        changed.push(own);
+    }
+    steps
 }
 
-fn plan_one(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> Step {
-    let own = own_key(client, chance.usize(..OWN_KEYS));
-    match chance.u8(..100) {
-        0..35 if !ledger.own[&own].uncertain => plan_own(ledger, own, client, chance),
-        0..55 => plan_shared(ledger, client, chance),
-        55..70 => {
+fn plan_one(
+    ledger: &mut Ledger,
+    client: usize,
+    own: Option<&String>,
+    chance: &mut fastrand::Rng,
+) -> Step {
+    let own = own.filter(|own| !ledger.own[*own].uncertain);
+    match (chance.u8(..100), own) {
+        (0..35, Some(own)) => plan_own(ledger, own.clone(), client, chance),
+        (0..55, _) => plan_shared(ledger, client, chance),
+        (55..70, _) => {
             let key = format!("count:{}", chance.usize(..COUNTERS));
             let counter = ledger.counters.get_mut(&key).expect("counters are known");
             counter.intend();
@@ -198,7 +224,7 @@ fn plan_one(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> S
                 meaning: Meaning::Raise(key),
             }
         }
-        70..75 => {
+        (70..75, _) => {
             let key = format!("count:{}", chance.usize(..COUNTERS));
             let start = ledger.now();
             Step {
@@ -348,6 +374,10 @@ impl Ledger {
 
     fn take(&mut self, step: Step, reply: Reply) -> Verdict {
         let now = self.now();
+        match &step.meaning {
+            Meaning::Read(_) | Meaning::Count(_) => self.readings += 1,
+            _ => self.written += 1,
+        }
         match step.meaning {
             Meaning::Read(keys) => {
                 let values = match reply {
@@ -406,9 +436,9 @@ impl Ledger {
 
     fn take_error(&mut self, step: Step, text: &str) -> Verdict {
         if self.refusals == Refusals::Wrong {
-            return Err(format!("{:?}: {text}", step.request));
+            return Err(format!("{}: {text}", step.request.describe()));
         }
-        if text.starts_with("UNKNOWN") {
+        if text.starts_with("UNKNOWN") && self.refusals == Refusals::Broken {
             self.take_silence(step);
             return Ok(());
         }
@@ -416,6 +446,7 @@ impl Ledger {
             return Err(format!("an error of another kind: {text}"));
         }
         self.refused += 1;
+        self.failed += u64::from(text.contains("log"));
         match step.meaning {
             Meaning::Read(_) | Meaning::Count(_) => {
                 return Err(format!("a reading was refused: {text}"));
@@ -429,15 +460,14 @@ impl Ledger {
                     self.register(&key).refuse(id);
                 }
             }
-            Meaning::Own { key, write, .. } => {
+            Meaning::Own {
+                key, write, then, ..
+            } => {
                 if let Some(id) = write {
                     self.register(&key).refuse(id);
                 }
-                // What was sent behind it in the same turn was meant for another state.
-                self.own
-                    .get_mut(&key)
-                    .expect("own keys are known")
-                    .uncertain = true;
+                let own = self.own.get_mut(&key).expect("own keys are known");
+                assert_eq!(own.possible.pop(), Some(then), "nothing was sent behind it");
             }
         }
         Ok(())

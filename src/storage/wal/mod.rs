@@ -328,6 +328,11 @@ impl Wal {
         self.0.state.borrow().failed
     }
 
+    /// Returns once a write or a sync of the log has failed.
+    pub async fn wait_failed(&self) {
+        self.wait_for(|| self.has_failed().then_some(())).await;
+    }
+
     /// True while the disk refuses a new segment.
     pub fn is_refused(&self) -> bool {
         self.0.supply.is_refused()
