@@ -34,7 +34,7 @@ fn power_cuts(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
     options.planted = planted.to_vec();
     let mut scene = Scene::new(options, 1..4);
     let clients = scene.chance.usize(2..6);
-    let ledger = Ledger::new(clients);
+    let ledger = Ledger::new(clients, scene.may_pipeline);
     for _ in 0..scene.chance.u64(3..7) {
         let node = scene.start(|client| workload::verify(ledger.clone(), client))?;
         let tasks = scene.spawn(&node, clients, |number, client, chance| {
@@ -51,7 +51,7 @@ fn power_cuts(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
 /// A disk without space, and then with space again: one life, in which nothing is lost.
 fn full_disk(seed: u64) -> Verdict<Outcome> {
     let mut scene = Scene::new(Options::random(seed), 1..4);
-    let ledger = Ledger::new(4);
+    let ledger = Ledger::new(4, scene.may_pipeline);
     ledger.borrow_mut().is_careful = true;
     let node = scene.start(|client| workload::verify(ledger.clone(), client))?;
     let tasks = scene.spawn(&node, 4, |number, client, chance| {
@@ -77,7 +77,9 @@ fn full_disk(seed: u64) -> Verdict<Outcome> {
         let readings = ledger.borrow().readings;
         scene.run_until(&node, || ledger.borrow().readings > readings + 20)?;
         disk.change_faults(|faults| faults.capacity_bytes = u64::MAX);
+        ledger.borrow_mut().is_pausing = true;
         scene.world.run_for(SPACE_SEEN_MAX);
+        ledger.borrow_mut().is_pausing = false;
         ledger.borrow_mut().refusals = Refusals::Wrong;
         let written = ledger.borrow().written;
         scene.run_until(&node, || ledger.borrow().written > written + 50)?;
@@ -90,7 +92,7 @@ fn full_disk(seed: u64) -> Verdict<Outcome> {
 /// A disk whose syncs fail: a log that has failed takes nothing more, and nothing is lost.
 fn failing_syncs(seed: u64) -> Verdict<Outcome> {
     let mut scene = Scene::new(Options::random(seed), 1..4);
-    let ledger = Ledger::new(4);
+    let ledger = Ledger::new(4, scene.may_pipeline);
     ledger.borrow_mut().is_careful = true;
     for _ in 0..3 {
         let node = scene.start(|client| workload::verify(ledger.clone(), client))?;

@@ -128,24 +128,11 @@ impl Shard {
         let latched = self.latches.request(work.wants.clone());
         let shard = Rc::clone(self);
         rt::spawn(async move {
-            eprintln!("{:?} core {:?} waits {:?}", rt::now(), shard.id, work.wants);
             latched.granted().await;
-            eprintln!(
-                "{:?} core {:?} granted {:?}",
-                rt::now(),
-                shard.id,
-                work.wants
-            );
             let evaluated = shard.evaluate_work(&work, rt::wall_ms()).await?;
             let mut lsn = evaluated.lsn;
             if !evaluated.batch.is_empty() {
                 shard.wait_admitted(&evaluated.batch).await?;
-                eprintln!(
-                    "{:?} core {:?} admitted {:?}",
-                    rt::now(),
-                    shard.id,
-                    work.wants
-                );
                 lsn = shard.store.write_batch(evaluated.batch);
             }
             drop(latched);

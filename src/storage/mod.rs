@@ -301,13 +301,6 @@ impl Store {
             } else {
                 allowed.await;
             }
-            eprintln!(
-                "{:?} {:?} admit_batch {:?} bytes {}",
-                crate::rt::now(),
-                self.dir,
-                self.admit_batch(batch),
-                batch.log_bytes()
-            );
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}

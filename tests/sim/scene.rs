@@ -84,17 +84,25 @@ pub struct Scene {
     pub config: Config,
     /// Decides what the test leaves to chance.
     pub chance: fastrand::Rng,
+    /// True if clients may send further requests before they have read what came back. They write
+    /// all before they read, so that the network must hold it all.
+    pub may_pipeline: bool,
 }
 
 impl Scene {
     /// A world as `options` say, for a node with so many cores.
-    pub fn new(options: Options, cores: Range<u16>) -> Scene {
+    pub fn new(mut options: Options, cores: Range<u16>) -> Scene {
+        let may_pipeline = options.net.window_bytes >= 64 << 10;
+        if may_pipeline {
+            options.net.window_bytes = 16 << 20;
+        }
         let mut chance = fastrand::Rng::with_seed(options.seed ^ 0xC075);
         let config = config(chance.u16(cores), &mut chance);
         Scene {
             world: World::new(options),
             config,
             chance,
+            may_pipeline,
         }
     }
 

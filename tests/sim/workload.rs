@@ -42,6 +42,9 @@ pub struct Ledger {
     pub failed: u64,
     /// True if an own key is in a turn once only, so that a refusal leaves no doubt of it.
     pub is_careful: bool,
+    /// True while clients are to do nothing.
+    pub is_pausing: bool,
+    may_pipeline: bool,
     /// Writes of which nobody knows.
     pub unknown: u64,
     /// How refusals are taken.
@@ -79,7 +82,7 @@ pub type Shared = Rc<RefCell<Ledger>>;
 
 impl Ledger {
     /// An empty ledger for `clients` clients.
-    pub fn new(clients: usize) -> Shared {
+    pub fn new(clients: usize, may_pipeline: bool) -> Shared {
         let own =
             (0..clients).flat_map(|client| (0..OWN_KEYS).map(move |key| own_key(client, key)));
         let own: Vec<String> = own.collect();
@@ -103,6 +106,8 @@ impl Ledger {
             refused: 0,
             failed: 0,
             is_careful: false,
+            is_pausing: false,
+            may_pipeline,
             unknown: 0,
             refusals: Refusals::Wrong,
         }))
@@ -171,6 +176,10 @@ enum Meaning {
 /// A client that goes on until its node goes down.
 pub async fn work(ledger: Shared, mut client: Client, number: usize, mut chance: fastrand::Rng) {
     while client.connect().await && !client.life().is_wrong() {
+        if ledger.borrow().is_pausing {
+            rt::sleep(Duration::from_millis(500)).await;
+            continue;
+        }
         let steps = plan(&mut ledger.borrow_mut(), number, &mut chance);
         let requests: Vec<Request> = steps.iter().map(|step| step.request.clone()).collect();
         let verdict = match client.call(&requests).await {
@@ -189,7 +198,7 @@ pub async fn work(ledger: Shared, mut client: Client, number: usize, mut chance:
 /// Most turns are one request; some are many at once.
 fn plan(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> Vec<Step> {
     let count = match chance.u8(..4) {
-        0 => chance.usize(1..12),
+        0..2 if ledger.may_pipeline => chance.usize(1..12),
         _ => 1,
     };
     let mut changed: Vec<String> = Vec::new();
