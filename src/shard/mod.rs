@@ -178,7 +178,8 @@ impl Shard {
             }
             Job::Opened => {
                 self.reached(Stage::Open).await;
-                Said::Done(!self.is_stopping())
+                let seen = self.clock.borrow().last();
+                Said::Opened((!self.is_stopping()).then_some(seen))
             }
             Job::Report => Said::Report(Box::new(self.report())),
             Job::ResetStatistics => {

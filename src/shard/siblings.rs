@@ -92,6 +92,9 @@ pub enum Said {
     Report(Box<Report>),
     /// The commits are noted, or not.
     Noted(Result<()>),
+    /// All that was prepared is decided, and no version that is stored here is above this one;
+    /// `None`: this core is to end.
+    Opened(Option<Version>),
     /// Done, or not.
     Done(bool),
 }

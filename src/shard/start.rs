@@ -169,9 +169,12 @@ async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce(
             shard.reached(Stage::Stopping).await;
             None
         };
-        if !matches!(future::or(opened, leaving).await, Some(Said::Done(true))) {
+        let Some(Said::Opened(Some(seen))) = future::or(opened, leaving).await else {
             return Ok(()); // that core says why
-        }
+        };
+        // It may have prepared a transaction of ours of which nothing is left here: its name must
+        // not be given again, though the wall clock may have been set back.
+        shard.clock.borrow_mut().observe(seen);
     }
     let listener = Listener::bind(shard.facts.address)?;
     rt::spawn(Rc::clone(shard).settle_transactions());
