@@ -329,7 +329,8 @@ impl Round {
     }
 }
 
-const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
+/// The reply to a command whose key is longer than `limits.key-max`.
+pub const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
 
 /// The one key command in `args`.
 fn first_part(args: ArgView<'_>) -> Option<KeyCommand<'_>> {

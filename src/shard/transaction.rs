@@ -3,9 +3,11 @@
 //! MULTI/EXEC, commands on keys of several cores, and single commands that must wait for the disk
 //! in their middle. The coordinator (the core of the client's connection) plans which core does what;
 //! then, if several take part: each core in the order of their numbers reserves the keys' latches;
-//! all evaluate their part on an overlay that nobody else sees; if more than one writes, each logs its
-//! part as prepared and syncs it; then all let it be seen. After a crash it holds if and only if every
-//! core that writes had prepared (storage/wal). With one core it is one batch of its log.
+//! all evaluate their part on an overlay that nobody else sees, those that only read (or watch) before
+//! those that write; each of the latter logs its part as prepared and syncs it; then all let it be
+//! seen. After a crash it holds if and only if every core that writes had prepared (storage/wal), so
+//! none may prepare while one that does not write could still refuse. With one core it is one batch of
+//! its log.
 //!
 //! No global lock; no deadlock (see `latches`); a transaction that has begun runs to its end
 //! whatever becomes of the connection.
@@ -17,6 +19,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::Shard;
+use super::dispatch::KEY_TOO_LARGE;
 use super::execute::Replying;
 use super::latch_table::Latched;
 use super::latches::Wants;
@@ -177,24 +180,28 @@ impl Shard {
         let Evaluated {
             replies,
             batch,
-            mut lsn,
+            lsn,
         } = self.evaluate_work(work, now).await?;
-        match outcome {
-            Outcome::ReadOnly => assert!(batch.is_empty(), "the plan knows who writes"),
+        let waited = match outcome {
+            Outcome::ReadOnly => {
+                assert!(batch.is_empty(), "the plan knows who writes");
+                self.store.wait_acknowledged(lsn).await
+            }
             Outcome::Prepare(transaction, cores) => {
                 self.wait_admitted(&batch).await?;
-                lsn = self.store.prepare(transaction, &cores, &batch);
-                let mut reserved = self.reserved.borrow_mut();
-                let reserved = reserved
-                    .get_mut(&token)
-                    .expect("Run comes between Reserve and Finish");
-                reserved.prepared = Some((transaction, lsn, batch));
+                let lsn = self.store.prepare(transaction, &cores, &batch);
+                {
+                    let mut reserved = self.reserved.borrow_mut();
+                    let reserved = reserved
+                        .get_mut(&token)
+                        .expect("Run comes between Reserve and Finish");
+                    reserved.prepared = Some((transaction, lsn, batch));
+                }
+                // Whatever the durability setting: else a power cut could leave one core's part.
+                self.store.wait_durable(lsn).await
             }
-        }
-        self.store
-            .wait_acknowledged(lsn)
-            .await
-            .map_err(Refused::Failed)?;
+        };
+        waited.map_err(Refused::Failed)?;
         Ok(replies)
     }
 
@@ -333,6 +340,10 @@ impl Shard {
         overlay: &Overlay,
         to: &mut Replying<'_>,
     ) -> Result<Lsn> {
+        if !self.key_fits(command) {
+            Reply::new(to.out, to.protocol).error(KEY_TOO_LARGE);
+            return Ok(Lsn(0));
+        }
         let key = KeyRef::of(command.key);
         let written = overlay
             .memtable
@@ -347,7 +358,7 @@ impl Shard {
             None if overlay.cleared.is_some() || !command.op.needs_current() => None,
             None => self.store.get(&key).await?,
         };
-        let lsn = found.as_ref().map_or(Lsn(0), |found| found.lsn);
+        let lsn = self.depends_on(found.as_ref());
         let effect = self.evaluate(&command.op, found.as_ref(), to);
         if let Some((meta, value)) = self.as_record(&effect, to.now) {
             let record = Record::new(meta, key.key, value);
@@ -531,31 +542,19 @@ impl Shard {
         }
         let cores: Vec<CoreId> = works.keys().copied().collect();
         let now = rt::wall_ms();
-        let transaction = self.next_version(now);
-        let answers: Vec<_> = works
+        let (writing, reading): (BTreeMap<_, _>, BTreeMap<_, _>) = works
             .into_iter()
-            .map(|(core, work)| {
-                let outcome = match writers.contains(&core) {
-                    true => Outcome::Prepare(transaction, writers.clone()),
-                    false => Outcome::ReadOnly,
-                };
-                let shard = Rc::clone(&self);
-                let job = Job::Run(token, Box::new(work), now, outcome);
-                (core, rt::spawn(async move { shard.do_on(core, job).await }))
-            })
-            .collect();
-        let mut replies = BTreeMap::new();
-        let mut refused = None;
-        for (core, answer) in answers {
-            match answer.await {
-                Some(Said::Ran(Ok(ran))) => {
-                    replies.insert(core, ran);
-                }
-                Some(Said::Ran(Err(why))) => refused = Some(worse(refused, why)),
-                _ => refused = Some(worse(refused, Refused::Failed(Error::Uncertain))),
-            }
+            .partition(|(core, _)| writers.contains(core));
+        let mut ran = self.run_parts(token, reading, now, Outcome::ReadOnly).await;
+        if ran.is_ok() && !writing.is_empty() {
+            let outcome = Outcome::Prepare(self.next_version(now), writers);
+            let wrote = self.run_parts(token, writing, now, outcome).await;
+            ran = ran.and_then(|mut replies| {
+                replies.extend(wrote?);
+                Ok(replies)
+            });
         }
-        let verdict = if refused.is_none() {
+        let verdict = if ran.is_ok() {
             Verdict::Commit
         } else {
             Verdict::Abort
@@ -565,6 +564,34 @@ impl Shard {
             match core == self.id {
                 true => self.finish(token, verdict),
                 false => drop(self.siblings.ask(core, Job::Finish(token, verdict))),
+            }
+        }
+        ran
+    }
+
+    /// Has each core evaluate its part, all at the same time.
+    async fn run_parts(
+        self: &Rc<Self>,
+        token: Token,
+        works: BTreeMap<CoreId, Work>,
+        now: UnixMillis,
+        outcome: Outcome,
+    ) -> Result<BTreeMap<CoreId, Vec<Vec<u8>>>, Refused> {
+        let ask = |(core, work)| {
+            let shard = Rc::clone(self);
+            let job = Job::Run(token, Box::new(work), now, outcome.clone());
+            (core, rt::spawn(async move { shard.do_on(core, job).await }))
+        };
+        let answers: Vec<_> = works.into_iter().map(ask).collect();
+        let mut replies = BTreeMap::new();
+        let mut refused = None;
+        for (core, answer) in answers {
+            match answer.await {
+                Some(Said::Ran(Ok(ran))) => {
+                    replies.insert(core, ran);
+                }
+                Some(Said::Ran(Err(why))) => refused = Some(worse(refused, why)),
+                _ => refused = Some(worse(refused, Refused::Failed(Error::Uncertain))),
             }
         }
         refused.map_or(Ok(replies), Err)

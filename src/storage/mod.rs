@@ -32,6 +32,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use futures_lite::future;
+
 use crate::error::Result;
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
@@ -48,6 +50,8 @@ pub use scan::Snapshot;
 const RECOVERED: Lsn = Lsn(1);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
+/// Transactions that are settled with the other cores at a time.
+const UNSETTLED_MAX: usize = 1024;
 
 /// A record that was found, and its place in the log: it may not be acknowledged yet.
 #[derive(Clone, Debug)]
@@ -121,14 +125,16 @@ impl Batch {
         bytes
     }
 
-    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up.
-    fn log_bytes(&self) -> usize {
+    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up: the
+    /// names of a transaction's cores, and a marker.
+    fn log_bytes(&self, cores: u16) -> usize {
         let records: usize = self
             .records
             .iter()
             .map(|(_, record)| record.bytes().len())
             .sum();
-        records + 2 * format::MARKER_BYTES + format::ENTRY_HEADER_BYTES
+        let wrapping = format::ENTRY_HEADER_BYTES + format::prepare_bytes(usize::from(cores), 0);
+        records + wrapping + 2 * format::MARKER_BYTES
     }
 }
 
@@ -159,6 +165,8 @@ struct State {
     flushed: Option<Lsn>,
     /// With `durability = "none"`: behind all that a log ever held here.
     floor_without_log: wal::replay::Floor,
+    /// With `durability = "none"`: the files of an earlier log, while they are still needed.
+    leftover: Vec<PathBuf>,
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
@@ -263,12 +271,12 @@ impl Store {
 
     /// May `batch` be written now?
     pub fn admit_batch(&self, batch: &Batch) -> Admission {
-        self.admit_entries(batch.log_bytes(), batch.entries())
+        self.admit_entries(batch.log_bytes(self.options.cores), batch.entries())
     }
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
         let state = self.state.borrow();
-        if state.install_failed {
+        if self.has_failed() || state.stopping {
             return Admission::Failed;
         }
         if state.frozen.len() >= FROZEN_MAX {
@@ -287,15 +295,18 @@ impl Store {
     /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
     pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
         loop {
-            let state_allows = || {
+            let decided = self.changed.wait_for(|| {
                 let state = self.state.borrow();
                 let full = state.frozen.len() >= FROZEN_MAX && !state.flush_refused;
-                (!full || state.install_failed).then_some(())
-            };
-            self.changed.wait_for(state_allows).await;
-            if let Some(wal) = &self.wal {
-                wal.wait_admitted(batch.log_bytes(), batch.entries())
-                    .await?;
+                (!full || state.stopping || self.has_failed()).then_some(())
+            });
+            match &self.wal {
+                Some(wal) => {
+                    future::or(decided, wal.failure()).await;
+                    let bytes = batch.log_bytes(self.options.cores);
+                    wal.wait_admitted(bytes, batch.entries()).await?;
+                }
+                None => decided.await,
             }
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
@@ -456,13 +467,18 @@ impl Store {
         }
     }
 
+    /// What a reader depends on who was told that a key has no record: the last clear.
+    pub fn lsn_cleared(&self) -> Lsn {
+        self.state.borrow().cleared_at
+    }
+
     /// The last record that was written.
     pub fn lsn_last(&self) -> Lsn {
         self.state.borrow().lsn_last
     }
 
     /// Transactions that other cores must durably note before the log may forget them, each with
-    /// all of its cores. Waits for some; `None`: the store has stopped.
+    /// all of its cores, not too many at a time. Waits for some; `None`: the store has stopped.
     pub async fn unsettled(&self) -> Option<Vec<(Version, Vec<CoreId>)>> {
         self.changed
             .wait_for(|| {
@@ -479,6 +495,7 @@ impl Store {
                         let held = state.held.get(transaction)?;
                         (!held.settled).then(|| (*transaction, held.cores.clone()))
                     })
+                    .take(UNSETTLED_MAX)
                     .collect();
                 (!waiting.is_empty()).then_some(Some(waiting))
             })

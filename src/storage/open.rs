@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Memtable;
 use super::record::{KeyRef, Record};
@@ -41,7 +42,8 @@ pub struct StoreOptions {
     pub table_bytes_max: u64,
 }
 
-/// A store that was opened, and what others must know or say about it.
+/// A store that was opened, and what others must know or say about it. When all that is undecided is
+/// recovered or aborted, call [`Store::leave_log`] and [`Store::drop_log`].
 pub struct Opened {
     /// The store.
     pub store: Rc<Store>,
@@ -131,7 +133,7 @@ impl Store {
             sequence: found.sequence_next,
         };
         let logless = options.durability == Durability::None;
-        let leftover: Vec<PathBuf> = if logless { found.paths() } else { Vec::new() };
+        let leftover = if logless { found.paths() } else { Vec::new() };
         let wal = match logless {
             true => None,
             false => {
@@ -151,6 +153,7 @@ impl Store {
             cleared_at: Lsn(0),
             flushed: None,
             floor_without_log,
+            leftover,
             lsn_last: RECOVERED,
             held: BTreeMap::new(),
             flush_refused: false,
@@ -176,14 +179,14 @@ impl Store {
             };
             match replayed.committed.contains(&transaction) {
                 true => store.recover(part),
-                false => undecided.push(part),
+                false => {
+                    store.hold(&part);
+                    undecided.push(part);
+                }
             }
         }
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
         rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
-        if logless {
-            store.leave_log(leftover).await?;
-        }
         Ok(Opened {
             store,
             undecided,
@@ -193,8 +196,20 @@ impl Store {
         })
     }
 
+    /// The log keeps `part` until it is settled, or known never to have been.
+    fn hold(&self, part: &Undecided) {
+        let held = Held {
+            lsn: RECOVERED,
+            cores: part.cores.clone(),
+            settled: false,
+        };
+        self.state.borrow_mut().held.insert(part.transaction, held);
+    }
+
     /// Takes in this core's part of a transaction that holds: all of its cores had prepared it.
+    /// [`Store::abort`] is the other way.
     pub fn recover(&self, part: Undecided) {
+        self.hold(&part);
         if let Some(version) = part.batch.clear {
             self.clear_recovered(version);
         }
@@ -215,12 +230,6 @@ impl Store {
             .transactions
             .borrow_mut()
             .push(part.transaction);
-        let held = Held {
-            lsn: RECOVERED,
-            cores: part.cores,
-            settled: false,
-        };
-        state.held.insert(part.transaction, held);
     }
 
     fn clear_recovered(&self, version: Version) {
@@ -235,22 +244,35 @@ impl Store {
         *active.memtable.borrow_mut() = memtable;
     }
 
-    /// With `durability = "none"`: what an earlier log held goes into a table, and the log goes.
-    async fn leave_log(&self, files: Vec<PathBuf>) -> Result<()> {
+    /// With `durability = "none"`: puts what an earlier log held into a table. Call it when nothing is
+    /// undecided any more, and [`Store::drop_log`] when all cores have done so: until then another
+    /// one may ask what this log says.
+    pub async fn leave_log(&self) -> Result<()> {
+        {
+            let state = self.state.borrow();
+            if state.leftover.is_empty() || state.active.memtable.borrow().is_empty() {
+                return Ok(());
+            }
+        }
+        self.freeze();
+        let flushed = || {
+            let state = self.state.borrow();
+            if state.flush_refused || state.install_failed {
+                return Some(Err(Error::DiskFull));
+            }
+            state.frozen.is_empty().then_some(Ok(()))
+        };
+        self.changed.wait_for(flushed).await
+    }
+
+    /// With `durability = "none"`: removes an earlier log. Before that, nothing new may be written.
+    pub async fn drop_log(&self) -> Result<()> {
+        let files = std::mem::take(&mut self.state.borrow_mut().leftover);
         if files.is_empty() {
             return Ok(());
         }
-        if !self.state.borrow().active.memtable.borrow().is_empty() {
-            self.freeze();
-            let flushed = || {
-                let state = self.state.borrow();
-                if state.flush_refused || state.install_failed {
-                    return Some(Err(Error::DiskFull));
-                }
-                state.frozen.is_empty().then_some(Ok(()))
-            };
-            self.changed.wait_for(flushed).await?;
-        }
+        // First the manifest's word that the log begins behind them: they may go one by one.
+        self.install(Edit::nothing()).await?;
         for path in files {
             rt::remove_file(&path).await?;
         }

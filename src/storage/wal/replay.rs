@@ -1,10 +1,12 @@
 //! Reading the log back: every batch from the manifest's floor on, in order, up to the torn tail.
 //!
 //! What ends the log: a batch that is missing or broken, with no later batch that knew it to be
-//! durable. If a later one did, or a later segment goes on behind a gap (a segment is begun only
-//! when all before it is synced), then acknowledged writes are gone: that is damage, and the core
-//! does not open. A later segment that begins at or before the gap was begun by an earlier
-//! recovery, which had cut the tail there.
+//! durable. If a later one did, then acknowledged writes are gone: that is damage, and the core
+//! does not open. (A segment is begun only when all before it is synced, so a gap before its first
+//! batch always has such a witness.) A later segment that begins at or before the gap was begun by
+//! an earlier recovery, which had cut the tail there.
+//!
+//! The one batch whose damage cannot be told from a torn write is the very last one of the log.
 //!
 //! What was read is synced before it is shown to anybody: after a mere process crash it may not
 //! have been.
@@ -81,19 +83,23 @@ pub async fn replay(
             continue;
         }
         let mut reader = SegmentReader::open(&path, id).await?;
-        let Some(first) = reader.first().await? else {
-            found.blank.push(path);
-            reader.segment.file.close().await;
-            continue;
+        let first = match reader.first().await? {
+            Some((first, _)) if first <= found.sequence_next => first,
+            Some((_, at)) => {
+                // Either the last segment lacks its end or this one its beginning.
+                let here = (path.clone(), BLOCK_BYTES as u64);
+                let place = torn.clone().filter(|_| at == here.1).unwrap_or(here);
+                reader.check_gap(found.sequence_next, place).await?;
+                found.blank.push(path);
+                reader.segment.file.close().await;
+                continue;
+            }
+            None => {
+                found.blank.push(path);
+                reader.segment.file.close().await;
+                continue;
+            }
         };
-        if first > found.sequence_next {
-            let (file, offset) = torn.unwrap_or((path, BLOCK_BYTES as u64));
-            let why = format!(
-                "batch {} is missing, but batch {first} was begun after it was durable",
-                found.sequence_next
-            );
-            return Err(Error::Corrupt { file, offset, why });
-        }
         found.sequence_next = reader.deliver(first, &mut each).await?;
         reader.check_tail(found.sequence_next).await?;
         torn = Some((path, reader.position));
@@ -149,10 +155,10 @@ impl SegmentReader {
         }
     }
 
-    /// The number of the first batch, if there is any batch that can be read.
-    async fn first(&mut self) -> Result<Option<u64>> {
+    /// The number and the place of the first batch that can be read, if there is any.
+    async fn first(&mut self) -> Result<Option<(u64, u64)>> {
         let found = self.find_from(BLOCK_BYTES as u64, |_| true).await?;
-        Ok(found.map(|header| header.sequence))
+        Ok(found.map(|(header, at)| (header.sequence, at)))
     }
 
     /// Gives out all batches from `position` on that follow each other; returns the next number.
@@ -189,26 +195,31 @@ impl SegmentReader {
 
     /// Fails if something behind `position` proves that batch `expected` had been durable.
     async fn check_tail(&mut self, expected: u64) -> Result<()> {
-        let proves = |header: BatchHeader| header.synced >= expected && header.sequence > expected;
-        match self.find_from(self.position, proves).await? {
-            None => Ok(()),
-            Some(witness) => {
-                let why = format!(
-                    "batch {expected} cannot be read, but batch {} behind it says that it was \
-                     durable",
-                    witness.sequence
-                );
-                Err(self.damaged(self.position, &why))
-            }
-        }
+        let place = (self.segment.file.path().to_owned(), self.position);
+        self.check_gap(expected, place).await
     }
 
-    /// The first intact batch at or behind `position`, on any block, that `matches`.
+    /// Fails, naming `place`, if something in the rest of this segment proves that batch
+    /// `expected`, which is not there, had been durable.
+    async fn check_gap(&mut self, expected: u64, place: (PathBuf, u64)) -> Result<()> {
+        let proves = |header: BatchHeader| header.synced >= expected && header.sequence > expected;
+        let Some((witness, _)) = self.find_from(self.position, proves).await? else {
+            return Ok(());
+        };
+        let (file, offset) = place;
+        let why = format!(
+            "batch {expected} cannot be read, but batch {} behind it says that it was durable",
+            witness.sequence
+        );
+        Err(Error::Corrupt { file, offset, why })
+    }
+
+    /// The first intact batch at or behind `position`, on any block, that `matches`, and its place.
     async fn find_from(
         &mut self,
         position: u64,
         matches: impl Fn(BatchHeader) -> bool,
-    ) -> Result<Option<BatchHeader>> {
+    ) -> Result<Option<(BatchHeader, u64)>> {
         let mut position = position;
         while position + BLOCK_BYTES as u64 <= self.segment.bytes {
             if let Some(header) = self.header_at(position).await?
@@ -216,7 +227,7 @@ impl SegmentReader {
                 && let Some(batch) = self.batch_at(position, header).await?
                 && batch_is_intact(header, batch)
             {
-                return Ok(Some(header));
+                return Ok(Some((header, position)));
             }
             position += BLOCK_BYTES as u64;
         }
