@@ -45,8 +45,21 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("storage", &["rt"]),
     ("cluster", &["rt"]),
     ("replication", &["rt", "storage", "cluster"]),
-    ("shard", &["rt", "protocol", "storage", "cluster", "replication"]),
-    ("http", &["rt", "protocol", "storage", "cluster", "replication", "shard"]),
+    (
+        "shard",
+        &["rt", "protocol", "storage", "cluster", "replication"],
+    ),
+    (
+        "http",
+        &[
+            "rt",
+            "protocol",
+            "storage",
+            "cluster",
+            "replication",
+            "shard",
+        ],
+    ),
 ];
 const OPEN_TO_ALL: &[&str] = &["types", "error", "config"];
 
@@ -159,11 +172,11 @@ fn only_the_seam_names_the_runtime_clocks_files_threads_and_chance() {
         !(is_main && (place.ends_with("std::fs") || place.ends_with("glommio")))
     });
     report("this belongs in src/rt", &broken);
-    let seam = places(
-        sources.iter().filter(|source| source.is_seam()),
-        SEAM_WORDS,
+    let seam = places(sources.iter().filter(|source| source.is_seam()), SEAM_WORDS);
+    assert!(
+        seam.len() > 10,
+        "the seam names none of this: is the test blind?"
     );
-    assert!(seam.len() > 10, "the seam names none of this: is the test blind?");
 }
 
 #[test]
@@ -181,7 +194,10 @@ fn unsafe_code_stands_in_one_file_only() {
     for source in sources.iter().filter(is_elsewhere) {
         for (number, line) in source.text.lines().enumerate() {
             let line = without_comment(line);
-            if line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe") {
+            if line
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .any(|word| word == "unsafe")
+            {
                 broken.push(format!("{}:{}", source.path, number + 1));
             }
         }
@@ -207,7 +223,8 @@ fn every_file_opens_with_its_contract() {
     let mut broken = Vec::new();
     for source in sources(&["src", "tests", "bench"]) {
         let first = source.text.lines().next().unwrap_or_default();
-        let is_readme = source.path == "src/lib.rs" && first == "#![doc = include_str!(\"../README.md\")]";
+        let is_readme =
+            source.path == "src/lib.rs" && first == "#![doc = include_str!(\"../README.md\")]";
         if !is_readme && !(first.starts_with("//! ") && first.len() > 20) {
             broken.push(source.path);
         }
@@ -219,7 +236,10 @@ fn every_file_opens_with_its_contract() {
 fn imports_point_up_the_table_only() {
     let mut broken = Vec::new();
     for source in sources(&["src"]) {
-        let inside = source.path.trim_start_matches("src/").trim_end_matches(".rs");
+        let inside = source
+            .path
+            .trim_start_matches("src/")
+            .trim_end_matches(".rs");
         let module = inside.split('/').next().unwrap_or_default();
         if module == "main" || module == "lib" {
             continue;
@@ -269,7 +289,14 @@ fn pure_modules_wait_for_nothing() {
     let sources = sources(&["src"]);
     let pure = sources.iter().filter(is_pure);
     assert!(pure.clone().count() > 20, "the pure modules were not found");
-    let words = ["async ", ".await", "rt::now", "rt::wall_ms", "rt::random", "rt::spawn"];
+    let words = [
+        "async ",
+        ".await",
+        "rt::now",
+        "rt::wall_ms",
+        "rt::random",
+        "rt::spawn",
+    ];
     report("pure modules wait for nothing", &places(pure, &words));
 }
 
@@ -304,14 +331,20 @@ fn functions_fit_a_screen() {
             if !ends && !(is_one_line && opened_here) {
                 continue;
             }
-            let Some((_, name, first)) = open.pop() else { continue };
+            let Some((_, name, first)) = open.pop() else {
+                continue;
+            };
             let lines = number - first + 1;
             longest = longest.max(lines);
             let is_argued = LONG_FUNCTIONS
                 .iter()
                 .any(|(path, function, _)| *path == source.path && *function == name);
             if lines > FUNCTION_LINES_MAX && !is_argued {
-                broken.push(format!("{}:{}: {name}, {lines} lines", source.path, first + 1));
+                broken.push(format!(
+                    "{}:{}: {name}, {lines} lines",
+                    source.path,
+                    first + 1
+                ));
             }
         }
     }

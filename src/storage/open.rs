@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
 use super::maintain::Edit;
@@ -213,7 +213,7 @@ impl Store {
         if let Some(version) = part.batch.clear {
             self.clear_recovered(version);
         }
-        let mut state = self.state.borrow_mut();
+        let state = self.state.borrow_mut();
         let cleared = state.cleared;
         for (position, record) in part.batch.records {
             if record.meta().version > cleared {

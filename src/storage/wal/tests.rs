@@ -157,9 +157,7 @@ fn a_torn_last_batch_is_dropped_and_the_log_goes_on() {
         numbers(1..=4)
     );
     world.run_on(NODE, async {
-        let (log, _) = Log::open(START, Durability::Sync)
-            .await
-            .expect("no damage");
+        let (log, _) = Log::open(START, Durability::Sync).await.expect("no damage");
         for number in 5..=9 {
             log.put(number, 6000).await.expect("a sound disk");
         }
@@ -298,7 +296,10 @@ fn a_recycled_segment_never_brings_back_its_earlier_life() {
                 async move {
                     let (log, found) = Log::open(cell.get(), Durability::Sync).await.expect("ok");
                     let mut next = found.last().map_or(acked.get(), |last| *last) + 1;
-                    assert!(next > acked.get(), "life {life}: acknowledged records are gone");
+                    assert!(
+                        next > acked.get(),
+                        "life {life}: acknowledged records are gone"
+                    );
                     loop {
                         tries.set(next);
                         log.put(next, 3000).await.expect("a sound disk");
@@ -330,9 +331,18 @@ fn a_recycled_segment_never_brings_back_its_earlier_life() {
                 found.iter().copied().eq(first..=last),
                 "seed {seed}, life {life}: {found:?}"
             );
-            assert!(first <= flushed.get() + 1, "seed {seed}: a hole behind the tables");
-            assert!(last >= acknowledged.get(), "seed {seed}: acknowledged and gone");
-            assert!(last <= tried.get().max(acknowledged.get()), "seed {seed}: an old life's");
+            assert!(
+                first <= flushed.get() + 1,
+                "seed {seed}: a hole behind the tables"
+            );
+            assert!(
+                last >= acknowledged.get(),
+                "seed {seed}: acknowledged and gone"
+            );
+            assert!(
+                last <= tried.get().max(acknowledged.get()),
+                "seed {seed}: an old life's"
+            );
             acknowledged.set(last);
         }
         let files = world.disk(NODE).files();
@@ -349,13 +359,23 @@ fn a_recycled_segment_never_brings_back_its_earlier_life() {
 
 /// Appends until the power goes; says what was durable by its own word.
 async fn write_periodically(next: u64, known: Rc<Cell<u64>>, tried: Rc<Cell<u64>>) {
-    let (log, _) = Log::open(START, PERIODIC).await.expect("a crash is no damage");
+    let (log, _) = Log::open(START, PERIODIC)
+        .await
+        .expect("a crash is no damage");
     let mut chance = next;
     for number in next.. {
         tried.set(number);
-        let lsn = log.append(number, (number * 997 % 9000) as usize).await.expect("ok");
-        assert!(log.wal.is_acknowledged(lsn), "periodic does not make anybody wait");
-        chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let lsn = log
+            .append(number, (number * 997 % 9000) as usize)
+            .await
+            .expect("ok");
+        assert!(
+            log.wal.is_acknowledged(lsn),
+            "periodic does not make anybody wait"
+        );
+        chance = chance
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         if chance >> 60 == 0 {
             log.wal.wait_durable(lsn).await.expect("a sound disk");
             known.set(number);
@@ -386,7 +406,10 @@ fn periodic_loses_only_the_unsynced_end_and_a_hole_is_no_damage() {
                 numbers(1..=last),
                 "seed {seed}, life {life}: not one after the other"
             );
-            assert!(last >= known.get(), "seed {seed}, life {life}: durable and gone");
+            assert!(
+                last >= known.get(),
+                "seed {seed}, life {life}: durable and gone"
+            );
             lost += tried.get().saturating_sub(last);
             known.set(last);
         }
@@ -422,11 +445,17 @@ fn a_failed_write_or_sync_ends_all_acknowledgements() {
                 assert!(matches!(refusal, Err(Error::LogFailed)), "{refusal:?}");
                 assert!(log.wal.is_acknowledged(before), "what was durable stays so");
                 assert!(log.wal.has_failed());
-                assert!(log.wal.stop().await.is_err(), "a stop that says all is well");
+                assert!(
+                    log.wal.stop().await.is_err(),
+                    "a stop that says all is well"
+                );
             });
             world.crash_node(NODE);
             let found = replayed(&world).expect("a failed disk is no damage");
-            assert!(found == numbers(1..=4) || found == numbers(1..=5), "{found:?}");
+            assert!(
+                found == numbers(1..=4) || found == numbers(1..=5),
+                "{found:?}"
+            );
         }
     }
 }
@@ -447,7 +476,10 @@ fn who_waits_when_the_log_fails_is_told() {
         let third = rt::spawn(async move { waiting.append(4, 3 * BLOCK_BYTES).await });
         for lsn in [first, second] {
             let answer = log.wal.wait_acknowledged(lsn).await;
-            assert!(matches!(answer, Err(Error::Uncertain)), "{lsn:?}: {answer:?}");
+            assert!(
+                matches!(answer, Err(Error::Uncertain)),
+                "{lsn:?}: {answer:?}"
+            );
         }
         let answer = third.await;
         assert!(
@@ -509,7 +541,13 @@ fn a_record_too_large_for_the_disk_does_not_keep_the_others_out() {
 #[test]
 fn records_larger_than_a_segment_or_a_batch_come_back_whole() {
     let world = world_with(10, 1, 100);
-    let sizes = [3 * BLOCK_BYTES, 9 * BLOCK_BYTES, 50 * BLOCK_BYTES, 10, 20 * BLOCK_BYTES];
+    let sizes = [
+        3 * BLOCK_BYTES,
+        9 * BLOCK_BYTES,
+        50 * BLOCK_BYTES,
+        10,
+        20 * BLOCK_BYTES,
+    ];
     world.run_on(NODE, async move {
         let (log, _) = Log::open(START, Durability::Sync).await.expect("sound");
         for (index, bytes) in sizes.into_iter().enumerate() {
@@ -628,7 +666,11 @@ fn all_entries_of_one_append_survive_together_or_not_at_all() {
         world.run_for(Duration::from_micros(10_000 + seed * 331));
         world.crash_node(NODE);
         let found = replayed(&world).expect("no damage");
-        assert_eq!(found.len() % 5, 0, "seed {seed}: a part of an append survived");
+        assert_eq!(
+            found.len() % 5,
+            0,
+            "seed {seed}: a part of an append survived"
+        );
         assert!(found.len() as u64 >= acknowledged.get(), "seed {seed}");
     }
 }
@@ -671,7 +713,10 @@ fn batches_hold_more_than_one_record_when_many_wait() {
         }
         assert_eq!(order.borrow().len(), 40);
         let written = log.wal.0.state.borrow().sequence_written;
-        assert!(written < 10, "{written} batches for 40 writers: no group commit");
+        assert!(
+            written < 10,
+            "{written} batches for 40 writers: no group commit"
+        );
     });
     assert!(Path::new(&path_of(1)).starts_with("/data"));
 }
