@@ -374,7 +374,7 @@ fn every_test_has_a_name_that_says_what_it_is_about() {
                 is_test = true;
             } else if is_test && let Some(name) = function_name(line) {
                 is_test = false;
-                if name.split('_').count() < 4 {
+                if name.split('_').count() < 3 {
                     broken.push(format!("{}:{}: {name}", source.path, number + 1));
                 }
             }

@@ -122,7 +122,10 @@ impl Shard {
                 Message::Answer(id, said) => self.siblings.answered(id, said),
                 Message::Clients(count) => self.clients.note_others(from, count),
                 Message::Begin => {} // it was waited for before there was a shard
-                Message::Leave => self.advance(Stage::Stopping),
+                Message::Leave => {
+                    self.siblings.has_left(from);
+                    self.advance(Stage::Stopping);
+                }
                 Message::Ask(id, job) => {
                     let shard = Rc::clone(&self);
                     // A task for each: a receiver never waits for anything but the next message.
@@ -133,6 +136,7 @@ impl Shard {
                 }
             }
         }
+        self.siblings.has_ended(from);
     }
 
     /// Does what a core (this one too) asks for.

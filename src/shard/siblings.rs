@@ -4,7 +4,7 @@
 //! which has at most one question per sibling under way.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::Report;
 use super::transaction::{Refused, Token, WatchState, Work};
@@ -25,7 +25,7 @@ pub enum Message {
     Clients(usize),
     /// From core 0: the data directory is this node's; open your part.
     Begin,
-    /// The sender could not start: the node is to end.
+    /// The sender takes no more clients: the node is to end.
     Leave,
 }
 
@@ -108,6 +108,8 @@ pub struct Replies {
     pub bytes: Vec<u8>,
     /// Where each ends.
     pub ends: Vec<usize>,
+    /// The last commands, which were not run: those before them have said enough for one time.
+    pub rest: Vec<OwnedArgs>,
 }
 
 impl Replies {
@@ -125,7 +127,12 @@ impl Replies {
 pub struct Siblings {
     outbox: Outbox<Message>,
     id_next: Cell<u64>,
-    open: RefCell<BTreeMap<u64, Answerer<Said>>>,
+    /// By number: who was asked, and who waits for the answer.
+    open: RefCell<BTreeMap<u64, (CoreId, Answerer<Said>)>>,
+    /// Cores that take no more clients.
+    left: RefCell<BTreeSet<CoreId>>,
+    /// Cores that have ended: they answer nothing.
+    ended: RefCell<BTreeSet<CoreId>>,
 }
 
 impl Siblings {
@@ -135,15 +142,20 @@ impl Siblings {
             outbox,
             id_next: Cell::new(0),
             open: RefCell::default(),
+            left: RefCell::default(),
+            ended: RefCell::default(),
         }
     }
 
-    /// Asks core `to`; the answer comes out of the slot.
+    /// Asks core `to`; the answer comes out of the slot, or the news that there will be none.
     pub fn ask(&self, to: CoreId, job: Job) -> AnswerSlot<Said> {
         let id = self.id_next.get();
         self.id_next.set(id + 1);
         let (answerer, answer) = answer_slot();
-        self.open.borrow_mut().insert(id, answerer);
+        if self.ended.borrow().contains(&to) {
+            return answer;
+        }
+        self.open.borrow_mut().insert(id, (to, answerer));
         self.outbox.send(to, Message::Ask(id, job));
         answer
     }
@@ -155,9 +167,31 @@ impl Siblings {
 
     /// Takes the answer to question `id`.
     pub fn answered(&self, id: u64, said: Said) {
-        if let Some(answerer) = self.open.borrow_mut().remove(&id) {
+        let asked = self.open.borrow_mut().remove(&id);
+        if let Some((_, answerer)) = asked {
             answerer.give(said);
         }
+    }
+
+    /// Core `who` takes no more clients.
+    pub fn has_left(&self, who: CoreId) {
+        self.left.borrow_mut().insert(who);
+    }
+
+    /// Core `who` has ended: what it was asked stays without an answer.
+    pub fn has_ended(&self, who: CoreId) {
+        self.has_left(who);
+        self.ended.borrow_mut().insert(who);
+        let open = std::mem::take(&mut *self.open.borrow_mut());
+        let (unanswered, rest): (BTreeMap<_, _>, _) =
+            open.into_iter().partition(|(_, (to, _))| *to == who);
+        *self.open.borrow_mut() = rest;
+        drop(unanswered);
+    }
+
+    /// How many take no more clients.
+    pub fn left(&self) -> usize {
+        self.left.borrow().len()
     }
 
     /// Says something that needs no answer.

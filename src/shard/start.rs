@@ -108,11 +108,6 @@ pub async fn run(
         .map(|inbox| rt::spawn(Rc::clone(&shard).receive(inbox)))
         .collect();
     let served = serve(&shard, undecided, ready).await;
-    if served.is_err() {
-        others
-            .iter()
-            .for_each(|other| shard.siblings.tell(*other, Message::Leave));
-    }
     let stopped = shard.stop().await;
     if lock.is_some() {
         // Each receives until its core has ended: nobody else may open the data before that.
@@ -263,11 +258,16 @@ impl Shard {
         }
     }
 
-    /// Sends the clients home, waits for the other cores to do so, and flushes.
+    /// Sends the clients home, waits for the other cores to do so, and flushes. (Those cores'
+    /// clients write here, too: what they were told is written must be there when this flushes.)
     async fn stop(self: &Rc<Self>) -> Result<()> {
         self.advance(Stage::Stopping);
+        self.other_cores()
+            .for_each(|core| self.siblings.tell(core, Message::Leave));
+        let others = self.other_cores().count();
         let deadline = rt::now() + DRAIN_MAX;
-        while self.clients.count() > 0 && rt::now() < deadline {
+        let is_in_use = || self.clients.count_all() > 0 || self.siblings.left() < others;
+        while is_in_use() && rt::now() < deadline {
             rt::sleep(Duration::from_millis(5)).await;
         }
         self.store.stop().await

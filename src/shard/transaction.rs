@@ -58,23 +58,34 @@ pub struct Work {
 pub struct WatchState {
     /// It had a value.
     live: bool,
-    /// The version of its newest record; zero without one.
+    /// The version of that value. Of an absent key, which may have no record: one that was made
+    /// when it was looked at, so that all that happens to the key later is above it.
     version: Version,
 }
 
 impl WatchState {
-    fn of(found: Option<&Found>, now: UnixMillis) -> WatchState {
-        let live = found.is_some_and(|found| found.record.view().is_live(now));
-        let version = found.map_or(Version::ZERO, |found| found.record.meta().version);
-        WatchState { live, version }
+    /// `looked` is a version made before the key was read.
+    fn of(found: Option<&Found>, now: UnixMillis, looked: Version) -> WatchState {
+        match found.filter(|found| found.record.view().is_live(now)) {
+            Some(found) => WatchState {
+                live: true,
+                version: found.record.meta().version,
+            },
+            None => WatchState {
+                live: false,
+                version: looked,
+            },
+        }
     }
 
-    /// True if nobody has touched the key between `self` and `later`. A key that stays absent may
-    /// lose its tombstone meanwhile, but it cannot get a newer one untouched.
-    fn is_unchanged(self, later: WatchState) -> bool {
-        match (self.live, later.live) {
-            (true, true) => self.version == later.version,
-            (false, false) => later.version <= self.version,
+    /// True if nobody has touched the key since. An absent key may have come and gone without a
+    /// trace: `forgotten` is the highest version of which there may be none.
+    fn is_unchanged(self, found: Option<&Found>, now: UnixMillis, forgotten: Version) -> bool {
+        let live = found.is_some_and(|found| found.record.view().is_live(now));
+        let version = found.map_or(Version::ZERO, |found| found.record.meta().version);
+        match (self.live, live) {
+            (true, true) => self.version == version,
+            (false, false) => version.max(forgotten) <= self.version,
             _ => false,
         }
     }
@@ -224,12 +235,13 @@ impl Shard {
         let now = rt::wall_ms();
         let mut states = Vec::with_capacity(keys.len());
         for key in keys {
+            let looked = self.next_version(now);
             let found = self
                 .store
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
-            states.push(WatchState::of(found.as_ref(), now));
+            states.push(WatchState::of(found.as_ref(), now, looked));
         }
         Ok(states)
     }
@@ -242,7 +254,8 @@ impl Shard {
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
-            if !before.is_unchanged(WatchState::of(found.as_ref(), now)) {
+            let forgotten = self.store.forgotten();
+            if !before.is_unchanged(found.as_ref(), now, forgotten) {
                 return Err(Refused::Watched);
             }
         }
@@ -542,47 +555,55 @@ impl Shard {
         }
         let cores: Vec<CoreId> = works.keys().copied().collect();
         let now = rt::wall_ms();
-        let (writing, reading): (BTreeMap<_, _>, BTreeMap<_, _>) = works
+        let transaction = self.next_version(now);
+        let (writing, reading): (BTreeMap<_, _>, _) = works
             .into_iter()
             .partition(|(core, _)| writers.contains(core));
-        let mut ran = self.run_parts(token, reading, now, Outcome::ReadOnly).await;
-        if ran.is_ok() && !writing.is_empty() {
-            let outcome = Outcome::Prepare(self.next_version(now), writers);
-            let wrote = self.run_parts(token, writing, now, outcome).await;
-            ran = ran.and_then(|mut replies| {
-                replies.extend(wrote?);
-                Ok(replies)
-            });
+        // Who only reads or watches has its say first: once all that write have prepared, the
+        // transaction holds after a crash, and nobody can be against it any more.
+        let outcome = Outcome::ReadOnly;
+        let (mut replies, mut refused) = self.run_parts(token, reading, now, outcome).await;
+        if refused.is_none() {
+            let outcome = Outcome::Prepare(transaction, writers);
+            let (more, why) = self.run_parts(token, writing, now, outcome).await;
+            replies.extend(more);
+            refused = why;
         }
-        let verdict = if ran.is_ok() {
+        let verdict = if refused.is_none() {
             Verdict::Commit
         } else {
             Verdict::Abort
         };
-        for core in cores {
-            // Nobody need wait for it: until it is done, the latches keep everybody out.
-            match core == self.id {
-                true => self.finish(token, verdict),
-                false => drop(self.siblings.ask(core, Job::Finish(token, verdict))),
-            }
+        // Waited for: whoever is told of the outcome must see it, though KEYS, SCAN and WATCH take no
+        // latches, and may ask a core that this one's word has not reached yet.
+        let finished: Vec<_> = cores
+            .into_iter()
+            .map(|core| {
+                let shard = Rc::clone(&self);
+                rt::spawn(async move { shard.do_on(core, Job::Finish(token, verdict)).await })
+            })
+            .collect();
+        for core in finished {
+            let _ = core.await; // a core that has ended shows nothing to anybody
         }
-        ran
+        refused.map_or(Ok(replies), Err)
     }
 
-    /// Has each core evaluate its part, all at the same time.
+    /// Runs parts of a transaction side by side: the replies of those that went well, and why
+    /// others did not.
     async fn run_parts(
         self: &Rc<Self>,
         token: Token,
         works: BTreeMap<CoreId, Work>,
         now: UnixMillis,
         outcome: Outcome,
-    ) -> Result<BTreeMap<CoreId, Vec<Vec<u8>>>, Refused> {
-        let ask = |(core, work)| {
+    ) -> (BTreeMap<CoreId, Vec<Vec<u8>>>, Option<Refused>) {
+        let run = |(core, work)| {
             let shard = Rc::clone(self);
             let job = Job::Run(token, Box::new(work), now, outcome.clone());
             (core, rt::spawn(async move { shard.do_on(core, job).await }))
         };
-        let answers: Vec<_> = works.into_iter().map(ask).collect();
+        let answers: Vec<_> = works.into_iter().map(run).collect();
         let mut replies = BTreeMap::new();
         let mut refused = None;
         for (core, answer) in answers {
@@ -594,7 +615,7 @@ impl Shard {
                 _ => refused = Some(worse(refused, Refused::Failed(Error::Uncertain))),
             }
         }
-        refused.map_or(Ok(replies), Err)
+        (replies, refused)
     }
 
     /// Has `core` do something: this very core too.

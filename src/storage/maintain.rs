@@ -17,7 +17,7 @@ use super::sstable::{Table, TableId, TableInfo, TableWriter};
 use super::{Layer, Store};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
-use crate::types::Lsn;
+use crate::types::{Lsn, Version};
 
 /// After a refused write the disk is asked again so often.
 const RETRY: Duration = Duration::from_millis(500);
@@ -205,6 +205,7 @@ impl Store {
             .iter()
             .any(|table| table.may_contain(&key));
         if !hides {
+            self.forget(meta.version);
             return None;
         }
         let tombstone = Meta {
@@ -416,6 +417,10 @@ impl Store {
         };
         if job.inputs.len() < ids.len() {
             return Ok(()); // a clear was faster
+        }
+        if drop_tombstones {
+            let newest = inputs.iter().map(|info| info.version_max).max();
+            self.forget(newest.unwrap_or(Version::ZERO));
         }
         let infos = compaction::run(&job, || self.take_table_id()).await?;
         self.install_written(ids, &infos, None).await?;

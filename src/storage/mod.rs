@@ -159,6 +159,8 @@ struct State {
     tables: Vec<Rc<Table>>,
     manifest: Manifest,
     cleared: Version,
+    /// The highest version of a record, or of a clear, that may have left no trace of its keys.
+    forgotten: Version,
     /// Where the log stood at the last clear: what came before need not be kept.
     cleared_at: Lsn,
     /// The last record of the last memtable that was flushed.
@@ -276,6 +278,7 @@ impl Store {
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
         let state = self.state.borrow();
+        // Once the last flush has begun, nothing would take a write to disk any more.
         if self.has_failed() || state.stopping {
             return Admission::Failed;
         }
@@ -401,6 +404,7 @@ impl Store {
         let mut state = self.state.borrow_mut();
         assert!(version >= state.cleared);
         state.cleared = version;
+        state.forgotten = state.forgotten.max(version);
         state.cleared_at = lsn;
         // Transactions whose records die here need not be kept, but this core's word for the
         // others is: they go on in the new memtable.
@@ -553,6 +557,7 @@ impl Store {
         }
         let came_to_end = seen <= entries_max;
         let mut removed = 0;
+        let mut forgotten = Version::ZERO;
         for record in expired {
             let key = KeyRef::of(record.key());
             let below = state
@@ -561,14 +566,27 @@ impl Store {
                 .any(|layer| layer.memtable.borrow().get(&key).is_some())
                 || state.tables.iter().any(|table| table.may_contain(&key));
             if !below {
+                forgotten = forgotten.max(record.meta().version);
                 memtable.remove(&key);
                 removed += 1;
             }
         }
         drop(memtable);
         drop(state);
+        self.forget(forgotten);
         self.state.borrow_mut().stats.expired += removed;
         if came_to_end { Position(0) } else { next }
+    }
+
+    /// The highest version of which there may be no trace: what happened above it can be seen.
+    pub fn forgotten(&self) -> Version {
+        self.state.borrow().forgotten
+    }
+
+    /// A record of this version goes, and nothing tells that it was there.
+    fn forget(&self, version: Version) {
+        let mut state = self.state.borrow_mut();
+        state.forgotten = state.forgotten.max(version);
     }
 
     /// True once the log, or an installation of a manifest, has failed: writes are refused.

@@ -150,6 +150,7 @@ impl Store {
             tables,
             manifest,
             cleared: replayed.cleared,
+            forgotten: Version::ZERO,
             cleared_at: Lsn(0),
             flushed: None,
             floor_without_log,
@@ -170,21 +171,7 @@ impl Store {
             changed: Signal::default(),
             installing: Cell::new(false),
         });
-        let mut undecided = Vec::new();
-        for (transaction, (cores, batch)) in replayed.prepared {
-            let part = Undecided {
-                transaction,
-                cores,
-                batch,
-            };
-            match replayed.committed.contains(&transaction) {
-                true => store.recover(part),
-                false => {
-                    store.hold(&part);
-                    undecided.push(part);
-                }
-            }
-        }
+        let undecided = store.take_prepared(replayed.prepared, &replayed.committed);
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
         rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
         Ok(Opened {
@@ -194,6 +181,29 @@ impl Store {
             version_max,
             replayed: replayed.entries,
         })
+    }
+
+    /// Takes in the prepared parts that are known to hold, and gives back the others.
+    fn take_prepared(
+        &self,
+        prepared: BTreeMap<Version, (Vec<CoreId>, Batch)>,
+        committed: &BTreeSet<Version>,
+    ) -> Vec<Undecided> {
+        let mut undecided = Vec::new();
+        for (transaction, (cores, batch)) in prepared {
+            let part = Undecided {
+                transaction,
+                cores,
+                batch,
+            };
+            if committed.contains(&transaction) {
+                self.recover(part);
+            } else {
+                self.hold(&part);
+                undecided.push(part);
+            }
+        }
+        undecided
     }
 
     /// The log keeps `part` until it is settled, or known never to have been.
