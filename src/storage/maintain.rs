@@ -348,7 +348,8 @@ impl Store {
                 false => state.manifest.floor,
             };
         };
-        let mut safe = state.cleared_at;
+        // What was written together with the clear bears its number, and lives.
+        let mut safe = Lsn(state.cleared_at.0.saturating_sub(1));
         if let Some(layer) = flushed {
             safe = safe.max(layer.last);
         } else if let Some(before) = state.flushed {
