@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use quoit::config::Durability;
+use quoit::error::Error;
 use quoit::rt;
 use quoit::rt::sim::{NodeId, Options, World};
 use quoit::storage::record::{KeyRef, Meta, Record};
@@ -524,5 +525,184 @@ fn a_seed_gives_the_same_run_again() {
         let (_, first) = simulate(seed, |_| Durability::Sync);
         let (_, second) = simulate(seed, |_| Durability::Sync);
         assert_eq!(first, second, "seed {seed}");
+    });
+}
+
+/// A store of one of `cores`, with tiny sizes, in a world of its own.
+fn small(cores: u16) -> StoreOptions {
+    StoreOptions {
+        cores,
+        memtable_bytes: 2_000,
+        wal: WalLimits {
+            segment_bytes: 16 * 4096,
+            batch_bytes_max: 4096,
+        },
+        ..options(1, Durability::Sync)
+    }
+}
+
+fn record_of(clock: u64, key: &str, bytes: usize) -> (Position, Record) {
+    let version = Version {
+        clock,
+        coordinator: 1,
+    };
+    let meta = Meta {
+        version,
+        expiry: 0,
+        tombstone: false,
+    };
+    let record = Record::new(meta, key.as_bytes(), &vec![7; bytes]);
+    (KeyRef::of(key.as_bytes()).position, record)
+}
+
+#[test]
+fn a_part_of_a_transaction_over_many_cores_fits_where_it_was_admitted() {
+    let world = World::new(Options::calm(1));
+    world.run_on(NODE, async {
+        let store = open(small(1024)).await;
+        let cores: Vec<CoreId> = (0..1024).map(CoreId).collect();
+        for clock in 1..400 {
+            // Sizes about that of a segment, so that every byte counts.
+            let bytes = 15 * 4096 - 2500 + clock as usize * 8 % 2600;
+            let batch = Batch {
+                clear: None,
+                records: vec![record_of(clock, "key", bytes)],
+            };
+            store.wait_admitted(&batch).await.expect("a sound disk");
+            let transaction = Version {
+                clock,
+                coordinator: 2,
+            };
+            let lsn = store.prepare(transaction, &cores, &batch);
+            store.wait_durable(lsn).await.expect("a sound disk");
+            store.abort(transaction);
+        }
+    });
+}
+
+#[test]
+fn what_is_undecided_outlives_a_start_that_could_not_decide_it() {
+    let world = World::new(Options::calm(2));
+    let transaction = Version {
+        clock: 5,
+        coordinator: 2,
+    };
+    world.run_on(NODE, async move {
+        let store = open(small(2)).await;
+        let batch = Batch {
+            clear: None,
+            records: vec![record_of(4, "in doubt", 10)],
+        };
+        let lsn = store.prepare(transaction, &[CoreId(0), CoreId(1)], &batch);
+        store.wait_durable(lsn).await.expect("a sound disk");
+        let (position, record) = record_of(6, "other", 10);
+        let lsn = store.write(position, record);
+        store.wait_acknowledged(lsn).await.expect("a sound disk");
+    });
+    world.crash_node(NODE);
+    for durability in [Durability::Sync, Durability::None, Durability::Sync] {
+        let options = StoreOptions {
+            durability,
+            ..small(2)
+        };
+        let names = world.run_on(NODE, async move {
+            let dir = PathBuf::from("/data/core-000");
+            let opened = Store::open(&dir, options).await.expect("no damage");
+            // The other core could not start, so the node ends as it does in good order.
+            opened.store.stop().await.expect("a sound disk");
+            let name = |part: &quoit::storage::Undecided| part.transaction;
+            opened.undecided.iter().map(name).collect::<Vec<_>>()
+        });
+        assert_eq!(
+            names,
+            [transaction],
+            "{durability:?}: half of a transaction is gone"
+        );
+        world.crash_node(NODE);
+    }
+    let found = world.run_on(NODE, async move {
+        let dir = PathBuf::from("/data/core-000");
+        let opened = Store::open(&dir, small(2)).await.expect("no damage");
+        for part in opened.undecided {
+            opened.store.recover(part);
+        }
+        get(&opened.store, b"in doubt", rt::wall_ms()).await
+    });
+    assert_eq!(found.map(|(value, _)| value.len()), Some(10));
+}
+
+#[test]
+fn a_failed_log_refuses_those_who_wait_for_a_memtable_too() {
+    let world = World::new(Options::calm(3));
+    let disk = world.disk(NODE);
+    world.run_on(NODE, async move {
+        let store = open(small(2)).await;
+        // The other core never notes this transaction, so the first flush is long under way.
+        let transaction = Version {
+            clock: 1,
+            coordinator: 2,
+        };
+        let batch = Batch {
+            clear: None,
+            records: vec![record_of(1, "part", 3000)],
+        };
+        let lsn = store.prepare(transaction, &[CoreId(0), CoreId(1)], &batch);
+        store.wait_durable(lsn).await.expect("sound so far");
+        store.commit(transaction, lsn, batch);
+        let write = |store: Rc<Store>, clock: u64| async move {
+            let batch = Batch {
+                clear: None,
+                records: vec![record_of(clock, &clock.to_string(), 3000)],
+            };
+            store.wait_admitted(&batch).await?;
+            let lsn = store.write_batch(batch);
+            store.wait_acknowledged(lsn).await
+        };
+        write(Rc::clone(&store), 2).await.expect("sound so far");
+        let waiting = rt::spawn(write(Rc::clone(&store), 3));
+        rt::sleep(Duration::from_millis(100)).await;
+        assert!(
+            store.stats().flushes == 0,
+            "the first flush was to take long"
+        );
+        disk.change_faults(|faults| faults.eio_sync = 1.0);
+        let noted = store.note_commits(&[transaction]).await;
+        assert!(matches!(noted, Err(Error::Uncertain)), "{noted:?}");
+        let began = rt::now();
+        let refused = waiting.await;
+        assert!(matches!(refused, Err(Error::LogFailed)), "{refused:?}");
+        let took = rt::now() - began;
+        assert!(
+            took < Duration::from_millis(100),
+            "told after {took:?} only"
+        );
+    });
+}
+
+#[test]
+fn nothing_is_told_of_a_clear_before_it_is_acknowledged() {
+    let world = World::new(Options::calm(4));
+    world.run_on(NODE, async {
+        let store = open(small(1)).await;
+        let (position, record) = record_of(1, "key", 10);
+        let lsn = store.write(position, record);
+        store.wait_acknowledged(lsn).await.expect("a sound disk");
+        let batch = Batch {
+            clear: Some(Version {
+                clock: 2,
+                coordinator: 1,
+            }),
+            records: Vec::new(),
+        };
+        store.wait_admitted(&batch).await.expect("a sound disk");
+        let lsn = store.write_batch(batch);
+        assert!(get(&store, b"key", 0).await.is_none());
+        assert_eq!(
+            store.lsn_cleared(),
+            lsn,
+            "who finds nothing depends on the clear"
+        );
+        assert!(!store.is_acknowledged(store.lsn_cleared()));
+        store.wait_acknowledged(lsn).await.expect("a sound disk");
     });
 }
