@@ -254,6 +254,8 @@ impl Shard {
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
+            // Whoever relies on what was watched relies on its being durable.
+            lsn = lsn.max(self.depends_on(found.as_ref()));
             let forgotten = self.store.forgotten();
             if !before.is_unchanged(found.as_ref(), now, forgotten) {
                 return Err(Refused::Watched);

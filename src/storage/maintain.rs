@@ -14,6 +14,7 @@ use super::manifest::Manifest;
 use super::merge::{Bound, Item};
 use super::record::{KeyRef, Meta, Record};
 use super::sstable::{Table, TableId, TableInfo, TableWriter};
+use super::wal::Admission;
 use super::{Layer, Store};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
@@ -59,14 +60,18 @@ impl Store {
             };
             let stopping = self.state.borrow().stopping;
             match done {
-                Ok(()) => self.state.borrow_mut().flush_refused = false,
+                Ok(()) => self.state.borrow_mut().flush_refused = None,
                 Err(error) if stopping => {
                     log::warn!("stopping with a memtable that could not be flushed: {error}");
                     break;
                 }
                 Err(error) => {
                     log::warn!("a memtable cannot be flushed, trying again: {error}");
-                    self.state.borrow_mut().flush_refused = true;
+                    let refusal = match error.is_disk_full() {
+                        true => Admission::DiskFull,
+                        false => Admission::Failed,
+                    };
+                    self.state.borrow_mut().flush_refused = Some(refusal);
                     self.changed.wake_all();
                     rt::sleep(RETRY).await;
                 }

@@ -172,8 +172,8 @@ struct State {
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
-    /// The last flush could not be written: the disk is full, or worse.
-    flush_refused: bool,
+    /// The last flush could not be written: what writers are told meanwhile.
+    flush_refused: Option<Admission>,
     /// The manifest on disk may not be the one we think it is: nothing more is installed.
     install_failed: bool,
     stopping: bool,
@@ -283,11 +283,7 @@ impl Store {
             return Admission::Failed;
         }
         if state.frozen.len() >= FROZEN_MAX {
-            return if state.flush_refused {
-                Admission::DiskFull
-            } else {
-                Admission::Wait
-            };
+            return state.flush_refused.unwrap_or(Admission::Wait);
         }
         match &self.wal {
             Some(wal) => wal.admit(bytes, entries),
@@ -300,7 +296,7 @@ impl Store {
         loop {
             let decided = self.changed.wait_for(|| {
                 let state = self.state.borrow();
-                let full = state.frozen.len() >= FROZEN_MAX && !state.flush_refused;
+                let full = state.frozen.len() >= FROZEN_MAX && state.flush_refused.is_none();
                 (!full || state.stopping || self.has_failed()).then_some(())
             });
             match &self.wal {
@@ -596,7 +592,8 @@ impl Store {
 
     /// True while a full disk keeps writes out.
     pub fn is_disk_full(&self) -> bool {
-        self.state.borrow().flush_refused || self.wal.as_ref().is_some_and(Wal::is_refused)
+        self.state.borrow().flush_refused == Some(Admission::DiskFull)
+            || self.wal.as_ref().is_some_and(Wal::is_refused)
     }
 
     /// What maintenance has done.

@@ -15,7 +15,7 @@ use super::memtable::Memtable;
 use super::record::{KeyRef, Record};
 use super::sstable::Table;
 use super::wal::format::{Entry, take_entry};
-use super::wal::{Wal, WalLimits, replay};
+use super::wal::{Admission, Wal, WalLimits, replay};
 use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
 use crate::config::Durability;
 use crate::error::{Error, Result};
@@ -157,7 +157,7 @@ impl Store {
             leftover,
             lsn_last: RECOVERED,
             held: BTreeMap::new(),
-            flush_refused: false,
+            flush_refused: None,
             install_failed: false,
             stopping: false,
             flusher_ended: false,
@@ -267,10 +267,11 @@ impl Store {
         self.freeze();
         let flushed = || {
             let state = self.state.borrow();
-            if state.flush_refused || state.install_failed {
-                return Some(Err(Error::DiskFull));
+            match state.flush_refused {
+                Some(Admission::DiskFull) => Some(Err(Error::DiskFull)),
+                Some(_) => Some(Err(Error::LogFailed)),
+                None => state.frozen.is_empty().then_some(Ok(())),
             }
-            state.frozen.is_empty().then_some(Ok(()))
         };
         self.changed.wait_for(flushed).await
     }
