@@ -253,6 +253,8 @@ pub const VNODES: u32 = 1024;
 pub const PIPELINE_COMMANDS_MAX: usize = 1024;
 /// A connection with this many bytes of replies sends them before it runs another command.
 pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
+/// Values of one connection that are read from tables at once: how large they are is not known before.
+pub const PIPELINE_READS_MAX: usize = 16;
 /// Keys that one core looks at, at most, for one page of SCAN.
 pub const SCAN_COUNT_MAX: usize = 100_000;
 /// Bytes that a client's name, library name or library version may have.

@@ -114,10 +114,11 @@ fn set<T>(key: &mut T, value: Option<T>) {
     }
 }
 
-fn run(config: Config) -> Result<()> {
+fn run(mut config: Config) -> Result<()> {
     let cores = usize::from(config.cores);
     let host = rt::check_host(&config.dir, cores)?;
     let address = rt::reserve_port(SocketAddr::new(config.bind, config.port)).map_err(in_use)?;
+    config.port = address.port(); // CONFIG GET tells the port that clients can use
     if !config.bind.is_loopback() && config.password.is_empty() {
         log::warn!(
             "{} is reached from other machines, and no password is set",
@@ -182,6 +183,6 @@ fn in_use(error: Error) -> Error {
 
 fn run_id() -> String {
     (0..40)
-        .map(|_| char::from_digit(fastrand::u32(0..16), 16).unwrap_or('0'))
+        .map(|_| char::from_digit((rt::random() % 16) as u32, 16).unwrap_or('0'))
         .collect()
 }

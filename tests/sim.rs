@@ -25,6 +25,8 @@ use workload::{Ledger, Refusals};
 
 /// Seeds within which each planted bug must be found.
 const FINDING_SEEDS: u64 = 300;
+/// Virtual time within which replies come to their clients.
+const REPLIES_COME_MAX: Duration = Duration::from_secs(5);
 /// Virtual time within which a node sees that its disk has space again.
 const SPACE_SEEN_MAX: Duration = Duration::from_secs(60);
 
@@ -112,6 +114,8 @@ fn failing_syncs(seed: u64) -> Verdict<Outcome> {
         let failed = ledger.borrow().failed;
         scene.run_until(&node, || ledger.borrow().failed > failed + 5)?;
         disk.change_faults(|faults| faults.eio_sync = 0.0);
+        // Some that were acknowledged before are still on their way.
+        scene.world.run_for(REPLIES_COME_MAX);
         let (written, readings) = (ledger.borrow().written, ledger.borrow().readings);
         scene.run_until(&node, || ledger.borrow().readings > readings + 50)?;
         // With one core there is one log: it takes no write, however well the disk is now.

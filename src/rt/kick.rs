@@ -98,6 +98,11 @@ impl Pulse {
             .store(self.polls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
+    /// True if a task waits to be polled: for the core itself to ask.
+    pub(super) fn has_runnable(&self) -> bool {
+        self.runnable.load(Ordering::Relaxed) > 0
+    }
+
     /// Looks at the core, kicks it if it is stuck, tells whether anything is runnable.
     fn look(&self, polls_seen: &mut u64, looks: u64) -> bool {
         let runnable = self.runnable.load(Ordering::SeqCst) > 0;
@@ -147,6 +152,20 @@ impl Pulse {
                 *heartbeat = Some(context.waker().clone());
             }
             Poll::<()>::Pending
+        })
+        .await;
+    }
+
+    /// Makes the task that runs this the one to be woken until the heartbeat is: to be awaited by the
+    /// core's first task, for before the heartbeat's first poll the core may park, too.
+    pub(super) async fn lend_waker(&self) {
+        std::future::poll_fn(|context| {
+            let mut heartbeat = self
+                .heartbeat
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *heartbeat = Some(context.waker().clone());
+            Poll::Ready(())
         })
         .await;
     }

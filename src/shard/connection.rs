@@ -19,21 +19,22 @@ use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage};
-use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_REPLY_BYTES};
-use crate::protocol::command::{Command, Spec};
+use crate::protocol::command::{Command, CommandError, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
 use crate::rt::{self, Stream};
 use crate::types::CoreId;
 
-/// Bytes read at a time into a lent buffer.
+/// Bytes of a lent buffer, at least, and about as many are read at a time.
 const READ_BYTES: usize = 64 * 1024;
-/// Lent buffers that a core keeps.
+/// Lent buffers that a core keeps, of each kind.
 const BUFFERS_KEPT: usize = 16;
 /// A buffer that has grown beyond this is not kept.
 const BUFFER_KEPT_BYTES: usize = 1 << 20;
 /// A large request's buffer grows by as much at a time: what is declared is not trusted.
 const GROWTH_BYTES_MAX: usize = 1 << 20;
+/// Larger replies are sent at once, while they are in the processor's cache.
+const REPLY_BYTES_DEFERRED_MAX: usize = 16 * 1024;
 /// Idle clients are looked for this often.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
@@ -45,7 +46,10 @@ pub struct Clients {
     open: RefCell<BTreeMap<u64, Rc<Client>>>,
     /// How many the other cores have.
     others: RefCell<BTreeMap<CoreId, usize>>,
-    buffers: RefCell<Vec<Vec<u8>>>,
+    /// For reading: of [`READ_BYTES`] or more, all of them initialized once and for all.
+    inputs: RefCell<Vec<Vec<u8>>>,
+    /// For replies: empty ones, with room.
+    outputs: RefCell<Vec<Vec<u8>>>,
 }
 
 /// What is known of a client.
@@ -91,7 +95,8 @@ impl Clients {
             made: Cell::new(0),
             open: RefCell::default(),
             others: RefCell::default(),
-            buffers: RefCell::default(),
+            inputs: RefCell::default(),
+            outputs: RefCell::default(),
         }
     }
 
@@ -142,25 +147,62 @@ impl Clients {
         client
     }
 
-    fn lend(&self) -> Vec<u8> {
-        self.buffers.borrow_mut().pop().unwrap_or_default()
+    fn lend_output(&self) -> Vec<u8> {
+        self.outputs.borrow_mut().pop().unwrap_or_default()
     }
 
-    fn take_back(&self, mut buffer: Vec<u8>) {
-        let mut buffers = self.buffers.borrow_mut();
-        if buffers.len() < BUFFERS_KEPT && buffer.capacity() <= BUFFER_KEPT_BYTES {
+    fn take_back_output(&self, mut buffer: Vec<u8>) {
+        let mut outputs = self.outputs.borrow_mut();
+        if outputs.len() < BUFFERS_KEPT && buffer.capacity() <= BUFFER_KEPT_BYTES {
             buffer.clear();
-            buffers.push(buffer);
+            outputs.push(buffer);
+        }
+    }
+
+    /// Makes room behind the input, for `needed` more bytes if that is not too many at a time.
+    fn make_room(&self, input: &mut Input, needed: usize) {
+        let rest = input.end - input.start;
+        if input.bytes.len() < READ_BYTES {
+            let lent = self.inputs.borrow_mut().pop();
+            let mut buffer = lent.unwrap_or_else(|| vec![0; READ_BYTES]);
+            buffer[..rest].copy_from_slice(&input.bytes[input.start..input.end]);
+            input.bytes = buffer;
+        } else if input.start > 0 {
+            input.bytes.copy_within(input.start..input.end, 0);
+        }
+        (input.start, input.end) = (0, rest);
+        if input.bytes.len() < rest + needed.clamp(1, GROWTH_BYTES_MAX) {
+            let more = needed.clamp(READ_BYTES, GROWTH_BYTES_MAX);
+            input.bytes.resize(rest + more, 0);
+        }
+        assert!(input.end < input.bytes.len());
+    }
+
+    /// Gives the lent buffer back; what is in it is kept in memory of its own size. What is larger
+    /// than a lent buffer stays where it is: copying it again and again would be too much.
+    fn put_aside(&self, input: &mut Input) {
+        let rest = input.end - input.start;
+        if input.bytes.len() < READ_BYTES || rest >= READ_BYTES {
+            return;
+        }
+        let kept = input.bytes[input.start..input.end].to_vec();
+        let buffer = std::mem::replace(&mut input.bytes, kept);
+        (input.start, input.end) = (0, rest);
+        let mut inputs = self.inputs.borrow_mut();
+        if inputs.len() < BUFFERS_KEPT && buffer.len() <= BUFFER_KEPT_BYTES {
+            inputs.push(buffer);
         }
     }
 }
 
 /// What the client has sent and nobody has understood yet.
 struct Input {
-    /// Borrowed from the core while a turn lasts.
+    /// Lent by the core, or the input's own if it is shorter than [`READ_BYTES`] or has grown.
     bytes: Vec<u8>,
-    /// Bytes at the front that are done with.
-    consumed: usize,
+    /// Where the part that is not done with begins.
+    start: usize,
+    /// Where what was read ends.
+    end: usize,
     parser: Parser,
     args: Args,
 }
@@ -213,7 +255,8 @@ impl Shard {
     ) -> std::io::Result<()> {
         let mut input = Input {
             bytes: Vec::new(),
-            consumed: 0,
+            start: 0,
+            end: 0,
             parser: Parser::new(),
             args: Args::new(),
         };
@@ -223,7 +266,6 @@ impl Shard {
                 Stop::Close => return Ok(()),
                 Stop::Full | Stop::Alone(_) => continue,
                 Stop::Incomplete(needed) => {
-                    self.put_aside(&mut input);
                     if !self.read_more(stream, session, &mut input, needed).await? {
                         return Ok(());
                     }
@@ -239,19 +281,30 @@ impl Shard {
         session: &mut Session,
         input: &mut Input,
     ) -> std::io::Result<Stop> {
-        let out = self.clients.lend();
+        let out = self.clients.lend_output();
         let mut round = Round::new(session.protocol, out);
         let mut stop = self.take_commands(session, input, &mut round);
-        let mut out = round.finish(self).await;
+        self.clients.put_aside(input);
+        let mut said = round.finish(self).await;
+        while let Some(rest) = said.rest {
+            stream.write_all(&said.bytes).await?;
+            said = rest.finish(self).await;
+        }
+        let mut out = said.bytes;
         if let Stop::Alone(args) = &stop
             && Box::pin(self.run_session(session, args, &mut out)).await == Next::Close
         {
             stop = Stop::Close;
         }
         if !out.is_empty() {
+            if out.len() <= REPLY_BYTES_DEFERRED_MAX {
+                // Sending wakes the client, which is dear if it sleeps. So first whatever else has
+                // come is worked off; then the replies leave in a row, to clients that are awake.
+                rt::after_others().await;
+            }
             stream.write_all(&out).await?;
         }
-        self.clients.take_back(out);
+        self.clients.take_back_output(out);
         Ok(stop)
     }
 
@@ -262,10 +315,10 @@ impl Shard {
         round: &mut Round,
     ) -> Stop {
         loop {
-            if round.len() >= PIPELINE_COMMANDS_MAX || round.reply_bytes() >= PIPELINE_REPLY_BYTES {
+            if round.is_full() {
                 return Stop::Full;
             }
-            let bytes = &input.bytes[input.consumed..];
+            let bytes = &input.bytes[input.start..input.end];
             let parsed = input.parser.parse(bytes, session.limits(), &mut input.args);
             let stop = match parsed {
                 Parsed::Incomplete { needed } => return Stop::Incomplete(needed),
@@ -276,12 +329,12 @@ impl Shard {
                     return Stop::Close;
                 }
                 Parsed::Request { consumed } => {
-                    input.consumed += consumed;
+                    input.start += consumed;
                     let view = input.args.view(bytes);
                     self.take_request(session, view, round)
                 }
                 Parsed::Inline { consumed, args } => {
-                    input.consumed += consumed;
+                    input.start += consumed;
                     self.take_request(session, args.view(), round)
                 }
             };
@@ -313,6 +366,9 @@ impl Shard {
             round.reply(|reply| reply.error("NOAUTH Authentication required."));
             return None;
         }
+        if let Err(CommandError::Arity("exec")) = parsed {
+            session.discard(); // as in Redis: it says EXECABORT
+        }
         if session.is_queueing() {
             return session.queue(args, &parsed, round, &self.config.limits);
         }
@@ -333,20 +389,7 @@ impl Shard {
         }
     }
 
-    /// Keeps what is left of the input, in memory of its own size, and gives the buffer back.
-    fn put_aside(&self, input: &mut Input) {
-        let rest = input.bytes.len() - input.consumed;
-        if rest == 0 {
-            self.clients.take_back(std::mem::take(&mut input.bytes));
-        } else if input.consumed > 0 {
-            let kept = input.bytes[input.consumed..].to_vec();
-            self.clients
-                .take_back(std::mem::replace(&mut input.bytes, kept));
-        }
-        input.consumed = 0;
-    }
-
-    /// Waits for bytes; false: there will be none.
+    /// Waits for bytes; false: there will be none. While it waits, the lent buffer is with the core.
     async fn read_more(
         self: &Rc<Self>,
         stream: &mut Stream,
@@ -355,32 +398,15 @@ impl Shard {
         needed: usize,
     ) -> std::io::Result<bool> {
         let client = &session.client;
-        let clients = &self.clients;
-        let bytes = &mut input.bytes;
         let read = poll_fn(|context| {
-            let mut buffer = if bytes.is_empty() {
-                clients.lend()
-            } else {
-                std::mem::take(bytes)
-            };
-            let start = buffer.len();
-            buffer.resize(start + needed.clamp(READ_BYTES, GROWTH_BYTES_MAX), 0);
-            match stream.poll_read(context, &mut buffer[start..]) {
-                Poll::Ready(Ok(count)) => {
-                    buffer.truncate(start + count);
-                    *bytes = buffer;
-                    Poll::Ready(Ok(count))
-                }
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    buffer.truncate(start);
-                    match start {
-                        0 => clients.take_back(buffer),
-                        _ => *bytes = buffer,
-                    }
-                    Poll::Pending
-                }
+            self.clients.make_room(input, needed);
+            let read = stream.poll_read(context, &mut input.bytes[input.end..]);
+            match &read {
+                Poll::Ready(Ok(count)) => input.end += count,
+                Poll::Ready(Err(_)) => {}
+                Poll::Pending => self.clients.put_aside(input),
             }
+            read
         });
         let sent_home = self.staged.wait_for(|| {
             let closing = client.close.get() || self.stage.get() == Stage::Stopping;

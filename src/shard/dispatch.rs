@@ -6,6 +6,10 @@
 //! turn wrote and read here, and puts the replies together. Commands of one connection on one key keep
 //! their order: each core runs them in the order in which it gets them, and whoever waits has its
 //! place in line already.
+//!
+//! Replies are bounded in bytes: a turn ends when it has enough of them ([`Round::is_full`]), and a
+//! sibling that has sends back the commands that it did not come to. They are asked again when
+//! the replies before them are written: a client that does not read holds a few replies of each core.
 
 use std::rc::Rc;
 
@@ -13,13 +17,15 @@ use super::Shard;
 use super::execute::{Ran, Replying};
 use super::latches::Wants;
 use super::refusal::reply_refusal;
-use super::siblings::{Commands, Job, Replies, Said};
+use super::siblings::{self, Commands, Job, Replies};
 use super::transaction::{Refused, Work};
+use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_READS_MAX, PIPELINE_REPLY_BYTES};
 use crate::error::{Error, Result};
-use crate::protocol::command::{Command, KeyCommand, KeysCommand, Merge, parse};
+use crate::protocol::command::{Command, KeyCommand, KeyOp, KeysCommand, Merge, SetAnswer, parse};
 use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::resp::{ArgView, OwnedArgs};
 use crate::rt;
+use crate::rt::sync::Answer;
 use crate::storage::Lookup;
 use crate::storage::record::KeyRef;
 use crate::types::{CoreId, KeyHash, Lsn, UnixMillis};
@@ -35,6 +41,8 @@ pub struct Round {
     batches: Vec<Vec<OwnedArgs>>,
     /// True if all replies are in `out`.
     all_here: bool,
+    /// Values that will come from tables or out of a line, of a size not known yet.
+    values_to_come: usize,
     /// The last record of this core that a reply depends on.
     lsn: Lsn,
 }
@@ -73,18 +81,16 @@ impl Round {
             pieces: Vec::new(),
             batches: Vec::new(),
             all_here: true,
+            values_to_come: 0,
             lsn,
         }
     }
 
-    /// How many commands were taken.
-    pub fn len(&self) -> usize {
-        self.pieces.len()
-    }
-
-    /// Bytes of the replies so far.
-    pub fn reply_bytes(&self) -> usize {
-        self.out.len()
+    /// True if it has enough to say for one time.
+    pub fn is_full(&self) -> bool {
+        self.pieces.len() >= PIPELINE_COMMANDS_MAX
+            || self.out.len() >= PIPELINE_REPLY_BYTES
+            || self.values_to_come >= PIPELINE_READS_MAX
     }
 
     /// Takes a reply that the connection gives by itself.
@@ -121,8 +127,14 @@ impl Round {
         };
         match shard.run_key(&key, &command.op, &mut to) {
             Ran::Done(lsn) => self.here(lsn),
-            Ran::Cold(lookup) => self.read_cold(shard, args, lookup),
-            Ran::Wait => self.wait_in_line(shard, args, Wants::key(key.hash)),
+            Ran::Cold(lookup) => {
+                self.values_to_come += usize::from(answers_with_value(&command.op));
+                self.read_cold(shard, args, lookup);
+            }
+            Ran::Wait => {
+                self.values_to_come += usize::from(answers_with_value(&command.op));
+                self.wait_in_line(shard, args, Wants::key(key.hash));
+            }
         }
     }
 
@@ -161,6 +173,9 @@ impl Round {
         match shard.run_keys(command, &mut to) {
             Ran::Done(lsn) => self.here(lsn),
             Ran::Cold(_) | Ran::Wait => {
+                if command.merge() == Merge::Array {
+                    self.values_to_come += command.len();
+                }
                 let hashes = command.parts().map(|part| KeyHash::of(part.key));
                 self.wait_in_line(shard, args, Wants::Keys(hashes.collect()));
             }
@@ -188,12 +203,17 @@ impl Round {
 
     fn send(&mut self, shard: &Rc<Shard>, core: CoreId, args: ArgView<'_>) {
         shard.counters.borrow_mut().crossed += 1;
+        let cores = usize::from(shard.map.cores());
+        self.send_again(core, OwnedArgs::from_view(args), cores);
+    }
+
+    /// What one of so many cores is to be asked, though it may have been before.
+    fn send_again(&mut self, core: CoreId, args: OwnedArgs, cores: usize) {
         if self.batches.is_empty() {
-            self.batches
-                .resize_with(usize::from(shard.map.cores()), Vec::new);
+            self.batches.resize_with(cores, Vec::new);
         }
         let batch = &mut self.batches[usize::from(core.0)];
-        batch.push(OwnedArgs::from_view(args));
+        batch.push(args);
         let index = batch.len() - 1;
         self.elsewhere(Source::Sibling(core, index));
     }
@@ -246,44 +266,39 @@ impl Round {
         self.all_here && shard.store.is_acknowledged(self.lsn)
     }
 
-    /// Waits for what the replies depend on; gives them in order.
-    pub async fn finish(self, shard: &Rc<Shard>) -> Vec<u8> {
+    /// Waits for what the replies depend on; gives them in order, as far as they go at one time.
+    pub async fn finish(self, shard: &Rc<Shard>) -> Said {
         if self.is_ready(shard) {
-            return self.out;
+            return Said::all(self.out);
         }
-        self.finish_slowly(shard).await.bytes
+        let (replies, rest) = self.finish_slowly(shard).await;
+        let bytes = replies.bytes;
+        Said { bytes, rest }
     }
 
-    /// As [`Round::finish`], and says where each reply ends.
+    /// As [`Round::finish`] of a turn whose keys are all this core's; says where each reply ends.
     pub async fn finish_apart(self, shard: &Rc<Shard>) -> Replies {
         if self.is_ready(shard) {
-            let ends = self.pieces.iter().map(|piece| piece.end).collect();
-            return Replies {
-                bytes: self.out,
-                ends,
-            };
+            return self.out_apart();
         }
-        self.finish_slowly(shard).await
+        let (replies, rest) = self.finish_slowly(shard).await;
+        assert!(rest.is_none(), "no sibling was asked");
+        replies
     }
 
-    async fn finish_slowly(mut self, shard: &Rc<Shard>) -> Replies {
-        let protocol = self.protocol;
-        let batches = std::mem::take(&mut self.batches).into_iter().enumerate();
-        let asked: Vec<_> = batches
-            .map(|(core, requests)| {
-                (!requests.is_empty()).then(|| {
-                    let job = Job::Commands(Commands { requests, protocol });
-                    shard.siblings.ask(CoreId(core as u16), job)
-                })
-            })
-            .collect();
+    fn out_apart(self) -> Replies {
+        Replies {
+            bytes: self.out,
+            ends: self.pieces.iter().map(|piece| piece.end).collect(),
+            rest: Vec::new(),
+        }
+    }
+
+    async fn finish_slowly(mut self, shard: &Rc<Shard>) -> (Replies, Option<Round>) {
+        let asked = self.ask_siblings(shard);
         let acknowledged = shard.store.wait_acknowledged(self.lsn).await;
         if acknowledged.is_ok() && self.all_here {
-            let ends = self.pieces.iter().map(|piece| piece.end).collect();
-            return Replies {
-                bytes: self.out,
-                ends,
-            };
+            return (self.out_apart(), None);
         }
         let mut answers = Vec::with_capacity(asked.len());
         for answer in asked {
@@ -292,44 +307,108 @@ impl Round {
                 None => None,
             };
             answers.push(match said {
-                Some(Said::Replies(replies)) => replies,
+                Some(siblings::Said::Replies(replies)) => replies,
                 _ => Replies::default(),
             });
         }
+        self.put_together(shard, answers).await
+    }
+
+    /// By core: the answer that will come, if there is something to ask.
+    fn ask_siblings(&mut self, shard: &Rc<Shard>) -> Vec<Option<Answer<siblings::Said>>> {
+        let protocol = self.protocol;
+        let batches = std::mem::take(&mut self.batches).into_iter().enumerate();
+        let ask = |(core, requests): (usize, Vec<OwnedArgs>)| {
+            (!requests.is_empty()).then(|| {
+                let job = Job::Commands(Commands { requests, protocol });
+                shard.siblings.ask(CoreId(core as u16), job)
+            })
+        };
+        batches.map(ask).collect()
+    }
+
+    /// The replies up to the first that a sibling owes; and a round of that one and all behind it.
+    async fn put_together(
+        self,
+        shard: &Shard,
+        mut answers: Vec<Replies>,
+    ) -> (Replies, Option<Round>) {
+        let protocol = self.protocol;
         let mut replies = Replies::default();
+        let mut rest = Round::new(protocol, Vec::new());
+        let mut owing = false;
         let mut start = 0;
         for piece in self.pieces {
+            let here = start..piece.end;
+            start = piece.end;
+            let to = match owing {
+                true => &mut rest.out,
+                false => &mut replies.bytes,
+            };
             match piece.source {
                 Source::Here if shard.store.is_acknowledged(piece.lsn) => {
-                    replies.bytes.extend_from_slice(&self.out[start..piece.end]);
+                    to.extend_from_slice(&self.out[here]);
                 }
-                Source::Here => {
-                    let mut reply = Reply::new(&mut replies.bytes, protocol);
-                    reply_refusal(&Error::Uncertain, &mut reply);
+                Source::Here => say_uncertain(to, protocol),
+                Source::Later(task) if owing => {
+                    rest.elsewhere(Source::Later(task));
+                    continue;
                 }
-                Source::Later(task) => replies.bytes.extend_from_slice(&task.await),
+                Source::Later(task) => to.extend_from_slice(&task.await),
                 Source::Sibling(core, index) => {
-                    match answers
-                        .get(usize::from(core.0))
-                        .and_then(|said| said.get(index))
-                    {
-                        Some(reply) => replies.bytes.extend_from_slice(reply),
-                        // That core has ended: the node is stopping.
-                        None => reply_refusal(
-                            &Error::Uncertain,
-                            &mut Reply::new(&mut replies.bytes, protocol),
-                        ),
+                    let answer = answers.get_mut(usize::from(core.0));
+                    let answer = answer.expect("whoever was asked has a place here");
+                    if let Some(reply) = answer.get(index) {
+                        to.extend_from_slice(reply);
+                    } else if index < answer.ends.len() + answer.rest.len() {
+                        let owed = index - answer.ends.len();
+                        let args = std::mem::take(&mut answer.rest[owed]);
+                        rest.send_again(core, args, answers.len());
+                        owing = true;
+                        continue;
+                    } else {
+                        say_uncertain(to, protocol); // that core has ended: the node is stopping
                     }
                 }
             }
-            start = piece.end;
-            replies.ends.push(replies.bytes.len());
+            match owing {
+                true => rest.here(Lsn(0)),
+                false => replies.ends.push(replies.bytes.len()),
+            }
         }
-        replies
+        (replies, owing.then_some(rest))
     }
 }
 
-const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
+/// The replies of a turn, as far as they go at one time.
+pub struct Said {
+    /// Replies, in order.
+    pub bytes: Vec<u8>,
+    /// What is to be finished when they are written.
+    pub rest: Option<Round>,
+}
+
+impl Said {
+    fn all(bytes: Vec<u8>) -> Said {
+        Said { bytes, rest: None }
+    }
+}
+
+fn say_uncertain(out: &mut Vec<u8>, protocol: Protocol) {
+    reply_refusal(&Error::Uncertain, &mut Reply::new(out, protocol));
+}
+
+/// True if the reply is as large as what the key holds.
+fn answers_with_value(op: &KeyOp<'_>) -> bool {
+    match op {
+        KeyOp::Get | KeyOp::GetRange { .. } | KeyOp::GetDelete | KeyOp::GetExpire(_) => true,
+        KeyOp::Set(set) => set.answer == SetAnswer::Former,
+        _ => false,
+    }
+}
+
+/// The reply to a command whose key is longer than `limits.key-max`.
+pub const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
 
 /// The one key command in `args`.
 fn first_part(args: ArgView<'_>) -> Option<KeyCommand<'_>> {
@@ -363,7 +442,13 @@ impl Shard {
     /// `Job::Commands`: another core's commands on keys of this one.
     pub async fn run_commands(self: &Rc<Self>, commands: Commands) -> Replies {
         let mut round = Round::new(commands.protocol, Vec::new());
-        for args in &commands.requests {
+        let mut requests = commands.requests;
+        let mut run = 0;
+        for args in &requests {
+            if round.is_full() {
+                break;
+            }
+            run += 1;
             match parse(args.view()) {
                 Ok(command) => {
                     let fits = round.take(self, args.view(), &command);
@@ -372,7 +457,11 @@ impl Shard {
                 Err(error) => round.reply(|reply| error.reply(reply)),
             }
         }
-        round.finish_apart(self).await
+        let rest = requests.split_off(run);
+        Replies {
+            rest,
+            ..round.finish_apart(self).await
+        }
     }
 
     /// A transaction of one command, or of one on several cores.

@@ -151,7 +151,7 @@ impl Shard {
                 Said::Ran(self.run_reserved(token, &work, now, outcome).await)
             }
             Job::Finish(token, verdict) => {
-                self.finish(token, verdict);
+                self.finish(token, verdict).await;
                 Said::Done(true)
             }
             Job::Alone(work) => Said::Ran(self.start_alone(*work).await),
@@ -170,7 +170,7 @@ impl Shard {
                 Said::Bytes(out)
             }
             Job::NoteCommits(transactions) => {
-                Said::Noted(self.store.note_commits(&transactions).await)
+                Said::Done(self.store.note_commits(&transactions).await.is_ok())
             }
             Job::Prepared(transactions) => {
                 let known = |transaction| self.prepared_before.contains(transaction);
@@ -217,20 +217,16 @@ impl Shard {
                     by_core.entry(*core).or_default().push(*transaction);
                 }
             }
-            let mut refusal = None;
+            let mut all = true;
             for (core, transactions) in by_core {
-                match self.do_on(core, Job::NoteCommits(transactions)).await {
-                    Some(Said::Noted(Ok(()))) => {}
-                    Some(Said::Noted(Err(error))) => refusal = Some(error),
-                    _ => refusal = Some(Error::Uncertain),
-                }
+                let noted = self.do_on(core, Job::NoteCommits(transactions)).await;
+                all &= matches!(noted, Some(Said::Done(true)));
             }
-            if let Some(error) = refusal {
-                self.store.not_settled(&error);
-                rt::sleep(SETTLE_RETRY).await;
-            } else {
+            if all {
                 let settled: Vec<Version> = unsettled.iter().map(|(name, _)| *name).collect();
                 self.store.settled(&settled);
+            } else {
+                rt::sleep(SETTLE_RETRY).await;
             }
         }
     }

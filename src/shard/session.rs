@@ -135,6 +135,13 @@ impl Session {
         None
     }
 
+    /// Forgets what is queued and what is watched.
+    pub fn discard(&mut self) {
+        self.multi = None;
+        self.watches.clear();
+        self.client.about.borrow_mut().queued = None;
+    }
+
     /// Answers what needs only the session; false if `command` does not.
     pub fn answer_at_once(&mut self, command: &SessionCommand<'_>, round: &mut Round) -> bool {
         match command {
@@ -325,9 +332,7 @@ impl Shard {
             SessionCommand::Hello(hello) => self.hello(session, &hello, out),
             SessionCommand::Exec => self.exec(session, out).await,
             SessionCommand::Discard => {
-                session.multi = None;
-                session.watches.clear();
-                session.client.about.borrow_mut().queued = None;
+                session.discard();
                 Reply::new(out, session.protocol).ok();
             }
             SessionCommand::Watch(keys) => self.watch(session, keys, out).await,

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::Report;
 use super::transaction::{Refused, Token, WatchState, Work};
-use crate::error::Result;
 use crate::protocol::reply::Protocol;
 use crate::protocol::resp::OwnedArgs;
 use crate::rt::Outbox;
@@ -72,8 +71,10 @@ pub enum Outcome {
 pub enum Verdict {
     /// It holds.
     Commit,
-    /// It never was.
+    /// It never was: some core has certainly not prepared it.
     Abort,
+    /// It never was, but some core may have prepared it: the others must remember.
+    Revoke,
 }
 
 /// What a core answers.
@@ -90,8 +91,6 @@ pub enum Said {
     Prepared(Vec<bool>),
     /// The report.
     Report(Box<Report>),
-    /// The commits are noted, or not.
-    Noted(Result<()>),
     /// All that was prepared is decided, and no version that is stored here is above this one;
     /// `None`: this core is to end.
     Opened(Option<Version>),
@@ -114,6 +113,8 @@ pub struct Replies {
     pub bytes: Vec<u8>,
     /// Where each ends.
     pub ends: Vec<usize>,
+    /// The last commands, which were not run: those before them have said enough for one time.
+    pub rest: Vec<OwnedArgs>,
 }
 
 impl Replies {

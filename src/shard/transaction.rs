@@ -3,9 +3,12 @@
 //! MULTI/EXEC, commands on keys of several cores, and single commands that must wait for the disk
 //! in their middle. The coordinator (the core of the client's connection) plans which core does what;
 //! then, if several take part: each core in the order of their numbers reserves the keys' latches;
-//! all evaluate their part on an overlay that nobody else sees; if more than one writes, each logs its
-//! part as prepared and syncs it; then all let it be seen. After a crash it holds if and only if every
-//! core that writes had prepared (storage/wal). With one core it is one batch of its log.
+//! all evaluate their part on an overlay that nobody else sees, those that only read (or watch) before
+//! those that write; each of the latter logs its part as prepared and syncs it; then all let it be
+//! seen. After a crash it holds if and only if every core that writes had prepared (storage/wal), so
+//! none may prepare while one that does not write could still refuse; and where one's log fails with
+//! its part, the others' logs say that it never held, before anybody builds on that. With one core
+//! it is one batch of its log.
 //!
 //! No global lock; no deadlock (see `latches`); a transaction that has begun runs to its end
 //! whatever becomes of the connection.
@@ -17,6 +20,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::Shard;
+use super::dispatch::KEY_TOO_LARGE;
 use super::execute::Replying;
 use super::latch_table::Latched;
 use super::latches::Wants;
@@ -55,23 +59,34 @@ pub struct Work {
 pub struct WatchState {
     /// It had a value.
     live: bool,
-    /// The version of its newest record; zero without one.
+    /// The version of that value. Of an absent key, which may have no record: one that was made
+    /// when it was looked at, so that all that happens to the key later is above it.
     version: Version,
 }
 
 impl WatchState {
-    fn of(found: Option<&Found>, now: UnixMillis) -> WatchState {
-        let live = found.is_some_and(|found| found.record.view().is_live(now));
-        let version = found.map_or(Version::ZERO, |found| found.record.meta().version);
-        WatchState { live, version }
+    /// `looked` is a version made before the key was read.
+    fn of(found: Option<&Found>, now: UnixMillis, looked: Version) -> WatchState {
+        match found.filter(|found| found.record.view().is_live(now)) {
+            Some(found) => WatchState {
+                live: true,
+                version: found.record.meta().version,
+            },
+            None => WatchState {
+                live: false,
+                version: looked,
+            },
+        }
     }
 
-    /// True if nobody has touched the key between `self` and `later`. A key that stays absent may
-    /// lose its tombstone meanwhile, but it cannot get a newer one untouched.
-    fn is_unchanged(self, later: WatchState) -> bool {
-        match (self.live, later.live) {
-            (true, true) => self.version == later.version,
-            (false, false) => later.version <= self.version,
+    /// True if nobody has touched the key since. An absent key may have come and gone without a
+    /// trace: `forgotten` is the highest version of which there may be none.
+    fn is_unchanged(self, found: Option<&Found>, now: UnixMillis, forgotten: Version) -> bool {
+        let live = found.is_some_and(|found| found.record.view().is_live(now));
+        let version = found.map_or(Version::ZERO, |found| found.record.meta().version);
+        match (self.live, live) {
+            (true, true) => self.version == version,
+            (false, false) => version.max(forgotten) <= self.version,
             _ => false,
         }
     }
@@ -177,29 +192,33 @@ impl Shard {
         let Evaluated {
             replies,
             batch,
-            mut lsn,
+            lsn,
         } = self.evaluate_work(work, now).await?;
-        match outcome {
-            Outcome::ReadOnly => assert!(batch.is_empty(), "the plan knows who writes"),
+        let waited = match outcome {
+            Outcome::ReadOnly => {
+                assert!(batch.is_empty(), "the plan knows who writes");
+                self.store.wait_acknowledged(lsn).await
+            }
             Outcome::Prepare(transaction, cores) => {
                 self.wait_admitted(&batch).await?;
-                lsn = self.store.prepare(transaction, &cores, &batch);
-                let mut reserved = self.reserved.borrow_mut();
-                let reserved = reserved
-                    .get_mut(&token)
-                    .expect("Run comes between Reserve and Finish");
-                reserved.prepared = Some((transaction, lsn, batch));
+                let lsn = self.store.prepare(transaction, &cores, &batch);
+                {
+                    let mut reserved = self.reserved.borrow_mut();
+                    let reserved = reserved
+                        .get_mut(&token)
+                        .expect("Run comes between Reserve and Finish");
+                    reserved.prepared = Some((transaction, lsn, batch));
+                }
+                // Whatever the durability setting: else a power cut could leave one core's part.
+                self.store.wait_durable(lsn).await
             }
-        }
-        self.store
-            .wait_acknowledged(lsn)
-            .await
-            .map_err(Refused::Failed)?;
+        };
+        waited.map_err(Refused::Failed)?;
         Ok(replies)
     }
 
     /// `Job::Finish`.
-    pub fn finish(&self, token: Token, verdict: Verdict) {
+    pub async fn finish(&self, token: Token, verdict: Verdict) {
         let reserved = self.reserved.borrow_mut().remove(&token);
         let Reserved { latched, prepared } = reserved.expect("Finish comes after Reserve");
         match (prepared, verdict) {
@@ -207,6 +226,7 @@ impl Shard {
                 self.store.commit(transaction, lsn, batch);
             }
             (Some((transaction, ..)), Verdict::Abort) => self.store.abort(transaction),
+            (Some((transaction, ..)), Verdict::Revoke) => self.store.revoke(transaction).await,
             (None, _) => {}
         }
         drop(latched);
@@ -217,12 +237,13 @@ impl Shard {
         let now = rt::wall_ms();
         let mut states = Vec::with_capacity(keys.len());
         for key in keys {
+            let looked = self.next_version(now);
             let found = self
                 .store
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
-            states.push(WatchState::of(found.as_ref(), now));
+            states.push(WatchState::of(found.as_ref(), now, looked));
         }
         Ok(states)
     }
@@ -235,7 +256,10 @@ impl Shard {
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
-            if !before.is_unchanged(WatchState::of(found.as_ref(), now)) {
+            // Whoever relies on what was watched relies on its being durable.
+            lsn = lsn.max(self.depends_on(found.as_ref()));
+            let forgotten = self.store.forgotten();
+            if !before.is_unchanged(found.as_ref(), now, forgotten) {
                 return Err(Refused::Watched);
             }
         }
@@ -333,6 +357,10 @@ impl Shard {
         overlay: &Overlay,
         to: &mut Replying<'_>,
     ) -> Result<Lsn> {
+        if !self.key_fits(command) {
+            Reply::new(to.out, to.protocol).error(KEY_TOO_LARGE);
+            return Ok(Lsn(0));
+        }
         let key = KeyRef::of(command.key);
         let written = overlay
             .memtable
@@ -347,7 +375,7 @@ impl Shard {
             None if overlay.cleared.is_some() || !command.op.needs_current() => None,
             None => self.store.get(&key).await?,
         };
-        let lsn = found.as_ref().map_or(Lsn(0), |found| found.lsn);
+        let lsn = self.depends_on(found.as_ref());
         let effect = self.evaluate(&command.op, found.as_ref(), to);
         if let Some((meta, value)) = self.as_record(&effect, to.now) {
             let record = Record::new(meta, key.key, value);
@@ -545,17 +573,23 @@ impl Shard {
             replies.extend(more);
             refused = why;
         }
-        let verdict = if refused.is_none() {
-            Verdict::Commit
-        } else {
-            Verdict::Abort
+        let verdict = match &refused {
+            None => Verdict::Commit,
+            // A prepared part that could not be synced may be there after a crash all the same.
+            Some(Refused::Failed(Error::Uncertain)) => Verdict::Revoke,
+            Some(_) => Verdict::Abort,
         };
-        for core in cores {
-            // Nobody need wait for it: until it is done, the latches keep everybody out.
-            match core == self.id {
-                true => self.finish(token, verdict),
-                false => drop(self.siblings.ask(core, Job::Finish(token, verdict))),
-            }
+        // Waited for: whoever is told of the outcome must see it, though KEYS, SCAN and WATCH take no
+        // latches, and may ask a core that this one's word has not reached yet.
+        let finished: Vec<_> = cores
+            .into_iter()
+            .map(|core| {
+                let shard = Rc::clone(&self);
+                rt::spawn(async move { shard.do_on(core, Job::Finish(token, verdict)).await })
+            })
+            .collect();
+        for core in finished {
+            let _ = core.await; // a core that has ended shows nothing to anybody
         }
         refused.map_or(Ok(replies), Err)
     }

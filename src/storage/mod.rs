@@ -34,7 +34,7 @@ use std::rc::Rc;
 
 use futures_lite::future;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
 use manifest::Manifest;
@@ -50,6 +50,8 @@ pub use scan::Snapshot;
 const RECOVERED: Lsn = Lsn(1);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
+/// Transactions that are settled with the other cores at a time.
+const UNSETTLED_MAX: usize = 1024;
 
 /// A record that was found, and its place in the log: it may not be acknowledged yet.
 #[derive(Clone, Debug)]
@@ -123,14 +125,16 @@ impl Batch {
         bytes
     }
 
-    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up.
-    fn log_bytes(&self) -> usize {
+    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up: the
+    /// names of a transaction's cores, and a marker.
+    fn log_bytes(&self, cores: u16) -> usize {
         let records: usize = self
             .records
             .iter()
             .map(|(_, record)| record.bytes().len())
             .sum();
-        records + 2 * format::MARKER_BYTES + format::ENTRY_HEADER_BYTES
+        let wrapping = format::ENTRY_HEADER_BYTES + format::prepare_bytes(usize::from(cores), 0);
+        records + wrapping + 2 * format::MARKER_BYTES
     }
 }
 
@@ -155,19 +159,21 @@ struct State {
     tables: Vec<Rc<Table>>,
     manifest: Manifest,
     cleared: Version,
+    /// The highest version of a record, or of a clear, that may have left no trace of its keys.
+    forgotten: Version,
     /// Where the log stood at the last clear: what came before need not be kept.
     cleared_at: Lsn,
     /// The last record of the last memtable that was flushed.
     flushed: Option<Lsn>,
     /// With `durability = "none"`: behind all that a log ever held here.
     floor_without_log: wal::replay::Floor,
+    /// With `durability = "none"`: the files of an earlier log, while they are still needed.
+    leftover: Vec<PathBuf>,
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
-    /// The last flush could not be written: the disk is full, or worse.
-    flush_refused: bool,
-    /// Why another core could not note commits, so that the oldest memtable cannot be flushed.
-    settle_refused: Option<Admission>,
+    /// The last flush could not be written: what writers are told meanwhile.
+    flush_refused: Option<Admission>,
     /// The manifest on disk may not be the one we think it is: nothing more is installed.
     install_failed: bool,
     stopping: bool,
@@ -267,16 +273,17 @@ impl Store {
 
     /// May `batch` be written now?
     pub fn admit_batch(&self, batch: &Batch) -> Admission {
-        self.admit_entries(batch.log_bytes(), batch.entries())
+        self.admit_entries(batch.log_bytes(self.options.cores), batch.entries())
     }
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
-        if self.has_failed() {
+        let state = self.state.borrow();
+        // Once the last flush has begun, nothing would take a write to disk any more.
+        if self.has_failed() || state.stopping {
             return Admission::Failed;
         }
-        match self.state.borrow().memory() {
-            Admission::Ready => {}
-            refusal => return refusal,
+        if state.frozen.len() >= FROZEN_MAX {
+            return state.flush_refused.unwrap_or(Admission::Wait);
         }
         match &self.wal {
             Some(wal) => wal.admit(bytes, entries),
@@ -287,25 +294,24 @@ impl Store {
     /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
     pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
         loop {
-            let state_allows = || {
+            let decided = self.changed.wait_for(|| {
                 let state = self.state.borrow();
-                let waits = state.memory() == Admission::Wait && !state.install_failed;
-                (!waits).then_some(())
-            };
-            let allowed = self.changed.wait_for(state_allows);
-            if let Some(wal) = &self.wal {
-                // What waits to be flushed stays for ever once the log has failed.
-                future::or(allowed, wal.wait_failed()).await;
-                wal.wait_admitted(batch.log_bytes(), batch.entries())
-                    .await?;
-            } else {
-                allowed.await;
+                let full = state.frozen.len() >= FROZEN_MAX && state.flush_refused.is_none();
+                (!full || state.stopping || self.has_failed()).then_some(())
+            });
+            match &self.wal {
+                Some(wal) => {
+                    future::or(decided, wal.failure()).await;
+                    let bytes = batch.log_bytes(self.options.cores);
+                    wal.wait_admitted(bytes, batch.entries()).await?;
+                }
+                None => decided.await,
             }
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}
-                Admission::DiskFull => return Err(Error::DiskFull),
-                Admission::Failed => return Err(Error::LogFailed),
+                Admission::DiskFull => return Err(crate::error::Error::DiskFull),
+                Admission::Failed => return Err(crate::error::Error::LogFailed),
             }
         }
     }
@@ -370,6 +376,19 @@ impl Store {
         self.state.borrow_mut().held.remove(&transaction);
     }
 
+    /// Some core of `transaction` may have prepared it, but its log failed: it never was, and must
+    /// not come to be after a crash, when later writes here have not seen it. Returns once the log
+    /// says so before all that it will ever say, or once it says nothing any more.
+    pub async fn revoke(&self, transaction: Version) {
+        if let Some(wal) = &self.wal {
+            match wal.wait_admitted(format::MARKER_BYTES, 1).await {
+                Ok(()) => wal.append_abort(self.next_lsn(), transaction),
+                Err(error) => wal.fail(&error),
+            }
+        }
+        self.abort(transaction);
+    }
+
     fn apply(&self, batch: Batch, lsn: Lsn) {
         if let Some(version) = batch.clear {
             self.clear(version, lsn);
@@ -394,6 +413,7 @@ impl Store {
         let mut state = self.state.borrow_mut();
         assert!(version >= state.cleared);
         state.cleared = version;
+        state.forgotten = state.forgotten.max(version);
         state.cleared_at = lsn;
         // Transactions whose records die here need not be kept, but this core's word for the
         // others is: they go on in the new memtable.
@@ -460,13 +480,18 @@ impl Store {
         }
     }
 
+    /// What a reader depends on who was told that a key has no record: the last clear.
+    pub fn lsn_cleared(&self) -> Lsn {
+        self.state.borrow().cleared_at
+    }
+
     /// The last record that was written.
     pub fn lsn_last(&self) -> Lsn {
         self.state.borrow().lsn_last
     }
 
     /// Transactions that other cores must durably note before the log may forget them, each with
-    /// all of its cores. Waits for some; `None`: the store has stopped.
+    /// all of its cores, not too many at a time. Waits for some; `None`: the store has stopped.
     pub async fn unsettled(&self) -> Option<Vec<(Version, Vec<CoreId>)>> {
         self.changed
             .wait_for(|| {
@@ -483,26 +508,16 @@ impl Store {
                         let held = state.held.get(transaction)?;
                         (!held.settled).then(|| (*transaction, held.cores.clone()))
                     })
+                    .take(UNSETTLED_MAX)
                     .collect();
                 (!waiting.is_empty()).then_some(Some(waiting))
             })
             .await
     }
 
-    /// Another core could not note that transactions hold: `why`. It will be asked again.
-    pub fn not_settled(&self, why: &Error) {
-        let refusal = match why.is_disk_full() {
-            true => Admission::DiskFull,
-            false => Admission::Failed,
-        };
-        self.state.borrow_mut().settle_refused = Some(refusal);
-        self.changed.wake_all();
-    }
-
     /// All other cores have durably noted that these transactions hold.
     pub fn settled(&self, transactions: &[Version]) {
         let mut state = self.state.borrow_mut();
-        state.settle_refused = None;
         for transaction in transactions {
             if let Some(held) = state.held.get_mut(transaction) {
                 held.settled = true;
@@ -551,6 +566,7 @@ impl Store {
         }
         let came_to_end = seen <= entries_max;
         let mut removed = 0;
+        let mut forgotten = Version::ZERO;
         for record in expired {
             let key = KeyRef::of(record.key());
             let below = state
@@ -559,14 +575,27 @@ impl Store {
                 .any(|layer| layer.memtable.borrow().get(&key).is_some())
                 || state.tables.iter().any(|table| table.may_contain(&key));
             if !below {
+                forgotten = forgotten.max(record.meta().version);
                 memtable.remove(&key);
                 removed += 1;
             }
         }
         drop(memtable);
         drop(state);
+        self.forget(forgotten);
         self.state.borrow_mut().stats.expired += removed;
         if came_to_end { Position(0) } else { next }
+    }
+
+    /// The highest version of which there may be no trace: what happened above it can be seen.
+    pub fn forgotten(&self) -> Version {
+        self.state.borrow().forgotten
+    }
+
+    /// A record of this version goes, and nothing tells that it was there.
+    fn forget(&self, version: Version) {
+        let mut state = self.state.borrow_mut();
+        state.forgotten = state.forgotten.max(version);
     }
 
     /// True once the log, or an installation of a manifest, has failed: writes are refused.
@@ -576,7 +605,8 @@ impl Store {
 
     /// True while a full disk keeps writes out.
     pub fn is_disk_full(&self) -> bool {
-        self.state.borrow().flush_refused || self.wal.as_ref().is_some_and(Wal::is_refused)
+        self.state.borrow().flush_refused == Some(Admission::DiskFull)
+            || self.wal.as_ref().is_some_and(Wal::is_refused)
     }
 
     /// What maintenance has done.
@@ -606,17 +636,6 @@ impl Store {
 }
 
 impl State {
-    /// Is there room for another memtable?
-    fn memory(&self) -> Admission {
-        if self.frozen.len() < FROZEN_MAX {
-            return Admission::Ready;
-        }
-        if self.flush_refused {
-            return Admission::DiskFull;
-        }
-        self.settle_refused.unwrap_or(Admission::Wait)
-    }
-
     fn in_memory(&self, key: &KeyRef) -> Option<Found> {
         let frozen = self.frozen.iter().rev();
         [&self.active].into_iter().chain(frozen).find_map(|layer| {

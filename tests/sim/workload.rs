@@ -385,7 +385,8 @@ impl Ledger {
         let now = self.now();
         match &step.meaning {
             Meaning::Read(_) | Meaning::Count(_) => self.readings += 1,
-            _ => self.written += 1,
+            // What changes nothing, the removal of nothing for one, asks nothing of a log.
+            _ => self.written += u64::from(reply != Reply::Integer(0)),
         }
         match step.meaning {
             Meaning::Read(keys) => {

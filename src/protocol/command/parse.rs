@@ -233,7 +233,10 @@ pub(super) fn mget(call: Call<'_>) -> Parsed<'_> {
 pub(super) fn mset(call: Call<'_>) -> Parsed<'_> {
     match call.args.len() % 2 {
         1 => call.on_keys(KeysKind::Set),
-        _ => Err(CommandError::Arity(call.spec.name)),
+        // Not `Arity`: MULTI queues it.
+        _ => Err(CommandError::Text(
+            "ERR wrong number of arguments for 'mset' command",
+        )),
     }
 }
 

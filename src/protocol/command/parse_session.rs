@@ -10,7 +10,10 @@ const BAD_NAME: CommandError<'static> =
 pub(super) fn ping(call: Call<'_>) -> Parsed<'_> {
     match call.args.len() {
         1 | 2 => session(Session::Ping(call.args.get(1))),
-        _ => Err(CommandError::Arity(call.spec.name)),
+        // Not `Arity`: MULTI queues it.
+        _ => Err(CommandError::Text(
+            "ERR wrong number of arguments for 'ping' command",
+        )),
     }
 }
 

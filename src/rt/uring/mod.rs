@@ -17,8 +17,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -48,6 +49,11 @@ const RING_DEPTH: usize = 128;
 const PREEMPT_AFTER: Duration = Duration::from_millis(1);
 const FOREGROUND_SHARES: usize = 1000;
 const BACKGROUND_SHARES: usize = 100;
+/// A core that has not begun to run in this time is started once more, at most so many times.
+const BEGIN_MAX: Duration = Duration::from_millis(300);
+const BEGIN_ATTEMPTS_MAX: usize = 50;
+/// Time between two looks at whether the cores begin.
+const BEGIN_LOOK: Duration = Duration::from_millis(10);
 /// How long an ending core waits for its siblings to take its last messages.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
@@ -114,7 +120,7 @@ where
         .map_err(|error| Error::Setup(format!("cannot start a thread: {error}")))?;
 
     let (started, starts) = channel();
-    let mut threads = Vec::new();
+    let mut places = Vec::new();
     let mut gates = Vec::new();
     let mailboxes = mail::mail(count);
     for ((id, pulse), mail) in (0..count).zip(pulses).zip(mailboxes) {
@@ -130,11 +136,13 @@ where
             started: started.clone(),
             gate: gate_keeper,
         };
-        threads.push(start_core(&options, seat, main.clone()));
+        places.push(Arc::new(Place::new(seat)));
     }
     drop(started);
+    let start = |place: &Arc<Place<M>>| start_core(&options, place, main.clone());
+    let mut threads: Vec<Vec<_>> = places.iter().map(|place| vec![start(place)]).collect();
 
-    let up = starts.iter().filter(|start| start.is_ok()).count();
+    let up = see_them_begin(&starts, &places, &mut threads, start);
     drop(probe);
     if up == threads.len() {
         for gate in &gates {
@@ -143,13 +151,100 @@ where
         }
     }
     drop(gates);
-    let results = threads
-        .into_iter()
-        .enumerate()
-        .map(|(core, thread)| join_core(core, thread));
-    let results: Vec<_> = results.collect();
+    let results = threads.into_iter().zip(&places).enumerate();
+    let results: Vec<_> = results
+        .map(|(core, (mut attempts, place))| {
+            if !place.is_settled() {
+                let why = "it does not begin to run";
+                return Err(Error::Setup(format!("core {core} cannot start: {why}")));
+            }
+            join_core(core, attempts.swap_remove(place.taken_by()))
+        })
+        .collect();
     drop(kicker);
     results.into_iter().collect()
+}
+
+/// Waits until every core has said whether it is up; how many are. One that does not begin is
+/// started once more (see [`Place`]).
+fn see_them_begin<M: Send, T: Send>(
+    starts: &Receiver<io::Result<()>>,
+    places: &[Arc<Place<M>>],
+    threads: &mut [Vec<CoreThread<T>>],
+    start: impl Fn(&Arc<Place<M>>) -> CoreThread<T>,
+) -> usize {
+    let mut up = 0;
+    let mut attempted = Instant::now();
+    loop {
+        match starts.recv_timeout(BEGIN_LOOK) {
+            Ok(told) => up += usize::from(told.is_ok()),
+            Err(RecvTimeoutError::Disconnected) => return up,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let late = attempted.elapsed() >= BEGIN_MAX;
+        if late {
+            attempted = Instant::now();
+        }
+        for (place, attempts) in places.iter().zip(&mut *threads) {
+            if place.is_free() && (place.is_settled() || attempts.len() == BEGIN_ATTEMPTS_MAX) {
+                place.clear();
+            } else if place.is_free() && late {
+                log::debug!("a core does not begin to run: it is started once more");
+                attempts.push(start(place));
+            }
+        }
+    }
+}
+
+/// A core's seat, for the first thread that gets to run.
+///
+/// glommio may park a core before it has polled anything (see `kick`), and what was never polled
+/// cannot be kicked. Such a thread is left to itself: it holds nothing, and another one sits down.
+struct Place<M: Send> {
+    seat: Mutex<Option<Seat<M>>>,
+    attempts: AtomicUsize,
+    taken_by: OnceLock<usize>,
+    /// Attempts that may still take the seat.
+    open: Arc<()>,
+}
+
+impl<M: Send> Place<M> {
+    fn new(seat: Seat<M>) -> Place<M> {
+        Place {
+            seat: Mutex::new(Some(seat)),
+            attempts: AtomicUsize::new(0),
+            taken_by: OnceLock::new(),
+            open: Arc::new(()),
+        }
+    }
+
+    fn seat(&self) -> MutexGuard<'_, Option<Seat<M>>> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_free(&self) -> bool {
+        self.seat().is_some()
+    }
+
+    fn clear(&self) {
+        self.seat().take();
+    }
+
+    /// The seat, if nobody has taken it.
+    fn take(&self, attempt: usize) -> Option<Seat<M>> {
+        let seat = self.seat().take()?;
+        self.taken_by.get_or_init(|| attempt);
+        Some(seat)
+    }
+
+    /// True if some thread has taken it, or all have failed: there is one to be joined.
+    fn is_settled(&self) -> bool {
+        self.taken_by.get().is_some() || Arc::strong_count(&self.open) == 1
+    }
+
+    fn taken_by(&self) -> usize {
+        self.taken_by.get().copied().unwrap_or(0)
+    }
 }
 
 /// What a core's thread is given.
@@ -170,7 +265,7 @@ type CoreThread<T> = Result<ExecutorJoinHandle<io::Result<Option<T>>>, GlommioEr
 
 fn start_core<M, T, F>(
     options: &CoreOptions,
-    seat: Seat<M>,
+    place: &Arc<Place<M>>,
     main: impl Fn(Core<M>) -> F + Send + 'static,
 ) -> CoreThread<T>
 where
@@ -178,19 +273,28 @@ where
     T: Send + 'static,
     F: Future<Output = T> + 'static,
 {
-    let placement = match options.pins[usize::from(seat.id.0)] {
+    let id = place.seat().as_ref().map(|seat| seat.id);
+    let pin = id.and_then(|id| options.pins[usize::from(id.0)]);
+    let placement = match pin {
         Some(cpu) => Placement::Fixed(cpu),
         None => Placement::Unbound,
     };
+    let attempt = place.attempts.fetch_add(1, Ordering::Relaxed);
+    let (place, open) = (Arc::clone(place), Arc::clone(&place.open));
     LocalExecutorBuilder::new(placement)
         .name("quoit-core")
         .io_memory(options.io_memory_bytes)
         .ring_depth(RING_DEPTH)
         .preempt_timer(PREEMPT_AFTER)
-        .spawn(move || {
+        .spawn(move || async move {
+            let Some(seat) = place.take(attempt) else {
+                return Ok(None);
+            };
+            drop(open);
             own_this_thread();
             let pulse = Arc::clone(&seat.pulse);
-            Counted::new(pulse, Box::pin(run_core(seat, main)))
+            pulse.lend_waker().await;
+            Counted::new(pulse, Box::pin(run_core(seat, main))).await
         })
 }
 
@@ -448,6 +552,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Lets others run if it is their turn.
 pub async fn yield_if_needed() {
     glommio::yield_if_needed().await;
+}
+
+/// Lets the tasks that are ready by now run first, if there are any.
+pub async fn after_others() {
+    if local().pulse.has_runnable() {
+        glommio::executor().yield_now().await;
+    }
 }
 
 /// Returns after `duration`.
