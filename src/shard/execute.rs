@@ -57,6 +57,7 @@ impl Shard {
                 return Ran::Wait;
             }
             Admission::DiskFull => Error::DiskFull,
+            Admission::DiskFails => Error::DiskFails,
             Admission::Failed => Error::LogFailed,
         };
         to.out.truncate(start);

@@ -69,7 +69,7 @@ impl Store {
                     log::warn!("a memtable cannot be flushed, trying again: {error}");
                     let refusal = match error.is_disk_full() {
                         true => Admission::DiskFull,
-                        false => Admission::Failed,
+                        false => Admission::DiskFails,
                     };
                     self.state.borrow_mut().flush_refused = Some(refusal);
                     self.changed.wake_all();

@@ -34,7 +34,7 @@ use std::rc::Rc;
 
 use futures_lite::future;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
 use manifest::Manifest;
@@ -310,8 +310,9 @@ impl Store {
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}
-                Admission::DiskFull => return Err(crate::error::Error::DiskFull),
-                Admission::Failed => return Err(crate::error::Error::LogFailed),
+                Admission::DiskFull => return Err(Error::DiskFull),
+                Admission::DiskFails => return Err(Error::DiskFails),
+                Admission::Failed => return Err(Error::LogFailed),
             }
         }
     }

@@ -270,7 +270,7 @@ impl Store {
             let state = self.state.borrow();
             match state.flush_refused {
                 Some(Admission::DiskFull) => Some(Err(Error::DiskFull)),
-                Some(_) => Some(Err(Error::LogFailed)),
+                Some(_) => Some(Err(Error::DiskFails)),
                 None => state.frozen.is_empty().then_some(Ok(())),
             }
         };

@@ -49,6 +49,8 @@ pub enum Admission {
     Wait,
     /// No: the disk is full.
     DiskFull,
+    /// No: the disk fails what must be written before.
+    DiskFails,
     /// No: the log failed.
     Failed,
 }
@@ -200,6 +202,7 @@ impl Wal {
             Admission::Ready => Some(Ok(())),
             Admission::Wait => None,
             Admission::DiskFull => Some(Err(Error::DiskFull)),
+            Admission::DiskFails => Some(Err(Error::DiskFails)),
             Admission::Failed => Some(Err(Error::LogFailed)),
         })
         .await
