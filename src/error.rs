@@ -32,6 +32,9 @@ pub enum Error {
     },
     /// The disk is full: this write was refused and changed nothing; reads go on.
     DiskFull,
+    /// The disk fails what memory must be written to: this write was refused and changed nothing;
+    /// reads go on, and the disk is asked again.
+    DiskFails,
     /// The log failed. Writes are refused until the node is restarted; this write changed nothing.
     LogFailed,
     /// The log failed while this write was on its way to disk: it may or may not survive.
@@ -86,6 +89,7 @@ impl fmt::Display for Error {
                 write!(f, "{} is damaged at byte {offset}: {why}", file.display())
             }
             Error::DiskFull => write!(f, "no space left on device"),
+            Error::DiskFails => write!(f, "the disk fails writes; they are tried again"),
             Error::LogFailed => write!(f, "the log failed; writes are refused until a restart"),
             Error::Uncertain => write!(f, "the log failed; this write may or may not survive"),
             Error::Busy => write!(f, "too much work is queued"),

@@ -183,6 +183,6 @@ fn in_use(error: Error) -> Error {
 
 fn run_id() -> String {
     (0..40)
-        .map(|_| char::from_digit(fastrand::u32(0..16), 16).unwrap_or('0'))
+        .map(|_| char::from_digit((rt::random() % 16) as u32, 16).unwrap_or('0'))
         .collect()
 }

@@ -7,130 +7,28 @@
 mod checkers;
 #[path = "sim/cluster.rs"]
 mod cluster;
+#[path = "sim/scene.rs"]
+mod scene;
 #[path = "sim/transactions.rs"]
 mod transactions;
 #[path = "sim/workload.rs"]
 mod workload;
 
-use std::future::Future;
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cluster::{Client, End, NODE, Node, Verdict, config};
-use quoit::config::Config;
+use cluster::{NODE, Verdict};
 use quoit::rt::Bug;
-use quoit::rt::sim::{Options, Task, World};
+use quoit::rt::sim::Options;
+use scene::{Outcome, Scene, for_seeds, survive};
 use transactions::Book;
-use workload::Ledger;
+use workload::{Ledger, Refusals};
 
-/// Seeds whose run is repeated: one in so many.
-const REPEAT_ONE_IN: u64 = 8;
-/// Virtual time that a life lasts at most.
-const LIFE_MAX: Duration = Duration::from_secs(600);
-/// Virtual time for clients to notice that their node is gone.
-const LEAVE_MAX: Duration = Duration::from_secs(3600);
-
-/// What a run was, to be compared and reported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Outcome {
-    trace: u64,
-    answered: u64,
-    lives: u64,
-}
-
-/// Runs `simulate` for each of the seeds.
-fn for_seeds(test: &str, default: u64, simulate: impl Fn(u64) -> Verdict<Outcome>) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("QUOIT_SEEDS").unwrap_or(default),
-    };
-    let began = Instant::now();
-    let mut total = Outcome::default();
-    for seed in seeds.clone() {
-        let repeat = format!("repeat with: SEED={seed} cargo test --test sim {test}");
-        let run = || {
-            let ran = catch_unwind(AssertUnwindSafe(|| simulate(seed)));
-            match ran {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(why)) => panic!("seed {seed}: {why}\n{repeat}"),
-                Err(_) => panic!("seed {seed}: it panicked\n{repeat}"),
-            }
-        };
-        let outcome = run();
-        if seed % REPEAT_ONE_IN == 0 || seeds.end - seeds.start == 1 {
-            assert_eq!(
-                outcome,
-                run(),
-                "seed {seed} is not the same twice\n{repeat}"
-            );
-        }
-        total.answered += outcome.answered;
-        total.lives += outcome.lives;
-    }
-    println!(
-        "{test}: {} seeds, {} lives, {} answers in {:.1} s",
-        seeds.end - seeds.start,
-        total.lives,
-        total.answered,
-        began.elapsed().as_secs_f64()
-    );
-}
-
-/// A world with one node in it.
-struct Scene {
-    world: World,
-    config: Config,
-    chance: fastrand::Rng,
-}
-
-impl Scene {
-    fn new(options: Options, cores: Range<u16>) -> Scene {
-        let mut chance = fastrand::Rng::with_seed(options.seed ^ 0xC075);
-        let config = config(chance.u16(cores), &mut chance);
-        Scene {
-            world: World::new(options),
-            config,
-            chance,
-        }
-    }
-
-    fn start(&self) -> Verdict<Node> {
-        Node::start(&self.world, &self.config)
-    }
-
-    /// Starts a client of this life.
-    fn spawn<F: Future<Output = ()> + 'static>(
-        &mut self,
-        node: &Node,
-        work: impl FnOnce(Client, fastrand::Rng) -> F,
-    ) -> Task<()> {
-        let client = Client::new(&node.life);
-        self.world.spawn_client(work(client, self.chance.fork()))
-    }
-
-    /// Lets clients work until there is enough, ends the node, and waits until they have left.
-    fn end(&mut self, node: Node, tasks: &[Task<()>], mut enough: impl FnMut() -> bool) -> Verdict {
-        let world = &self.world;
-        world.run_until(|| enough() || node.life.is_wrong(), LIFE_MAX);
-        world.run_for(Duration::from_micros(self.chance.u64(..3_000)));
-        let end = match self.chance.u8(..10) {
-            0 => End::Stop,
-            1 | 2 => End::Kill,
-            _ => End::PowerCut,
-        };
-        let life = node.life.clone();
-        node.end(world, end)?;
-        if !world.run_until(|| tasks.iter().all(Task::is_done), LEAVE_MAX) {
-            return Err("clients stay though their node is gone".to_owned());
-        }
-        if self.chance.u8(..4) == 0 {
-            world.jump_clock(NODE, self.chance.i64(-600_000..600_000));
-        }
-        life.verdict()
-    }
-}
+/// Seeds within which each planted bug must be found.
+const FINDING_SEEDS: u64 = 300;
+/// Virtual time within which replies come to their clients.
+const REPLIES_COME_MAX: Duration = Duration::from_secs(5);
+/// Virtual time within which a node sees that its disk has space again.
+const SPACE_SEEN_MAX: Duration = Duration::from_secs(60);
 
 /// Several lives of a node, most of them ended by a power cut.
 fn power_cuts(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
@@ -138,57 +36,204 @@ fn power_cuts(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
     options.planted = planted.to_vec();
     let mut scene = Scene::new(options, 1..4);
     let clients = scene.chance.usize(2..6);
-    let ledger = Ledger::new(clients);
-    let lives = scene.chance.u64(3..7);
-    for _ in 0..lives {
-        let node = scene.start()?;
-        node.ask(&scene.world, |client| {
-            workload::verify(ledger.clone(), client)
-        })?;
-        let work = |number| {
-            let ledger = ledger.clone();
-            scene.spawn(&node, move |client, chance| {
-                workload::work(ledger, client, number, chance)
-            })
-        };
-        let tasks: Vec<_> = (0..clients).map(work).collect();
+    let ledger = Ledger::new(clients, scene.may_pipeline);
+    for _ in 0..scene.chance.u64(3..7) {
+        let node = scene.start(|client| workload::verify(ledger.clone(), client))?;
+        let tasks = scene.spawn(&node, clients, |number, client, chance| {
+            workload::work(ledger.clone(), client, number, chance)
+        });
         let target = ledger.borrow().answered + scene.chance.u64(..150);
-        scene.end(node, &tasks, || ledger.borrow().answered >= target)?;
+        scene.run_until(&node, || ledger.borrow().answered >= target)?;
+        scene.end(node, &tasks)?;
     }
-    let node = scene.start()?;
+    scene.start(|client| workload::verify(ledger.clone(), client))?;
+    Ok(scene.outcome(&ledger))
+}
+
+/// A disk without space, and then with space again: one life, in which nothing is lost.
+fn full_disk(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 1..4);
+    let ledger = Ledger::new(4, scene.may_pipeline);
+    ledger.borrow_mut().is_careful = true;
+    let node = scene.start(|client| workload::verify(ledger.clone(), client))?;
+    let tasks = scene.spawn(&node, 4, |number, client, chance| {
+        workload::work(ledger.clone(), client, number, chance)
+    });
+    let disk = scene.world.disk(NODE);
+    for _ in 0..scene.chance.u64(1..4) {
+        let target = ledger.borrow().answered + scene.chance.u64(..150);
+        scene.run_until(&node, || ledger.borrow().answered >= target)?;
+        ledger.borrow_mut().refusals = Refusals::Full;
+        let refused = ledger.borrow().refused;
+        let is_refused = || ledger.borrow().refused > refused + 3;
+        disk.leave_free([0, 4096, 50_000, 200_000][scene.chance.usize(..4)]);
+        // What is merged away may make room for all that comes: then there is less room.
+        for _ in 0..20 {
+            let target = ledger.borrow().answered + 100;
+            scene.run_until(&node, || is_refused() || ledger.borrow().answered >= target)?;
+            if is_refused() {
+                break;
+            }
+            disk.leave_free(0);
+        }
+        let readings = ledger.borrow().readings;
+        scene.run_until(&node, || ledger.borrow().readings > readings + 20)?;
+        disk.change_faults(|faults| faults.capacity_bytes = u64::MAX);
+        ledger.borrow_mut().is_pausing = true;
+        scene.world.run_for(SPACE_SEEN_MAX);
+        ledger.borrow_mut().is_pausing = false;
+        ledger.borrow_mut().refusals = Refusals::Wrong;
+        let written = ledger.borrow().written;
+        scene.run_until(&node, || ledger.borrow().written > written + 50)?;
+    }
+    scene.end(node, &tasks)?;
+    scene.start(|client| workload::verify(ledger.clone(), client))?;
+    Ok(scene.outcome(&ledger))
+}
+
+/// A disk whose syncs fail: a log that has failed takes nothing more, and nothing is lost.
+fn failing_syncs(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 1..4);
+    let ledger = Ledger::new(4, scene.may_pipeline);
+    ledger.borrow_mut().is_careful = true;
+    for _ in 0..3 {
+        let node = scene.start(|client| workload::verify(ledger.clone(), client))?;
+        let tasks = scene.spawn(&node, 4, |number, client, chance| {
+            workload::work(ledger.clone(), client, number, chance)
+        });
+        let target = ledger.borrow().answered + scene.chance.u64(..150);
+        scene.run_until(&node, || ledger.borrow().answered >= target)?;
+        ledger.borrow_mut().refusals = Refusals::Broken;
+        let forgets = scene.chance.bool();
+        let often = [0.05, 0.5, 1.0][scene.chance.usize(..3)];
+        let disk = scene.world.disk(NODE);
+        disk.change_faults(|faults| {
+            faults.eio_sync = often;
+            faults.sync_error_forgets = forgets;
+        });
+        let (refused, failed) = (ledger.borrow().refused, ledger.borrow().failed);
+        scene.run_until(&node, || ledger.borrow().refused > refused + 5)?;
+        disk.change_faults(|faults| faults.eio_sync = 0.0);
+        // Some that were acknowledged before are still on their way.
+        ledger.borrow_mut().is_pausing = true;
+        scene.world.run_for(REPLIES_COME_MAX);
+        ledger.borrow_mut().is_pausing = false;
+        let (written, readings) = (ledger.borrow().written, ledger.borrow().readings);
+        scene.run_until(&node, || ledger.borrow().readings > readings + 50)?;
+        // With one core there is one log: if it failed it takes no write, however well the disk is.
+        let has_failed = ledger.borrow().failed > failed;
+        if has_failed && scene.config.cores == 1 && ledger.borrow().written > written {
+            return Err("a log that had failed took a write".to_owned());
+        }
+        scene.end_badly(node, &tasks)?;
+        ledger.borrow_mut().refusals = Refusals::Wrong;
+    }
+    scene.start(|client| workload::verify(ledger.clone(), client))?;
+    Ok(scene.outcome(&ledger))
+}
+
+/// Clients with transactions on a node that stays up: all of them come to their end.
+fn transactions_in_peace(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 2..5);
+    let book = transactions::Shared::default();
+    let node = scene.start(transactions::open_accounts)?;
+    let turns = scene.chance.u64(5..40);
+    let tasks = scene.spawn(&node, 6, |_, client, chance| {
+        transactions::work(book.clone(), client, turns, chance)
+    });
+    scene.run_until(&node, || tasks.iter().all(|task| task.is_done()))?;
     node.ask(&scene.world, |client| {
-        workload::verify(ledger.clone(), client)
+        transactions::verify(book.clone(), client)
     })?;
-    let answered = ledger.borrow().answered;
-    Ok(Outcome {
-        trace: scene.world.trace_hash(),
-        answered,
-        lives,
-    })
+    scene.end(node, &tasks)?;
+    scene.start(|client| transactions::verify(book.clone(), client))?;
+    Ok(scene.outcome_of(&book.borrow()))
+}
+
+/// Clients with transactions on a node that goes down again and again.
+fn transactions_and_power_cuts(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 2..5);
+    let book = transactions::Shared::default();
+    let node = scene.start(transactions::open_accounts)?;
+    scene.end(node, &[])?;
+    for _ in 0..scene.chance.u64(2..6) {
+        let node = scene.start(|client| transactions::verify(book.clone(), client))?;
+        let tasks = scene.spawn(&node, 5, |_, client, chance| {
+            transactions::work(book.clone(), client, u64::MAX, chance)
+        });
+        let target = book.borrow().done + scene.chance.u64(..80);
+        scene.run_until(&node, || book.borrow().done >= target)?;
+        scene.end(node, &tasks)?;
+    }
+    scene.start(|client| transactions::verify(book.clone(), client))?;
+    Ok(scene.outcome_of(&book.borrow()))
+}
+
+/// Transactions on a node whose logs fail one after the other.
+fn transactions_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 2..5);
+    let book = transactions::Shared::default();
+    let node = scene.start(transactions::open_accounts)?;
+    scene.end(node, &[])?;
+    for _ in 0..2 {
+        let node = scene.start(|client| transactions::verify(book.clone(), client))?;
+        book.borrow_mut().may_refuse = true;
+        let tasks = scene.spawn(&node, 5, |_, client, chance| {
+            transactions::work(book.clone(), client, u64::MAX, chance)
+        });
+        let target = book.borrow().done + scene.chance.u64(..80);
+        scene.run_until(&node, || book.borrow().done >= target)?;
+        let disk = scene.world.disk(NODE);
+        let often = [0.02, 0.1, 0.5][scene.chance.usize(..3)];
+        disk.change_faults(|faults| faults.eio_sync = often);
+        let refused = book.borrow().refused;
+        scene.run_until(&node, || book.borrow().refused > refused + 1)?;
+        disk.change_faults(|faults| faults.eio_sync = 0.0);
+        let turns = |book: &Book| book.done + book.refused;
+        let before = turns(&book.borrow());
+        scene.run_until(&node, || turns(&book.borrow()) > before + 20)?;
+        scene.end_badly(node, &tasks)?;
+        book.borrow_mut().may_refuse = false;
+    }
+    scene.start(|client| transactions::verify(book.clone(), client))?;
+    Ok(scene.outcome_of(&book.borrow()))
+}
+
+impl Scene {
+    fn outcome(&self, ledger: &workload::Shared) -> Outcome {
+        let ledger = ledger.borrow();
+        Outcome {
+            trace: self.world.trace_hash(),
+            done: ledger.answered,
+            refused: ledger.refused,
+        }
+    }
+
+    fn outcome_of(&self, book: &Book) -> Outcome {
+        Outcome {
+            trace: self.world.trace_hash(),
+            done: book.done,
+            refused: book.refused,
+        }
+    }
+}
+
+/// Plants `bug` and says after how many seeds the test of power cuts finds it.
+fn finds(bug: Bug) {
+    let found = (0..FINDING_SEEDS).find_map(|seed| {
+        let ran = survive(|| power_cuts(seed, &[bug]));
+        ran.err().map(|why| (seed, why))
+    });
+    let Some((seed, why)) = found else {
+        panic!("{bug:?} is planted, and {FINDING_SEEDS} seeds do not find it");
+    };
+    println!("{bug:?} is found after {} seeds: {why}", seed + 1);
 }
 
 #[test]
 fn acknowledged_writes_survive_power_cuts() {
-    for_seeds("acknowledged_writes_survive_power_cuts", 200, |seed| {
-        power_cuts(seed, &[])
-    });
-}
-
-/// Seeds within which each planted bug must be found.
-const FINDING_SEEDS: u64 = 300;
-
-/// Plants `bug` and says after how many seeds the same test finds it.
-fn finds(bug: Bug) {
-    let fails = |seed: &u64| {
-        let ran = catch_unwind(AssertUnwindSafe(|| power_cuts(*seed, &[bug])));
-        !matches!(ran, Ok(Ok(_)))
-    };
-    let found: Vec<u64> = (0..FINDING_SEEDS).filter(fails).take(3).collect();
-    assert!(
-        !found.is_empty(),
-        "{bug:?} is planted, and {FINDING_SEEDS} seeds do not find it"
-    );
-    println!("{bug:?} is found by seeds {found:?}");
+    let name = "acknowledged_writes_survive_power_cuts";
+    for_seeds(name, 600, |seed| power_cuts(seed, &[]));
 }
 
 #[test]
@@ -216,93 +261,34 @@ fn a_directory_that_is_not_synced_is_found() {
     finds(Bug::NoDirectorySync);
 }
 
-/// Clients with transactions on a node that stays up: all of them come to their end.
-fn transactions_in_peace(seed: u64) -> Verdict<Outcome> {
-    let mut scene = Scene::new(Options::random(seed), 2..5);
-    let book = transactions::Shared::default();
-    let node = scene.start()?;
-    node.ask(&scene.world, transactions::open_accounts)?;
-    let turns = scene.chance.u64(5..40);
-    let work = |_| {
-        let book = book.clone();
-        scene.spawn(&node, move |client, chance| {
-            transactions::work(book, client, turns, chance)
-        })
-    };
-    let tasks: Vec<_> = (0..6).map(work).collect();
-    if !scene
-        .world
-        .run_until(|| tasks.iter().all(Task::is_done), LEAVE_MAX)
-    {
-        return Err("transactions wait for each other for ever".to_owned());
-    }
-    node.life.verdict()?;
-    node.ask(&scene.world, |client| {
-        transactions::verify(book.clone(), client)
-    })?;
-    scene.end(node, &[], || true)?;
-    let node = scene.start()?;
-    node.ask(&scene.world, |client| {
-        transactions::verify(book.clone(), client)
-    })?;
-    Ok(scene.outcome(&book, 1))
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_space() {
+    let name = "a_full_disk_refuses_writes_until_there_is_space";
+    let total = for_seeds(name, 150, full_disk);
+    assert!(total.refused > 0, "the disk was never full");
 }
 
-/// Clients with transactions on a node that goes down again and again.
-fn transactions_and_power_cuts(seed: u64) -> Verdict<Outcome> {
-    let mut scene = Scene::new(Options::random(seed), 2..5);
-    let book = transactions::Shared::default();
-    let lives = scene.chance.u64(2..6);
-    for life in 0..lives {
-        let node = scene.start()?;
-        if life == 0 {
-            node.ask(&scene.world, transactions::open_accounts)?;
-        }
-        node.ask(&scene.world, |client| {
-            transactions::verify(book.clone(), client)
-        })?;
-        let work = |_| {
-            let book = book.clone();
-            scene.spawn(&node, move |client, chance| {
-                transactions::work(book, client, u64::MAX, chance)
-            })
-        };
-        let tasks: Vec<_> = (0..5).map(work).collect();
-        let target = book.borrow().done + scene.chance.u64(..80);
-        scene.end(node, &tasks, || book.borrow().done >= target)?;
-    }
-    let node = scene.start()?;
-    node.ask(&scene.world, |client| {
-        transactions::verify(book.clone(), client)
-    })?;
-    Ok(scene.outcome(&book, lives))
-}
-
-impl Scene {
-    fn outcome(&self, book: &transactions::Shared, lives: u64) -> Outcome {
-        let book: &Book = &book.borrow();
-        Outcome {
-            trace: self.world.trace_hash(),
-            answered: book.done,
-            lives,
-        }
-    }
+#[test]
+fn a_log_that_failed_takes_nothing_more_and_loses_nothing() {
+    let name = "a_log_that_failed_takes_nothing_more_and_loses_nothing";
+    let total = for_seeds(name, 200, failing_syncs);
+    assert!(total.refused > 0, "no log ever failed");
 }
 
 #[test]
 fn transactions_have_an_order_and_an_end() {
-    for_seeds(
-        "transactions_have_an_order_and_an_end",
-        200,
-        transactions_in_peace,
-    );
+    let name = "transactions_have_an_order_and_an_end";
+    for_seeds(name, 100, transactions_in_peace);
 }
 
 #[test]
 fn transactions_survive_power_cuts_whole_or_not_at_all() {
-    for_seeds(
-        "transactions_survive_power_cuts_whole_or_not_at_all",
-        200,
-        transactions_and_power_cuts,
-    );
+    let name = "transactions_survive_power_cuts_whole_or_not_at_all";
+    for_seeds(name, 150, transactions_and_power_cuts);
+}
+
+#[test]
+fn transactions_are_whole_though_a_log_fails() {
+    let name = "transactions_are_whole_though_a_log_fails";
+    for_seeds(name, 100, transactions_and_failing_syncs);
 }

@@ -24,6 +24,19 @@ impl Clock {
         }
     }
 
+    /// The highest version that it made or saw.
+    pub fn last(&self) -> Version {
+        Version {
+            clock: self.last,
+            coordinator: self.coordinator,
+        }
+    }
+
+    /// Somebody has made `version`: all that follow here are above it.
+    pub fn observe(&mut self, version: Version) {
+        self.last = self.last.max(version.clock);
+    }
+
     /// A version above all that this clock made or saw.
     pub fn next(&mut self, now: UnixMillis) -> Version {
         self.last = (self.last + 1).max(now << COUNTER_BITS);
@@ -59,6 +72,17 @@ mod tests {
             after.next(10) > stored,
             "the wall clock was set back meanwhile"
         );
+    }
+
+    #[test]
+    fn a_clock_is_ahead_of_what_it_has_observed() {
+        let mut ahead = Clock::new(1, 0, Version::ZERO);
+        let seen = ahead.next(9_000);
+        let mut behind = Clock::new(1, 1, Version::ZERO);
+        behind.observe(seen);
+        assert!(behind.next(10) > seen, "its wall clock is late");
+        behind.observe(Version::ZERO);
+        assert!(behind.last() > seen, "observing never sets it back");
     }
 
     #[test]

@@ -407,7 +407,8 @@ fn answers_with_value(op: &KeyOp<'_>) -> bool {
     }
 }
 
-const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
+/// The reply to a command whose key is longer than `limits.key-max`.
+pub const KEY_TOO_LARGE: &str = "ERR key exceeds maximum allowed size (limits.key-max)";
 
 /// The one key command in `args`.
 fn first_part(args: ArgView<'_>) -> Option<KeyCommand<'_>> {

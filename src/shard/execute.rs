@@ -41,7 +41,7 @@ impl Shard {
             None
         };
         let start = to.out.len();
-        let read = current.as_ref().map_or(Lsn(0), |found| found.lsn);
+        let read = self.depends_on(current.as_ref());
         let effect = self.evaluate(op, current.as_ref(), to);
         let Some((meta, value)) = self.as_record(&effect, to.now) else {
             return Ran::Done(read);
@@ -57,6 +57,7 @@ impl Shard {
                 return Ran::Wait;
             }
             Admission::DiskFull => Error::DiskFull,
+            Admission::DiskFails => Error::DiskFails,
             Admission::Failed => Error::LogFailed,
         };
         to.out.truncate(start);
@@ -86,7 +87,7 @@ impl Shard {
                 Some(Peek::Known(found)) => found,
                 None => None,
             };
-            read = read.max(current.as_ref().map_or(Lsn(0), |found| found.lsn));
+            read = read.max(self.depends_on(current.as_ref()));
             let mut part_to = Replying {
                 out: &mut replies,
                 protocol: to.protocol,
@@ -158,6 +159,11 @@ impl Shard {
             },
             value,
         ))
+    }
+
+    /// What must be acknowledged before a reply may tell of `found`: of nothing, too.
+    pub fn depends_on(&self, found: Option<&Found>) -> Lsn {
+        found.map_or_else(|| self.store.lsn_cleared(), |found| found.lsn)
     }
 
     /// True if `command` may be run on its key at all: keys have a size limit.

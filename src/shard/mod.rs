@@ -152,7 +152,7 @@ impl Shard {
                 Said::Ran(self.run_reserved(token, &work, now, outcome).await)
             }
             Job::Finish(token, verdict) => {
-                self.finish(token, verdict);
+                self.finish(token, verdict).await;
                 Said::Done(true)
             }
             Job::Alone(work) => Said::Ran(self.start_alone(*work).await),
@@ -179,7 +179,8 @@ impl Shard {
             }
             Job::Opened => {
                 self.reached(Stage::Open).await;
-                Said::Done(!self.is_stopping())
+                let seen = self.clock.borrow().last();
+                Said::Opened((!self.is_stopping()).then_some(seen))
             }
             Job::Report => Said::Report(Box::new(self.report())),
             Job::ResetStatistics => {

@@ -10,6 +10,10 @@ pub fn reply_refusal(error: &Error, reply: &mut Reply<'_>) {
             "MISCONF The disk is full: this write was refused and changed nothing. Reads go on; \
              writes go on when there is space again.",
         ),
+        Error::DiskFails => reply.error(
+            "MISCONF The disk fails, so that memory cannot be written to it: this write was refused \
+             and changed nothing. Reads go on; it is tried again.",
+        ),
         Error::LogFailed => reply.error(
             "MISCONF The log could not be written: this write was refused and changed nothing. \
              Reads go on; restart the node once the disk is well.",

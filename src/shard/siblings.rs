@@ -71,8 +71,10 @@ pub enum Outcome {
 pub enum Verdict {
     /// It holds.
     Commit,
-    /// It never was.
+    /// It never was: some core has certainly not prepared it.
     Abort,
+    /// It never was, but some core may have prepared it: the others must remember.
+    Revoke,
 }
 
 /// What a core answers.
@@ -89,6 +91,9 @@ pub enum Said {
     Prepared(Vec<bool>),
     /// The report.
     Report(Box<Report>),
+    /// All that was prepared is decided, and no version that is stored here is above this one;
+    /// `None`: this core is to end.
+    Opened(Option<Version>),
     /// Done, or not.
     Done(bool),
 }

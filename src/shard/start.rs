@@ -24,6 +24,8 @@ use crate::types::{CoreId, Version};
 
 /// Stopping clients get this long to take their last replies.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Core 0 keeps the data directory locked until the others have ended, but not for longer than this.
+const LAST_CORE_MAX: Duration = Duration::from_secs(60);
 /// Pause after a failed accept: out of file descriptors, say.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
@@ -101,11 +103,21 @@ pub async fn run(
         started: rt::now(),
         config,
     });
-    inboxes
+    let receivers: Vec<_> = inboxes
         .into_iter()
-        .for_each(|inbox| drop(rt::spawn(Rc::clone(&shard).receive(inbox))));
+        .map(|inbox| rt::spawn(Rc::clone(&shard).receive(inbox)))
+        .collect();
     let served = serve(&shard, undecided, ready).await;
     let stopped = shard.stop().await;
+    if lock.is_some() {
+        // Each receives until its core has ended: nobody else may open the data before that.
+        let all_ended = async {
+            for receiver in receivers {
+                receiver.await;
+            }
+        };
+        future::or(all_ended, rt::sleep(LAST_CORE_MAX)).await;
+    }
     drop(lock);
     served.and(stopped)
 }
@@ -161,7 +173,14 @@ async fn claim(config: &Config, cores: u16) -> Result<rt::DirLock> {
 }
 
 async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce()) -> Result<()> {
-    shard.decide(undecided).await;
+    let leaving = async {
+        shard.reached(Stage::Stopping).await;
+        false
+    };
+    if !future::or(shard.decide(undecided), leaving).await {
+        return Ok(()); // a core could not start, and says why; the log keeps what is undecided
+    }
+    shard.store.leave_log().await?;
     shard.advance(Stage::Open);
     for other in shard.other_cores() {
         let opened = async { shard.do_on(other, Job::Opened).await };
@@ -169,10 +188,14 @@ async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce(
             shard.reached(Stage::Stopping).await;
             None
         };
-        if !matches!(future::or(opened, leaving).await, Some(Said::Done(true))) {
+        let Some(Said::Opened(Some(seen))) = future::or(opened, leaving).await else {
             return Ok(()); // that core says why
-        }
+        };
+        // It may have prepared a transaction of ours of which nothing is left here: its name must
+        // not be given again, though the wall clock may have been set back.
+        shard.clock.borrow_mut().observe(seen);
     }
+    shard.store.drop_log().await?;
     let listener = Listener::bind(shard.facts.address)?;
     rt::spawn(Rc::clone(shard).settle_transactions());
     rt::spawn_in(Queue::Background, Rc::clone(shard).sweep_expired());
@@ -189,8 +212,8 @@ async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce(
 
 impl Shard {
     /// Finds out which transactions held that this core had prepared when it went down: those
-    /// that all of their cores had.
-    async fn decide(self: &Rc<Self>, undecided: Vec<Undecided>) {
+    /// that all of their cores had. False if a core could not say.
+    async fn decide(self: &Rc<Self>, undecided: Vec<Undecided>) -> bool {
         let mut by_core: BTreeMap<CoreId, Vec<Version>> = BTreeMap::new();
         for part in &undecided {
             for core in part.cores.iter().filter(|core| **core != self.id) {
@@ -201,8 +224,7 @@ impl Shard {
         for (core, transactions) in by_core {
             let said = self.do_on(core, Job::Prepared(transactions.clone())).await;
             let Some(Said::Prepared(prepared)) = said else {
-                missing.extend(transactions); // that core has failed: the node ends anyway
-                continue;
+                return false;
             };
             let absent = transactions
                 .iter()
@@ -211,10 +233,12 @@ impl Shard {
             missing.extend(absent.map(|(transaction, _)| *transaction));
         }
         for part in undecided {
-            if !missing.contains(&part.transaction) {
-                self.store.recover(part);
+            match missing.contains(&part.transaction) {
+                true => self.store.abort(part.transaction),
+                false => self.store.recover(part),
             }
         }
+        true
     }
 
     async fn accept(self: Rc<Self>, listener: Listener) {

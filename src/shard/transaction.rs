@@ -3,9 +3,12 @@
 //! MULTI/EXEC, commands on keys of several cores, and single commands that must wait for the disk
 //! in their middle. The coordinator (the core of the client's connection) plans which core does what;
 //! then, if several take part: each core in the order of their numbers reserves the keys' latches;
-//! all evaluate their part on an overlay that nobody else sees; if more than one writes, each logs its
-//! part as prepared and syncs it; then all let it be seen. After a crash it holds if and only if every
-//! core that writes had prepared (storage/wal). With one core it is one batch of its log.
+//! all evaluate their part on an overlay that nobody else sees, those that only read (or watch) before
+//! those that write; each of the latter logs its part as prepared and syncs it; then all let it be
+//! seen. After a crash it holds if and only if every core that writes had prepared (storage/wal), so
+//! none may prepare while one that does not write could still refuse; and where one's log fails with
+//! its part, the others' logs say that it never held, before anybody builds on that. With one core
+//! it is one batch of its log.
 //!
 //! No global lock; no deadlock (see `latches`); a transaction that has begun runs to its end
 //! whatever becomes of the connection.
@@ -17,6 +20,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::Shard;
+use super::dispatch::KEY_TOO_LARGE;
 use super::execute::Replying;
 use super::latch_table::Latched;
 use super::latches::Wants;
@@ -188,29 +192,33 @@ impl Shard {
         let Evaluated {
             replies,
             batch,
-            mut lsn,
+            lsn,
         } = self.evaluate_work(work, now).await?;
-        match outcome {
-            Outcome::ReadOnly => assert!(batch.is_empty(), "the plan knows who writes"),
+        let waited = match outcome {
+            Outcome::ReadOnly => {
+                assert!(batch.is_empty(), "the plan knows who writes");
+                self.store.wait_acknowledged(lsn).await
+            }
             Outcome::Prepare(transaction, cores) => {
                 self.wait_admitted(&batch).await?;
-                lsn = self.store.prepare(transaction, &cores, &batch);
-                let mut reserved = self.reserved.borrow_mut();
-                let reserved = reserved
-                    .get_mut(&token)
-                    .expect("Run comes between Reserve and Finish");
-                reserved.prepared = Some((transaction, lsn, batch));
+                let lsn = self.store.prepare(transaction, &cores, &batch);
+                {
+                    let mut reserved = self.reserved.borrow_mut();
+                    let reserved = reserved
+                        .get_mut(&token)
+                        .expect("Run comes between Reserve and Finish");
+                    reserved.prepared = Some((transaction, lsn, batch));
+                }
+                // Whatever the durability setting: else a power cut could leave one core's part.
+                self.store.wait_durable(lsn).await
             }
-        }
-        self.store
-            .wait_acknowledged(lsn)
-            .await
-            .map_err(Refused::Failed)?;
+        };
+        waited.map_err(Refused::Failed)?;
         Ok(replies)
     }
 
     /// `Job::Finish`.
-    pub fn finish(&self, token: Token, verdict: Verdict) {
+    pub async fn finish(&self, token: Token, verdict: Verdict) {
         let reserved = self.reserved.borrow_mut().remove(&token);
         let Reserved { latched, prepared } = reserved.expect("Finish comes after Reserve");
         match (prepared, verdict) {
@@ -218,6 +226,7 @@ impl Shard {
                 self.store.commit(transaction, lsn, batch);
             }
             (Some((transaction, ..)), Verdict::Abort) => self.store.abort(transaction),
+            (Some((transaction, ..)), Verdict::Revoke) => self.store.revoke(transaction).await,
             (None, _) => {}
         }
         drop(latched);
@@ -247,6 +256,8 @@ impl Shard {
                 .get(&KeyRef::of(key))
                 .await
                 .map_err(Refused::Failed)?;
+            // Whoever relies on what was watched relies on its being durable.
+            lsn = lsn.max(self.depends_on(found.as_ref()));
             let forgotten = self.store.forgotten();
             if !before.is_unchanged(found.as_ref(), now, forgotten) {
                 return Err(Refused::Watched);
@@ -346,6 +357,10 @@ impl Shard {
         overlay: &Overlay,
         to: &mut Replying<'_>,
     ) -> Result<Lsn> {
+        if !self.key_fits(command) {
+            Reply::new(to.out, to.protocol).error(KEY_TOO_LARGE);
+            return Ok(Lsn(0));
+        }
         let key = KeyRef::of(command.key);
         let written = overlay
             .memtable
@@ -360,7 +375,7 @@ impl Shard {
             None if overlay.cleared.is_some() || !command.op.needs_current() => None,
             None => self.store.get(&key).await?,
         };
-        let lsn = found.as_ref().map_or(Lsn(0), |found| found.lsn);
+        let lsn = self.depends_on(found.as_ref());
         let effect = self.evaluate(&command.op, found.as_ref(), to);
         if let Some((meta, value)) = self.as_record(&effect, to.now) {
             let record = Record::new(meta, key.key, value);
@@ -558,10 +573,11 @@ impl Shard {
             replies.extend(more);
             refused = why;
         }
-        let verdict = if refused.is_none() {
-            Verdict::Commit
-        } else {
-            Verdict::Abort
+        let verdict = match &refused {
+            None => Verdict::Commit,
+            // A prepared part that could not be synced may be there after a crash all the same.
+            Some(Refused::Failed(Error::Uncertain)) => Verdict::Revoke,
+            Some(_) => Verdict::Abort,
         };
         // Waited for: whoever is told of the outcome must see it, though KEYS, SCAN and WATCH take no
         // latches, and may ask a core that this one's word has not reached yet.

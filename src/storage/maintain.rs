@@ -14,6 +14,7 @@ use super::manifest::Manifest;
 use super::merge::{Bound, Item};
 use super::record::{KeyRef, Meta, Record};
 use super::sstable::{Table, TableId, TableInfo, TableWriter};
+use super::wal::Admission;
 use super::{Layer, Store};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
@@ -23,11 +24,14 @@ use crate::types::{Lsn, Version};
 const RETRY: Duration = Duration::from_millis(500);
 /// What has expired in tables is looked for at least so often.
 const EXPIRY_CHECK: Duration = Duration::from_secs(30);
+/// So long a flush waits for other cores to note transactions. If one of them cannot, the table is
+/// installed without, and the log keeps its part.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 /// Records copied out of a memtable at a time.
 const CHUNK_RECORDS: usize = 64;
 
 /// A change of the set of live tables.
-struct Edit {
+pub(super) struct Edit {
     /// These tables go. They are neighbours.
     remove: Vec<TableId>,
     /// These come, in their place, or at the newest end.
@@ -56,14 +60,18 @@ impl Store {
             };
             let stopping = self.state.borrow().stopping;
             match done {
-                Ok(()) => self.state.borrow_mut().flush_refused = false,
+                Ok(()) => self.state.borrow_mut().flush_refused = None,
                 Err(error) if stopping => {
                     log::warn!("stopping with a memtable that could not be flushed: {error}");
                     break;
                 }
                 Err(error) => {
                     log::warn!("a memtable cannot be flushed, trying again: {error}");
-                    self.state.borrow_mut().flush_refused = true;
+                    let refusal = match error.is_disk_full() {
+                        true => Admission::DiskFull,
+                        false => Admission::DiskFails,
+                    };
+                    self.state.borrow_mut().flush_refused = Some(refusal);
                     self.changed.wake_all();
                     rt::sleep(RETRY).await;
                 }
@@ -93,31 +101,54 @@ impl Store {
     async fn flush(&self, layer: &Layer) -> Result<()> {
         let id = self.take_table_id();
         let info = self.write_table(layer, id).await?;
-        if !rt::planted(Bug::NoDirectorySync) {
-            rt::sync_dir(&self.dir).await?;
-        }
-        let table = match &info {
-            Some(info) => Some(Rc::new(Table::open(&self.dir, info).await?)),
-            None => None,
-        };
-        self.wait_settled(layer).await;
+        let flushed = Some(layer.clone());
+        let settled = self.wait_settled(layer);
+        future::or(settled, rt::sleep(SETTLE_PATIENCE)).await;
         let installed = self
-            .install(Edit {
-                remove: Vec::new(),
-                add: table.into_iter().collect(),
-                flushed: Some(layer.clone()),
-            })
+            .install_written(Vec::new(), info.as_slice(), flushed)
             .await;
-        if let (Err(_), Some(info)) = (&installed, &info)
-            && !self.has_failed()
-        {
-            // The next attempt writes a table of its own.
-            let _ = rt::remove_file(&info.path(&self.dir)).await;
-        }
         let mut state = self.state.borrow_mut();
         state.stats.flushes += u64::from(installed.is_ok());
         state.stats.table_bytes_written += info.map_or(0, |info| info.bytes);
         installed
+    }
+
+    /// Makes tables that were written and synced part of the store; they go if that fails.
+    async fn install_written(
+        &self,
+        remove: Vec<TableId>,
+        infos: &[TableInfo],
+        flushed: Option<Layer>,
+    ) -> Result<()> {
+        let installed = match self.open_written(infos).await {
+            Ok(add) => {
+                self.install(Edit {
+                    remove,
+                    add,
+                    flushed,
+                })
+                .await
+            }
+            Err(error) => Err(error),
+        };
+        if installed.is_err() && !self.state.borrow().install_failed {
+            for info in infos {
+                // The next attempt writes tables of its own; the next start removes what stays.
+                let _ = rt::remove_file(&info.path(&self.dir)).await;
+            }
+        }
+        installed
+    }
+
+    async fn open_written(&self, infos: &[TableInfo]) -> Result<Vec<Rc<Table>>> {
+        if !rt::planted(Bug::NoDirectorySync) {
+            rt::sync_dir(&self.dir).await?;
+        }
+        let mut tables = Vec::with_capacity(infos.len());
+        for info in infos {
+            tables.push(Rc::new(Table::open(&self.dir, info).await?));
+        }
+        Ok(tables)
     }
 
     fn take_table_id(&self) -> TableId {
@@ -208,7 +239,7 @@ impl Store {
     }
 
     /// Makes `edit` durable, then true.
-    async fn install(&self, edit: Edit) -> Result<()> {
+    pub(super) async fn install(&self, edit: Edit) -> Result<()> {
         self.changed
             .wait_for(|| (!self.installing.replace(true)).then_some(()))
             .await;
@@ -218,11 +249,30 @@ impl Store {
         installed
     }
 
+    /// Waits until the log has on disk what the manifest is about to say. Else a table could hold
+    /// what comes after something that a crash takes from the log, and a clear could come true
+    /// without what was written together with it.
+    async fn wait_logged(&self, flushed: Option<&Layer>) -> Result<()> {
+        if let Some(layer) = flushed {
+            self.wait_durable(layer.last).await?;
+        }
+        loop {
+            let cleared_at = self.lsn_cleared();
+            self.wait_durable(cleared_at).await?;
+            if cleared_at == self.lsn_cleared() {
+                return Ok(());
+            }
+        }
+    }
+
     async fn install_alone(&self, edit: Edit) -> Result<()> {
+        self.wait_logged(edit.flushed.as_ref()).await?;
         let mut manifest = self.state.borrow().manifest.clone();
         // It may have died while it was being made.
         let flushed = edit.flushed.as_ref().filter(|layer| self.is_oldest(layer));
-        let merged = edit.flushed.is_none() && manifest.has_all(&edit.remove);
+        let merged = edit.flushed.is_none()
+            && manifest.has_all(&edit.remove)
+            && self.state.borrow().has_all(&edit.remove);
         let adds = flushed.is_some() || (merged && !edit.remove.is_empty());
         let infos: Vec<TableInfo> = edit.add.iter().map(|table| table.info().clone()).collect();
         if merged && !edit.remove.is_empty() {
@@ -256,10 +306,12 @@ impl Store {
                 state
                     .frozen
                     .retain(|other| !Rc::ptr_eq(&other.memtable, &layer.memtable));
-                // What the others may still ask about stays in the log.
-                for transaction in layer.transactions.borrow().iter() {
-                    if state.held.get(transaction).is_some_and(|held| held.settled) {
-                        state.held.remove(transaction);
+                // What the others may still ask about stays in the log, and is settled another time.
+                for transaction in layer.transactions.take() {
+                    match state.held.get(&transaction) {
+                        Some(held) if held.settled => drop(state.held.remove(&transaction)),
+                        Some(_) => state.active.transactions.borrow_mut().push(transaction),
+                        None => {}
                     }
                 }
             }
@@ -296,9 +348,13 @@ impl Store {
     fn floor_after(&self, flushed: Option<&Layer>) -> super::wal::replay::Floor {
         let state = self.state.borrow();
         let Some(wal) = &self.wal else {
-            return state.floor_without_log;
+            return match state.leftover.is_empty() {
+                true => state.floor_without_log,
+                false => state.manifest.floor,
+            };
         };
-        let mut safe = state.cleared_at;
+        // What was written together with the clear bears its number, and lives.
+        let mut safe = Lsn(state.cleared_at.0.saturating_sub(1));
         if let Some(layer) = flushed {
             safe = safe.max(layer.last);
         } else if let Some(before) = state.flushed {
@@ -373,19 +429,7 @@ impl Store {
             self.forget(newest.unwrap_or(Version::ZERO));
         }
         let infos = compaction::run(&job, || self.take_table_id()).await?;
-        if !rt::planted(Bug::NoDirectorySync) {
-            rt::sync_dir(&self.dir).await?;
-        }
-        let mut add = Vec::with_capacity(infos.len());
-        for info in &infos {
-            add.push(Rc::new(Table::open(&self.dir, info).await?));
-        }
-        self.install(Edit {
-            remove: ids,
-            add,
-            flushed: None,
-        })
-        .await?;
+        self.install_written(ids, &infos, None).await?;
         let mut state = self.state.borrow_mut();
         state.stats.compactions += 1;
         state.stats.table_bytes_written += infos.iter().map(|info| info.bytes).sum::<u64>();
@@ -413,7 +457,7 @@ impl Store {
 }
 
 impl Edit {
-    fn nothing() -> Edit {
+    pub(super) fn nothing() -> Edit {
         Edit {
             remove: Vec::new(),
             add: Vec::new(),
@@ -423,6 +467,12 @@ impl Edit {
 }
 
 impl super::State {
+    /// True if readers see all of these tables: a clear hides them before the manifest follows.
+    fn has_all(&self, ids: &[TableId]) -> bool {
+        ids.iter()
+            .all(|id| self.tables.iter().any(|table| table.info().id == *id))
+    }
+
     /// Shows the tables of an installed edit to readers.
     fn take_in(&mut self, edit: &Edit) {
         let at = |id: &TableId| self.tables.iter().position(|table| table.info().id == *id);

@@ -32,7 +32,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use crate::error::Result;
+use futures_lite::future;
+
+use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
 use manifest::Manifest;
@@ -48,6 +50,8 @@ pub use scan::Snapshot;
 const RECOVERED: Lsn = Lsn(1);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
+/// Transactions that are settled with the other cores at a time.
+const UNSETTLED_MAX: usize = 1024;
 
 /// A record that was found, and its place in the log: it may not be acknowledged yet.
 #[derive(Clone, Debug)]
@@ -121,14 +125,16 @@ impl Batch {
         bytes
     }
 
-    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up.
-    fn log_bytes(&self) -> usize {
+    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up: the
+    /// names of a transaction's cores, and a marker.
+    fn log_bytes(&self, cores: u16) -> usize {
         let records: usize = self
             .records
             .iter()
             .map(|(_, record)| record.bytes().len())
             .sum();
-        records + 2 * format::MARKER_BYTES + format::ENTRY_HEADER_BYTES
+        let wrapping = format::ENTRY_HEADER_BYTES + format::prepare_bytes(usize::from(cores), 0);
+        records + wrapping + 2 * format::MARKER_BYTES
     }
 }
 
@@ -161,11 +167,13 @@ struct State {
     flushed: Option<Lsn>,
     /// With `durability = "none"`: behind all that a log ever held here.
     floor_without_log: wal::replay::Floor,
+    /// With `durability = "none"`: the files of an earlier log, while they are still needed.
+    leftover: Vec<PathBuf>,
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
-    /// The last flush could not be written: the disk is full, or worse.
-    flush_refused: bool,
+    /// The last flush could not be written: what writers are told meanwhile.
+    flush_refused: Option<Admission>,
     /// The manifest on disk may not be the one we think it is: nothing more is installed.
     install_failed: bool,
     stopping: bool,
@@ -270,21 +278,17 @@ impl Store {
 
     /// May `batch` be written now?
     pub fn admit_batch(&self, batch: &Batch) -> Admission {
-        self.admit_entries(batch.log_bytes(), batch.entries())
+        self.admit_entries(batch.log_bytes(self.options.cores), batch.entries())
     }
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
         let state = self.state.borrow();
         // Once the last flush has begun, nothing would take a write to disk any more.
-        if state.install_failed || state.stopping {
+        if self.has_failed() || state.stopping {
             return Admission::Failed;
         }
         if state.frozen.len() >= FROZEN_MAX {
-            return if state.flush_refused {
-                Admission::DiskFull
-            } else {
-                Admission::Wait
-            };
+            return state.flush_refused.unwrap_or(Admission::Wait);
         }
         match &self.wal {
             Some(wal) => wal.admit(bytes, entries),
@@ -295,21 +299,25 @@ impl Store {
     /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
     pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
         loop {
-            let state_allows = || {
+            let decided = self.changed.wait_for(|| {
                 let state = self.state.borrow();
-                let full = state.frozen.len() >= FROZEN_MAX && !state.flush_refused;
-                (!full || state.install_failed).then_some(())
-            };
-            self.changed.wait_for(state_allows).await;
-            if let Some(wal) = &self.wal {
-                wal.wait_admitted(batch.log_bytes(), batch.entries())
-                    .await?;
+                let full = state.frozen.len() >= FROZEN_MAX && state.flush_refused.is_none();
+                (!full || state.stopping || self.has_failed()).then_some(())
+            });
+            match &self.wal {
+                Some(wal) => {
+                    future::or(decided, wal.failure()).await;
+                    let bytes = batch.log_bytes(self.options.cores);
+                    wal.wait_admitted(bytes, batch.entries()).await?;
+                }
+                None => decided.await,
             }
             match self.admit_batch(batch) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}
-                Admission::DiskFull => return Err(crate::error::Error::DiskFull),
-                Admission::Failed => return Err(crate::error::Error::LogFailed),
+                Admission::DiskFull => return Err(Error::DiskFull),
+                Admission::DiskFails => return Err(Error::DiskFails),
+                Admission::Failed => return Err(Error::LogFailed),
             }
         }
     }
@@ -372,6 +380,19 @@ impl Store {
     /// Some core of `transaction` could not prepare: it never was.
     pub fn abort(&self, transaction: Version) {
         self.state.borrow_mut().held.remove(&transaction);
+    }
+
+    /// Some core of `transaction` may have prepared it, but its log failed: it never was, and must
+    /// not come to be after a crash, when later writes here have not seen it. Returns once the log
+    /// says so before all that it will ever say, or once it says nothing any more.
+    pub async fn revoke(&self, transaction: Version) {
+        if let Some(wal) = &self.wal {
+            match wal.wait_admitted(format::MARKER_BYTES, 1).await {
+                Ok(()) => wal.append_abort(self.next_lsn(), transaction),
+                Err(error) => wal.fail(&error),
+            }
+        }
+        self.abort(transaction);
     }
 
     fn apply(&self, batch: Batch, lsn: Lsn) {
@@ -465,13 +486,18 @@ impl Store {
         }
     }
 
+    /// What a reader depends on who was told that a key has no record: the last clear.
+    pub fn lsn_cleared(&self) -> Lsn {
+        self.state.borrow().cleared_at
+    }
+
     /// The last record that was written.
     pub fn lsn_last(&self) -> Lsn {
         self.state.borrow().lsn_last
     }
 
     /// Transactions that other cores must durably note before the log may forget them, each with
-    /// all of its cores. Waits for some; `None`: the store has stopped.
+    /// all of its cores, not too many at a time. Waits for some; `None`: the store has stopped.
     pub async fn unsettled(&self) -> Option<Vec<(Version, Vec<CoreId>)>> {
         self.changed
             .wait_for(|| {
@@ -488,6 +514,7 @@ impl Store {
                         let held = state.held.get(transaction)?;
                         (!held.settled).then(|| (*transaction, held.cores.clone()))
                     })
+                    .take(UNSETTLED_MAX)
                     .collect();
                 (!waiting.is_empty()).then_some(Some(waiting))
             })
@@ -584,7 +611,8 @@ impl Store {
 
     /// True while a full disk keeps writes out.
     pub fn is_disk_full(&self) -> bool {
-        self.state.borrow().flush_refused || self.wal.as_ref().is_some_and(Wal::is_refused)
+        self.state.borrow().flush_refused == Some(Admission::DiskFull)
+            || self.wal.as_ref().is_some_and(Wal::is_refused)
     }
 
     /// What maintenance has done.

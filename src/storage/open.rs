@@ -6,15 +6,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
+use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Memtable;
 use super::record::{KeyRef, Record};
 use super::sstable::Table;
 use super::wal::format::{Entry, take_entry};
-use super::wal::{Wal, WalLimits, replay};
+use super::wal::{Admission, Wal, WalLimits, replay};
 use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
 use crate::config::Durability;
 use crate::error::{Error, Result};
@@ -41,7 +42,8 @@ pub struct StoreOptions {
     pub table_bytes_max: u64,
 }
 
-/// A store that was opened, and what others must know or say about it.
+/// A store that was opened, and what others must know or say about it. When all that is undecided is
+/// recovered or aborted, call [`Store::leave_log`] and [`Store::drop_log`].
 pub struct Opened {
     /// The store.
     pub store: Rc<Store>,
@@ -97,6 +99,7 @@ impl Store {
             }
         };
         check_owner(&manifest, dir, &options)?;
+        make_durable(&manifest, dir).await?;
         for name in manifest.take_orphans(&names) {
             rt::remove_file(&dir.join(name)).await?;
         }
@@ -131,7 +134,7 @@ impl Store {
             sequence: found.sequence_next,
         };
         let logless = options.durability == Durability::None;
-        let leftover: Vec<PathBuf> = if logless { found.paths() } else { Vec::new() };
+        let leftover = if logless { found.paths() } else { Vec::new() };
         let wal = match logless {
             true => None,
             false => {
@@ -152,9 +155,10 @@ impl Store {
             cleared_at: Lsn(0),
             flushed: None,
             floor_without_log,
+            leftover,
             lsn_last: RECOVERED,
             held: BTreeMap::new(),
-            flush_refused: false,
+            flush_refused: None,
             install_failed: false,
             stopping: false,
             flusher_ended: false,
@@ -168,23 +172,9 @@ impl Store {
             changed: Signal::default(),
             installing: Cell::new(false),
         });
-        let mut undecided = Vec::new();
-        for (transaction, (cores, batch)) in replayed.prepared {
-            let part = Undecided {
-                transaction,
-                cores,
-                batch,
-            };
-            match replayed.committed.contains(&transaction) {
-                true => store.recover(part),
-                false => undecided.push(part),
-            }
-        }
+        let undecided = store.take_prepared(replayed.prepared, &replayed.committed);
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
         rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
-        if logless {
-            store.leave_log(leftover).await?;
-        }
         Ok(Opened {
             store,
             undecided,
@@ -194,12 +184,47 @@ impl Store {
         })
     }
 
+    /// Takes in the prepared parts that are known to hold, and gives back the others.
+    fn take_prepared(
+        &self,
+        prepared: BTreeMap<Version, (Vec<CoreId>, Batch)>,
+        committed: &BTreeSet<Version>,
+    ) -> Vec<Undecided> {
+        let mut undecided = Vec::new();
+        for (transaction, (cores, batch)) in prepared {
+            let part = Undecided {
+                transaction,
+                cores,
+                batch,
+            };
+            if committed.contains(&transaction) {
+                self.recover(part);
+            } else {
+                self.hold(&part);
+                undecided.push(part);
+            }
+        }
+        undecided
+    }
+
+    /// The log keeps `part` until it is settled, or known never to have been.
+    fn hold(&self, part: &Undecided) {
+        let held = Held {
+            lsn: RECOVERED,
+            cores: part.cores.clone(),
+            settled: false,
+        };
+        self.state.borrow_mut().held.insert(part.transaction, held);
+    }
+
     /// Takes in this core's part of a transaction that holds: all of its cores had prepared it.
+    /// [`Store::abort`] is the other way.
     pub fn recover(&self, part: Undecided) {
+        self.hold(&part);
         if let Some(version) = part.batch.clear {
             self.clear_recovered(version);
         }
-        let mut state = self.state.borrow_mut();
+        let state = self.state.borrow_mut();
         let cleared = state.cleared;
         for (position, record) in part.batch.records {
             if record.meta().version > cleared {
@@ -216,12 +241,6 @@ impl Store {
             .transactions
             .borrow_mut()
             .push(part.transaction);
-        let held = Held {
-            lsn: RECOVERED,
-            cores: part.cores,
-            settled: false,
-        };
-        state.held.insert(part.transaction, held);
     }
 
     fn clear_recovered(&self, version: Version) {
@@ -236,26 +255,52 @@ impl Store {
         *active.memtable.borrow_mut() = memtable;
     }
 
-    /// With `durability = "none"`: what an earlier log held goes into a table, and the log goes.
-    async fn leave_log(&self, files: Vec<PathBuf>) -> Result<()> {
+    /// With `durability = "none"`: puts what an earlier log held into a table. Call it when nothing is
+    /// undecided any more, and [`Store::drop_log`] when all cores have done so: until then another
+    /// one may ask what this log says.
+    pub async fn leave_log(&self) -> Result<()> {
+        {
+            let state = self.state.borrow();
+            if state.leftover.is_empty() || state.active.memtable.borrow().is_empty() {
+                return Ok(());
+            }
+        }
+        self.freeze();
+        let flushed = || {
+            let state = self.state.borrow();
+            match state.flush_refused {
+                Some(Admission::DiskFull) => Some(Err(Error::DiskFull)),
+                Some(_) => Some(Err(Error::DiskFails)),
+                None => state.frozen.is_empty().then_some(Ok(())),
+            }
+        };
+        self.changed.wait_for(flushed).await
+    }
+
+    /// With `durability = "none"`: removes an earlier log. Before that, nothing new may be written.
+    pub async fn drop_log(&self) -> Result<()> {
+        let files = std::mem::take(&mut self.state.borrow_mut().leftover);
         if files.is_empty() {
             return Ok(());
         }
-        if !self.state.borrow().active.memtable.borrow().is_empty() {
-            self.freeze();
-            let flushed = || {
-                let state = self.state.borrow();
-                if state.flush_refused || state.install_failed {
-                    return Some(Err(Error::DiskFull));
-                }
-                state.frozen.is_empty().then_some(Ok(()))
-            };
-            self.changed.wait_for(flushed).await?;
-        }
+        // First the manifest's word that the log begins behind them: they may go one by one.
+        self.install(Edit::nothing()).await?;
         for path in files {
             rt::remove_file(&path).await?;
         }
         Ok(())
+    }
+}
+
+/// Writes a manifest once more before files go that an older one may name: had a sync failed in the
+/// life before, then what was read need not be what is on the disk.
+async fn make_durable(manifest: &Manifest, dir: &Path) -> Result<()> {
+    match manifest.store(dir).await {
+        Err(error) if error.is_disk_full() => {
+            log::warn!("starting with a full disk: {error}");
+            Ok(())
+        }
+        stored => stored,
     }
 }
 
@@ -326,6 +371,9 @@ impl Replayed {
             }
             Entry::Commit(transaction) => {
                 self.committed.insert(transaction);
+            }
+            Entry::Abort(transaction) => {
+                self.prepared.remove(&transaction);
             }
         }
         Ok(())

@@ -386,3 +386,30 @@ fn a_watched_key_that_came_and_went_fails_the_transaction() {
     }
     assert_eq!(exec_after(&[]), ran, "and all is well again");
 }
+
+/// A key too long is refused wherever it comes from: what is stored must fit a table's index.
+#[test]
+fn a_key_too_long_is_refused_in_a_transaction_too() {
+    let dir = scratch();
+    let node = Launch::new(dir.path()).start();
+    let mut client = node.client();
+    let long = "k".repeat(64 * 1024 + 1);
+    let fits = "k".repeat(64 * 1024);
+    let is_refused = |reply: &Value| reply.is_error("ERR key exceeds maximum allowed size");
+    assert!(is_refused(&client.ask_words(&["SET", &long, "1"])));
+    assert_eq!(client.ask("MULTI"), Value::ok());
+    for words in [
+        &["SET", &long, "1"][..],
+        &["MSET", &long, "1"],
+        &["SET", &fits, "2"],
+    ] {
+        assert_eq!(client.ask_words(words), Value::Simple("QUEUED".into()));
+    }
+    let Value::List(replies) = client.ask("EXEC") else {
+        panic!("EXEC answers with an array");
+    };
+    assert!(is_refused(&replies[0]), "{:?}", replies[0]);
+    assert!(!matches!(replies[1], Value::Simple(_)), "{:?}", replies[1]);
+    assert_eq!(replies[2], Value::ok());
+    assert_eq!(client.ask("DBSIZE"), Value::Integer(1));
+}

@@ -258,6 +258,15 @@ impl Request {
         self
     }
 
+    /// Its words, each cut short.
+    pub fn describe(&self) -> String {
+        let start = |word: &Vec<u8>| {
+            let start = word.iter().take(24).copied();
+            String::from_utf8_lossy(&start.collect::<Vec<u8>>()).into_owned()
+        };
+        self.0.iter().map(start).collect::<Vec<_>>().join(" ")
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(format!("*{}\r\n", self.0.len()).as_bytes());
         for word in &self.0 {
@@ -358,7 +367,12 @@ impl Client {
         };
         match future::or(talk, future::or(over, late)).await {
             Some(true) => self.stream = Some(stream),
-            Some(false) => return Err(format!("no reply to {:?}", requests.get(replies.len()))),
+            Some(false) => {
+                return Err(format!(
+                    "no reply to {:?}",
+                    requests.get(replies.len()).map(|r| r.describe())
+                ));
+            }
             None => {}
         }
         Ok(replies)

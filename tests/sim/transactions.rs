@@ -161,6 +161,11 @@ fn fate(book: &Shared, last: Reply) -> Verdict<Fate> {
     }
 }
 
+/// True if what was to be read may be lost with the log that failed.
+fn in_doubt(book: &Shared, reply: &Reply) -> bool {
+    book.borrow().may_refuse && matches!(reply, Reply::Error(text) if text.starts_with("UNKNOWN"))
+}
+
 fn some_of(count: usize, least: usize, chance: &mut fastrand::Rng) -> Vec<usize> {
     let mut all: Vec<usize> = (0..count).collect();
     chance.shuffle(&mut all);
@@ -247,7 +252,8 @@ async fn read_all(
     if chance.bool() {
         let asked = keys.fold(request(["MGET"]), Request::with);
         let mut replies = client.call(&[asked]).await?;
-        return replies.pop().map(Reply::items).transpose();
+        let known = replies.pop().filter(|reply| !in_doubt(book, reply));
+        return known.map(Reply::items).transpose();
     }
     let commands: Vec<Request> = keys.map(|key| request(["GET", &key])).collect();
     match transact(book, client, &commands).await? {
@@ -280,6 +286,9 @@ async fn transfer(book: &Shared, client: &mut Client, chance: &mut fastrand::Rng
     let replies = client.call(&asked).await?;
     if replies.len() < asked.len() {
         return Ok(());
+    }
+    if replies.iter().any(|reply| in_doubt(book, reply)) {
+        return client.call(&[request(["UNWATCH"])]).await.map(drop);
     }
     let balances = replies[1..].iter().map(Reply::number);
     let balances: Vec<i64> = balances.collect::<Verdict<_>>()?;

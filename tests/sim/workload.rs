@@ -29,11 +29,22 @@ pub struct Ledger {
     counters: BTreeMap<String, Counter>,
     own: BTreeMap<String, Own>,
     /// Makes values unique.
-    written: u64,
+    made: u64,
     /// Requests that were answered.
     pub answered: u64,
+    /// Readings that were answered.
+    pub readings: u64,
+    /// Writes that were acknowledged.
+    pub written: u64,
     /// Writes that were refused.
     pub refused: u64,
+    /// Those of them that were refused because a log had failed.
+    pub failed: u64,
+    /// True if an own key is in a turn once only, so that a refusal leaves no doubt of it.
+    pub is_careful: bool,
+    /// True while clients are to do nothing.
+    pub is_pausing: bool,
+    may_pipeline: bool,
     /// Writes of which nobody knows.
     pub unknown: u64,
     /// How refusals are taken.
@@ -45,6 +56,10 @@ pub struct Ledger {
 pub enum Refusals {
     /// There must be none.
     Wrong,
+    /// The disk may be full: nothing is unknown.
+    Full,
+    /// The log may have failed.
+    Broken,
 }
 
 /// A key that one client alone writes.
@@ -67,7 +82,7 @@ pub type Shared = Rc<RefCell<Ledger>>;
 
 impl Ledger {
     /// An empty ledger for `clients` clients.
-    pub fn new(clients: usize) -> Shared {
+    pub fn new(clients: usize, may_pipeline: bool) -> Shared {
         let own =
             (0..clients).flat_map(|client| (0..OWN_KEYS).map(move |key| own_key(client, key)));
         let own: Vec<String> = own.collect();
@@ -84,9 +99,15 @@ impl Ledger {
                 .map(|key| (format!("count:{key}"), Counter::default()))
                 .collect(),
             own: own.into_iter().map(|key| (key, empty())).collect(),
-            written: 0,
+            made: 0,
             answered: 0,
+            readings: 0,
+            written: 0,
             refused: 0,
+            failed: 0,
+            is_careful: false,
+            is_pausing: false,
+            may_pipeline,
             unknown: 0,
             refusals: Refusals::Wrong,
         }))
@@ -98,9 +119,9 @@ impl Ledger {
     }
 
     fn value(&mut self, key: &str, client: usize, bytes: usize) -> Vec<u8> {
-        self.written += 1;
-        let mut value = format!("{key}|{client}|{}|", self.written).into_bytes();
-        let mut filling = fastrand::Rng::with_seed(self.written);
+        self.made += 1;
+        let mut value = format!("{key}|{client}|{}|", self.made).into_bytes();
+        let mut filling = fastrand::Rng::with_seed(self.made);
         while value.len() < bytes {
             value.extend_from_slice(&filling.u64(..).to_le_bytes());
         }
@@ -155,6 +176,10 @@ enum Meaning {
 /// A client that goes on until its node goes down.
 pub async fn work(ledger: Shared, mut client: Client, number: usize, mut chance: fastrand::Rng) {
     while client.connect().await && !client.life().is_wrong() {
+        if ledger.borrow().is_pausing {
+            rt::sleep(Duration::from_millis(500)).await;
+            continue;
+        }
         let steps = plan(&mut ledger.borrow_mut(), number, &mut chance);
         let requests: Vec<Request> = steps.iter().map(|step| step.request.clone()).collect();
         let verdict = match client.call(&requests).await {
@@ -173,19 +198,31 @@ pub async fn work(ledger: Shared, mut client: Client, number: usize, mut chance:
 /// Most turns are one request; some are many at once.
 fn plan(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> Vec<Step> {
     let count = match chance.u8(..4) {
-        0 => chance.usize(1..12),
+        0..2 if ledger.may_pipeline => chance.usize(1..12),
         _ => 1,
     };
-    let steps = (0..count).map(|_| plan_one(ledger, client, chance));
-    steps.collect()
+    let mut changed: Vec<String> = Vec::new();
+    let mut steps = Vec::with_capacity(count);
+    for _ in 0..count {
+        let own = own_key(client, chance.usize(..OWN_KEYS));
+        let is_free = !ledger.is_careful || !changed.contains(&own);
+        steps.push(plan_one(ledger, client, is_free.then_some(&own), chance));
+        changed.push(own);
+    }
+    steps
 }
 
-fn plan_one(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> Step {
-    let own = own_key(client, chance.usize(..OWN_KEYS));
-    match chance.u8(..100) {
-        0..35 if !ledger.own[&own].uncertain => plan_own(ledger, own, client, chance),
-        0..55 => plan_shared(ledger, client, chance),
-        55..70 => {
+fn plan_one(
+    ledger: &mut Ledger,
+    client: usize,
+    own: Option<&String>,
+    chance: &mut fastrand::Rng,
+) -> Step {
+    let own = own.filter(|own| !ledger.own[*own].uncertain);
+    match (chance.u8(..100), own) {
+        (0..35, Some(own)) => plan_own(ledger, own.clone(), client, chance),
+        (0..55, _) => plan_shared(ledger, client, chance),
+        (55..70, _) => {
             let key = format!("count:{}", chance.usize(..COUNTERS));
             let counter = ledger.counters.get_mut(&key).expect("counters are known");
             counter.intend();
@@ -196,7 +233,7 @@ fn plan_one(ledger: &mut Ledger, client: usize, chance: &mut fastrand::Rng) -> S
                 meaning: Meaning::Raise(key),
             }
         }
-        70..75 => {
+        (70..75, _) => {
             let key = format!("count:{}", chance.usize(..COUNTERS));
             let start = ledger.now();
             Step {
@@ -346,6 +383,11 @@ impl Ledger {
 
     fn take(&mut self, step: Step, reply: Reply) -> Verdict {
         let now = self.now();
+        match &step.meaning {
+            Meaning::Read(_) | Meaning::Count(_) => self.readings += 1,
+            // What changes nothing, the removal of nothing for one, asks nothing of a log.
+            _ => self.written += u64::from(reply != Reply::Integer(0)),
+        }
         match step.meaning {
             Meaning::Read(keys) => {
                 let values = match reply {
@@ -404,9 +446,9 @@ impl Ledger {
 
     fn take_error(&mut self, step: Step, text: &str) -> Verdict {
         if self.refusals == Refusals::Wrong {
-            return Err(format!("{:?}: {text}", step.request));
+            return Err(format!("{}: {text}", step.request.describe()));
         }
-        if text.starts_with("UNKNOWN") {
+        if text.starts_with("UNKNOWN") && self.refusals == Refusals::Broken {
             self.take_silence(step);
             return Ok(());
         }
@@ -414,6 +456,7 @@ impl Ledger {
             return Err(format!("an error of another kind: {text}"));
         }
         self.refused += 1;
+        self.failed += u64::from(text.contains("log"));
         match step.meaning {
             Meaning::Read(_) | Meaning::Count(_) => {
                 return Err(format!("a reading was refused: {text}"));
@@ -427,15 +470,14 @@ impl Ledger {
                     self.register(&key).refuse(id);
                 }
             }
-            Meaning::Own { key, write, .. } => {
+            Meaning::Own {
+                key, write, then, ..
+            } => {
                 if let Some(id) = write {
                     self.register(&key).refuse(id);
                 }
-                // What was sent behind it in the same turn was meant for another state.
-                self.own
-                    .get_mut(&key)
-                    .expect("own keys are known")
-                    .uncertain = true;
+                let own = self.own.get_mut(&key).expect("own keys are known");
+                assert_eq!(own.possible.pop(), Some(then), "nothing was sent behind it");
             }
         }
         Ok(())

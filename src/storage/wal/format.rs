@@ -9,6 +9,7 @@
 //!   2 clear:   version            every record at or below it is dead
 //!   3 prepare: version (of the transaction) | cores u16 | core u16 * | entry*  (records, clear)
 //!   4 commit:  version (of the transaction)
+//!   5 abort:   version (of the transaction)   what was prepared before must never hold
 //! version := clock u64 | coordinator u32
 //!
 //! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the
@@ -45,6 +46,7 @@ const KIND_RECORD: u8 = 1;
 const KIND_CLEAR: u8 = 2;
 const KIND_PREPARE: u8 = 3;
 const KIND_COMMIT: u8 = 4;
+const KIND_ABORT: u8 = 5;
 
 /// Rounds up to whole blocks.
 pub fn padded(bytes: usize) -> usize {
@@ -193,6 +195,8 @@ pub enum Entry<'a> {
     },
     /// All cores of this transaction have prepared.
     Commit(Version),
+    /// This core's part of this transaction, which it prepared, must never hold.
+    Abort(Version),
 }
 
 /// Where the entries of a batch are put together: the log's buffer.
@@ -241,7 +245,13 @@ pub fn put_commit(transaction: Version, out: &mut impl Sink) {
     put_version(transaction, out);
 }
 
-/// Bytes of a clear or commit entry.
+/// Appends an abort entry.
+pub fn put_abort(transaction: Version, out: &mut impl Sink) {
+    put_entry_header(KIND_ABORT, VERSION_BYTES, out);
+    put_version(transaction, out);
+}
+
+/// Bytes of a clear, commit or abort entry.
 pub const MARKER_BYTES: usize = ENTRY_HEADER_BYTES + VERSION_BYTES;
 
 fn put_entry_header(kind: u8, length: usize, out: &mut impl Sink) {
@@ -264,6 +274,7 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
         KIND_RECORD => View::decode(body).map(Entry::Record),
         KIND_CLEAR => take_version(body).map(|(version, _)| Entry::Clear(version)),
         KIND_COMMIT => take_version(body).map(|(version, _)| Entry::Commit(version)),
+        KIND_ABORT => take_version(body).map(|(version, _)| Entry::Abort(version)),
         KIND_PREPARE => {
             let (transaction, rest) = take_version(body)?;
             let (count, rest) = rest.split_at_checked(2)?;
@@ -325,13 +336,14 @@ mod tests {
         put_clear(version(8), &mut parts);
         put_prepare(version(9), &[CoreId(0), CoreId(3)], &parts, &mut batch);
         put_commit(version(9), &mut batch);
+        put_abort(version(10), &mut batch);
         let length = (batch.len() - BATCH_HEADER_BYTES) as u32;
         let header = BatchHeader {
             segment: SegmentId(2),
             sequence: 11,
             synced: 10,
             length,
-            entries: 4,
+            entries: 5,
         };
         batch.resize(padded(batch.len()), 0xEE);
         seal_batch(header, std::slice::from_mut(&mut batch));
@@ -363,6 +375,7 @@ mod tests {
         );
         assert!(matches!(take_entry(&mut parts), Some(Entry::Clear(v)) if v == version(8)));
         assert!(matches!(take_entry(&mut rest), Some(Entry::Commit(v)) if v == version(9)));
+        assert!(matches!(take_entry(&mut rest), Some(Entry::Abort(v)) if v == version(10)));
         assert!(rest.is_empty());
     }
 
@@ -413,7 +426,7 @@ mod tests {
         for _ in 0..20_000 {
             let mut bytes: Vec<u8> = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
             if let Some(first) = bytes.first_mut() {
-                *first %= 6;
+                *first %= 7;
             }
             if bytes.len() >= 5 {
                 bytes[2..5].fill(0);

@@ -58,6 +58,8 @@ pub enum Admission {
     Wait,
     /// No: the disk is full.
     DiskFull,
+    /// No: the disk fails what must be written before.
+    DiskFails,
     /// No: the log failed.
     Failed,
 }
@@ -231,14 +233,12 @@ impl Wal {
         if batch <= left || batch <= self.0.supply.spare_room() {
             return Admission::Ready;
         }
-        self.0
-            .supply
-            .ask_for(padded(BATCH_HEADER_BYTES + need) as u64);
-        if self.0.supply.is_refused() {
-            Admission::DiskFull
-        } else {
-            Admission::Wait
+        let alone = padded(BATCH_HEADER_BYTES + need) as u64;
+        if self.0.supply.refuses(alone) {
+            return Admission::DiskFull;
         }
+        self.0.supply.ask_for(alone);
+        Admission::Wait
     }
 
     /// Waits until [`Wal::admit`] says something else than `Wait`, and fails if that is a refusal.
@@ -247,6 +247,7 @@ impl Wal {
             Admission::Ready => Some(Ok(())),
             Admission::Wait => None,
             Admission::DiskFull => Some(Err(Error::DiskFull)),
+            Admission::DiskFails => Some(Err(Error::DiskFails)),
             Admission::Failed => Some(Err(Error::LogFailed)),
         })
         .await
@@ -281,6 +282,13 @@ impl Wal {
     pub fn append_commit(&self, lsn: Lsn, transaction: Version) {
         self.append(lsn, format::MARKER_BYTES, |out| {
             format::put_commit(transaction, out)
+        });
+    }
+
+    /// Appends the word that what was prepared of `transaction` must never hold.
+    pub fn append_abort(&self, lsn: Lsn, transaction: Version) {
+        self.append(lsn, format::MARKER_BYTES, |out| {
+            format::put_abort(transaction, out)
         });
     }
 
@@ -359,6 +367,11 @@ impl Wal {
             state.failed.then_some(Err(Error::Uncertain))
         })
         .await
+    }
+
+    /// Returns once a write or a sync of the log has failed.
+    pub async fn failure(&self) {
+        self.wait_for(|| self.has_failed().then_some(())).await;
     }
 
     /// True once a write or a sync of the log has failed.
@@ -526,7 +539,12 @@ impl Wal {
         if starts_segment && self.0.durability != Durability::Sync {
             // Replay takes a later segment as proof that the earlier ones were whole.
             self.sync_written().await;
-            synced = self.0.state.borrow().sequence_synced;
+            let state = self.0.state.borrow();
+            if state.failed {
+                return Err(Error::LogFailed);
+            }
+            synced = state.sequence_synced;
+            assert!(synced + 1 == batch.sequence, "rotating syncs all before it");
         }
         let pending = &mut batch.pending;
         let header = BatchHeader {
@@ -570,6 +588,9 @@ impl Wal {
             }
         }
         let mut state = self.0.state.borrow_mut();
+        if state.failed {
+            return; // another sync failed meanwhile: what this one covered may be lost with it
+        }
         state.durable = state.durable.max(written);
         state.sequence_synced = state.sequence_synced.max(sequence);
         drop(state);
@@ -596,9 +617,13 @@ impl Wal {
         }
     }
 
-    fn fail(&self, error: &Error) {
-        log::error!("the log failed, writes are refused until a restart: {error}");
+    /// Nothing more is written or acknowledged: after a failed write or sync, or because something
+    /// could not be logged that later records would need before them.
+    pub fn fail(&self, error: &Error) {
         let mut state = self.0.state.borrow_mut();
+        if !state.failed {
+            log::error!("the log failed, writes are refused until a restart: {error}");
+        }
         state.failed = true;
         state.pending = None;
         drop(state);
@@ -641,3 +666,6 @@ struct Batch {
     synced: u64,
     last: Lsn,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,19 @@
 //! Reading the log back: every batch from the manifest's floor on, in order, up to the torn tail.
 //!
 //! What ends the log: a batch that is missing or broken, with no later batch that knew it to be
-//! durable. If a later one did, or a later segment goes on behind a gap (a segment is begun only
-//! when all before it is synced), then acknowledged writes are gone: that is damage, and the core
-//! does not open. A later segment that begins at or before the gap was begun by an earlier
-//! recovery, which had cut the tail there.
+//! durable. If a later one did, then acknowledged writes are gone: that is damage, and the core
+//! does not open. (A segment is begun only when all before it is synced, so a gap before its first
+//! batch always has such a witness.) A later segment that begins at or before the gap was begun by
+//! an earlier recovery, which had cut the tail there.
 //!
-//! What was read is synced before it is shown to anybody: after a mere process crash it may not
-//! have been.
+//! The one batch whose damage cannot be told from a torn write is the very last one of the log.
+//!
+//! What was read is made durable before it is shown to anybody: after a mere process crash it may not
+//! have been. It is written once more for that, the same bytes in their place: had a sync failed in
+//! the life before, then the system may take for clean what never came to the disk, and another sync
+//! alone would prove nothing.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use super::format::{
@@ -81,23 +86,27 @@ pub async fn replay(
             continue;
         }
         let mut reader = SegmentReader::open(&path, id).await?;
-        let Some(first) = reader.first().await? else {
-            found.blank.push(path);
-            reader.segment.file.close().await;
-            continue;
+        let first = match reader.first().await? {
+            Some((first, _)) if first <= found.sequence_next => first,
+            Some((_, at)) => {
+                // Either the last segment lacks its end or this one its beginning.
+                let here = (path.clone(), BLOCK_BYTES as u64);
+                let place = torn.clone().filter(|_| at == here.1).unwrap_or(here);
+                reader.check_gap(found.sequence_next, place).await?;
+                found.blank.push(path);
+                reader.segment.file.close().await;
+                continue;
+            }
+            None => {
+                found.blank.push(path);
+                reader.segment.file.close().await;
+                continue;
+            }
         };
-        if first > found.sequence_next {
-            let (file, offset) = torn.unwrap_or((path, BLOCK_BYTES as u64));
-            let why = format!(
-                "batch {} is missing, but batch {first} was begun after it was durable",
-                found.sequence_next
-            );
-            return Err(Error::Corrupt { file, offset, why });
-        }
         found.sequence_next = reader.deliver(first, &mut each).await?;
         reader.check_tail(found.sequence_next).await?;
         torn = Some((path, reader.position));
-        reader.segment.file.sync().await?;
+        reader.make_durable().await?;
         found.segments.push((reader.segment, first));
     }
     Ok(found)
@@ -108,6 +117,8 @@ struct SegmentReader {
     segment: Segment,
     /// Where the next batch is expected.
     position: u64,
+    /// Number and place of the batches of which no later one says that they were durable.
+    unproven: VecDeque<(u64, u64)>,
     window: Window,
 }
 
@@ -130,6 +141,7 @@ impl SegmentReader {
         let mut reader = SegmentReader {
             segment,
             position: BLOCK_BYTES as u64,
+            unproven: VecDeque::new(),
             window,
         };
         match header {
@@ -149,10 +161,10 @@ impl SegmentReader {
         }
     }
 
-    /// The number of the first batch, if there is any batch that can be read.
-    async fn first(&mut self) -> Result<Option<u64>> {
+    /// The number and the place of the first batch that can be read, if there is any.
+    async fn first(&mut self) -> Result<Option<(u64, u64)>> {
         let found = self.find_from(BLOCK_BYTES as u64, |_| true).await?;
-        Ok(found.map(|header| header.sequence))
+        Ok(found.map(|(header, at)| (header.sequence, at)))
     }
 
     /// Gives out all batches from `position` on that follow each other; returns the next number.
@@ -180,6 +192,14 @@ impl SegmentReader {
                 };
                 each(entry)?;
             }
+            while self
+                .unproven
+                .front()
+                .is_some_and(|(sequence, _)| *sequence <= header.synced)
+            {
+                self.unproven.pop_front();
+            }
+            self.unproven.push_back((expected, self.position));
             expected += 1;
             self.position += padded(BATCH_HEADER_BYTES + header.length as usize) as u64;
             rt::yield_if_needed().await;
@@ -187,28 +207,47 @@ impl SegmentReader {
         Ok(expected)
     }
 
-    /// Fails if something behind `position` proves that batch `expected` had been durable.
-    async fn check_tail(&mut self, expected: u64) -> Result<()> {
-        let proves = |header: BatchHeader| header.synced >= expected && header.sequence > expected;
-        match self.find_from(self.position, proves).await? {
-            None => Ok(()),
-            Some(witness) => {
-                let why = format!(
-                    "batch {expected} cannot be read, but batch {} behind it says that it was \
-                     durable",
-                    witness.sequence
-                );
-                Err(self.damaged(self.position, &why))
-            }
+    /// Writes and syncs what may not be durable yet.
+    async fn make_durable(&mut self) -> Result<()> {
+        let mut from = self.unproven.front().map_or(self.position, |(_, at)| *at);
+        while from < self.position {
+            let length = (self.position - from).min(READ_BYTES as u64) as usize;
+            let bytes = self.segment.file.read_at(from, length).await?;
+            let mut buffer = self.segment.file.buffer(length);
+            buffer.copy_from_slice(&bytes[..length]);
+            self.segment.file.write_at(buffer, from).await?;
+            from += length as u64;
         }
+        self.segment.file.sync().await
     }
 
-    /// The first intact batch at or behind `position`, on any block, that `matches`.
+    /// Fails if something behind `position` proves that batch `expected` had been durable.
+    async fn check_tail(&mut self, expected: u64) -> Result<()> {
+        let place = (self.segment.file.path().to_owned(), self.position);
+        self.check_gap(expected, place).await
+    }
+
+    /// Fails, naming `place`, if something in the rest of this segment proves that batch
+    /// `expected`, which is not there, had been durable.
+    async fn check_gap(&mut self, expected: u64, place: (PathBuf, u64)) -> Result<()> {
+        let proves = |header: BatchHeader| header.synced >= expected && header.sequence > expected;
+        let Some((witness, _)) = self.find_from(self.position, proves).await? else {
+            return Ok(());
+        };
+        let (file, offset) = place;
+        let why = format!(
+            "batch {expected} cannot be read, but batch {} behind it says that it was durable",
+            witness.sequence
+        );
+        Err(Error::Corrupt { file, offset, why })
+    }
+
+    /// The first intact batch at or behind `position`, on any block, that `matches`, and its place.
     async fn find_from(
         &mut self,
         position: u64,
         matches: impl Fn(BatchHeader) -> bool,
-    ) -> Result<Option<BatchHeader>> {
+    ) -> Result<Option<(BatchHeader, u64)>> {
         let mut position = position;
         while position + BLOCK_BYTES as u64 <= self.segment.bytes {
             if let Some(header) = self.header_at(position).await?
@@ -216,7 +255,7 @@ impl SegmentReader {
                 && let Some(batch) = self.batch_at(position, header).await?
                 && batch_is_intact(header, batch)
             {
-                return Ok(Some(header));
+                return Ok(Some((header, position)));
             }
             position += BLOCK_BYTES as u64;
         }

@@ -46,7 +46,8 @@ struct State {
     surplus: Vec<PathBuf>,
     /// The largest batch that somebody waits to write.
     room_wanted: u64,
-    refused: bool,
+    /// The disk had no space for a segment that takes a batch of so many bytes.
+    refused: Option<u64>,
     stopping: bool,
 }
 
@@ -64,7 +65,7 @@ impl Supply {
             pool: Vec::new(),
             surplus: blank,
             room_wanted: 0,
-            refused: false,
+            refused: None,
             stopping: false,
         };
         Supply {
@@ -78,12 +79,19 @@ impl Supply {
     /// True if there is a spare, or the disk has refused one.
     pub fn is_decided(&self) -> bool {
         let state = self.state.borrow();
-        state.spare.is_some() || state.refused
+        state.spare.is_some() || state.refused.is_some()
     }
 
-    /// True while the disk refuses a new segment.
+    /// True while there is no spare, for the disk refuses it.
     pub fn is_refused(&self) -> bool {
-        self.state.borrow().refused
+        let state = self.state.borrow();
+        state.spare.is_none() && state.refused.is_some()
+    }
+
+    /// True while the disk refuses a segment that takes a batch of `bytes`.
+    pub fn refuses(&self, bytes: u64) -> bool {
+        let refused = self.state.borrow().refused;
+        refused.is_some_and(|refused| bytes >= refused) || self.is_refused()
     }
 
     /// The largest batch that the spare takes; 0 without a spare.
@@ -168,6 +176,11 @@ impl Supply {
     /// Waits a little before the disk is asked again.
     pub async fn pause(&self) {
         rt::sleep(RETRY).await;
+        let mut state = self.state.borrow_mut();
+        if state.spare.is_some() {
+            // Only something larger was refused. Whoever still wants it asks again.
+            state.refused = None;
+        }
     }
 
     /// Removes what is surplus and makes a spare if there is none that suffices.
@@ -184,6 +197,7 @@ impl Supply {
                 .as_ref()
                 .is_some_and(|spare| spare.bytes >= wanted)
             {
+                state.refused = None;
                 return Ok(());
             }
             let id = state.id_next;
@@ -197,7 +211,7 @@ impl Supply {
                 if bytes >= state.room_wanted + BLOCK_BYTES as u64 {
                     state.room_wanted = 0;
                 }
-                state.refused = false;
+                state.refused = None;
                 if let Some(small) = state.spare.replace(segment) {
                     state.surplus.push(small.file.path().to_owned());
                 }
@@ -205,7 +219,10 @@ impl Supply {
             }
             Err(error) => {
                 let _ = rt::remove_file(&path).await; // it may not even exist
-                self.state.borrow_mut().refused = true;
+                let mut state = self.state.borrow_mut();
+                state.refused = Some(bytes - BLOCK_BYTES as u64);
+                // Whoever wanted so much is refused; an ordinary segment does for all the others.
+                state.room_wanted = 0;
                 Err(error)
             }
         }
