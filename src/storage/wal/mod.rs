@@ -2,7 +2,7 @@
 //!
 //! Group commit: writers append to the pending batch and wait; the committer writes it (with one
 //! aligned write, or a few if it is large), syncs it once, and wakes them; meanwhile the next batch
-//! forms. A batch is never written again, so a torn write can only hurt what nobody was told of
+//! forms. A batch is never written with other bytes, so a torn write can only hurt what nobody was told of
 //! (`format`, `replay`).
 //!
 //! Segments are filled with zeros before their first use and recycled afterwards, so that a sync
