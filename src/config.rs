@@ -73,6 +73,8 @@ pub struct Config {
     pub password: String,
     /// Sizes of each core's storage.
     pub storage: Storage,
+    /// How large values are kept.
+    pub value_log: ValueLog,
     /// What a client may ask for.
     pub limits: Limits,
 }
@@ -91,6 +93,20 @@ pub struct Storage {
     pub wal_batch: ByteSize,
     /// A table is begun anew at this size.
     pub table_max: ByteSize,
+}
+
+/// How large values are kept.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct ValueLog {
+    /// A value of this size is kept in the value log.
+    pub threshold: ByteSize,
+    /// The size of one segment of the value log.
+    pub segment: ByteSize,
+    /// A memtable is flushed when a restart would have to read so much of the value log.
+    pub replay_max: ByteSize,
+    /// The share of garbage above which the value log is collected, in hundredths.
+    pub garbage_max_percent: u64,
 }
 
 /// What a client may ask for.
@@ -126,6 +142,7 @@ impl Default for Config {
             durability_interval_ms: 1000,
             password: String::new(),
             storage: Storage::default(),
+            value_log: ValueLog::default(),
             limits: Limits::default(),
         }
     }
@@ -139,6 +156,17 @@ impl Default for Storage {
             wal_segment: ByteSize::mib(16),
             wal_batch: ByteSize::mib(4),
             table_max: ByteSize::gib(1),
+        }
+    }
+}
+
+impl Default for ValueLog {
+    fn default() -> ValueLog {
+        ValueLog {
+            threshold: ByteSize::kib(1),
+            segment: ByteSize::mib(64),
+            replay_max: ByteSize::gib(1),
+            garbage_max_percent: 25,
         }
     }
 }
@@ -166,6 +194,7 @@ impl Config {
     /// Refuses what cannot work, naming the key.
     pub fn check(&self) -> Result<()> {
         let storage = &self.storage;
+        let values = &self.value_log;
         let limits = &self.limits;
         let fits = |bytes: ByteSize, low: u64, high: u64| (low..=high).contains(&bytes.0);
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
@@ -196,6 +225,22 @@ impl Config {
             (
                 fits(storage.table_max, 1 << 20, 1 << 40),
                 "`storage.table-max` is 1 MiB to 1 TiB",
+            ),
+            (
+                fits(values.threshold, 1, 1 << 30),
+                "`value-log.threshold` is 1 B to 1 GiB",
+            ),
+            (
+                fits(values.segment, 64 << 10, 2 << 30) && values.segment.0.is_multiple_of(4096),
+                "`value-log.segment` is 64 KiB to 2 GiB in steps of 4 KiB",
+            ),
+            (
+                values.replay_max.0 >= 2 * values.segment.0,
+                "`value-log.replay-max` is at least two of `value-log.segment`",
+            ),
+            (
+                (5..=90).contains(&values.garbage_max_percent),
+                "`value-log.garbage-max-percent` is 5 to 90",
             ),
             (
                 limits.clients_max >= 1,
@@ -287,6 +332,8 @@ mod tests {
             ("cores = 2\npin = [0]", "pin"),
             ("durability-interval-ms = 0", "durability-interval-ms"),
             ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
+            ("[value-log]\nsegment = \"5000B\"", "value-log.segment"),
+            ("[value-log]\ngarbage-max-percent = 0", "garbage-max"),
             ("[limits]\nkey-max = \"1MiB\"", "key-max"),
             ("[limits]\nvalue-max = \"128MiB\"", "request-max"),
         ];

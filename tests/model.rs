@@ -22,7 +22,7 @@ use quoit::rt;
 use quoit::rt::sim::{NodeId, Options, World};
 use quoit::storage::record::{KeyRef, Meta, Record};
 use quoit::storage::wal::WalLimits;
-use quoit::storage::{Batch, Opened, Store, StoreOptions};
+use quoit::storage::{Batch, Opened, Store, StoreOptions, Want};
 use quoit::types::{CoreId, Lsn, Position, Version};
 
 const NODE: NodeId = NodeId(1);
@@ -69,6 +69,7 @@ struct Model {
     clock: Cell<u64>,
     flushes: Cell<u64>,
     compactions: Cell<u64>,
+    collections: Cell<u64>,
     lost: Cell<u64>,
 }
 
@@ -182,6 +183,10 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
             batch_bytes_max: 4096 * chance.usize(1..6),
         },
         table_bytes_max: [20_000, 200_000][chance.usize(..2)],
+        value_bytes_min: [30, 100, 1_000, 1_000_000][chance.usize(..4)],
+        value_segment_bytes: 4096 * chance.u64(4..24),
+        value_replay_bytes_max: 4096 * chance.u64(8..80),
+        value_garbage_percent_max: chance.u64(5..40),
     }
 }
 
@@ -202,8 +207,9 @@ async fn open(options: StoreOptions) -> Rc<Store> {
 async fn walk(store: &Store, now: u64) -> State {
     let mut found = State::new();
     let mut last: Option<(Position, Vec<u8>)> = None;
-    store
-        .snapshot()
+    let mut records = Vec::new();
+    let snapshot = store.snapshot();
+    snapshot
         .walk(WHOLE.0, WHOLE.1, |item| {
             let order = (item.position, item.record.key().to_vec());
             assert!(
@@ -211,21 +217,35 @@ async fn walk(store: &Store, now: u64) -> State {
                 "a walk goes back, or stands still"
             );
             last = Some(order);
-            let view = item.record.view();
-            if view.is_live(now) {
-                let held = (view.value().to_vec(), view.meta().expiry);
-                found.insert(view.key().to_vec(), held);
+            if item.record.view().is_live(now) {
+                records.push(item.record.clone());
             }
             ControlFlow::Continue(())
         })
         .await
         .expect("sound tables");
+    for record in records {
+        let resolved = store.resolve(&snapshot, &record).await;
+        let whole = resolved.expect("a sound value log");
+        let Some(view) = whole
+            .as_ref()
+            .map(Record::view)
+            .filter(|view| view.is_live(now))
+        else {
+            continue; // it has expired and been taken away since
+        };
+        let held = (view.value().to_vec(), view.meta().expiry);
+        found.insert(view.key().to_vec(), held);
+    }
     found
 }
 
 /// What a reader gets for one key.
 async fn get(store: &Store, key: &[u8], now: u64) -> Option<Held> {
-    let found = store.get(&KeyRef::of(key)).await.expect("sound tables")?;
+    let found = store
+        .get(&KeyRef::of(key), Want::Value)
+        .await
+        .expect("sound tables")?;
     let view = found.record.view();
     view.is_live(now)
         .then(|| (view.value().to_vec(), view.meta().expiry))
@@ -395,6 +415,8 @@ impl Life {
             .set(self.model.flushes.get() + stats.flushes);
         let compactions = self.model.compactions.get() + stats.compactions;
         self.model.compactions.set(compactions);
+        let collections = self.model.collections.get() + stats.collections;
+        self.model.collections.set(collections);
     }
 }
 
@@ -408,7 +430,15 @@ enum End {
 
 /// Several lives of one store. `durability` says for each of them how it is opened.
 fn simulate(seed: u64, durability: impl Fn(usize) -> Durability) -> (Rc<Model>, u64) {
-    let world = World::new(Options::random(seed));
+    simulate_with(Options::random(seed), seed, durability)
+}
+
+fn simulate_with(
+    world: Options,
+    seed: u64,
+    durability: impl Fn(usize) -> Durability,
+) -> (Rc<Model>, u64) {
+    let world = World::new(world);
     let model = Rc::new(Model::default());
     let mut chance = fastrand::Rng::with_seed(seed);
     let keys = [5, 40, 400][chance.usize(..3)];
@@ -479,19 +509,23 @@ fn for_seeds(default: u64, run: impl FnMut(u64)) {
 
 #[test]
 fn with_sync_every_acknowledged_step_is_there_after_any_end() {
-    let (mut flushes, mut compactions, mut lost) = (0, 0, 0);
+    let (mut flushes, mut compactions, mut collections, mut lost) = (0, 0, 0, 0);
     for_seeds(300, |seed| {
         let (model, _) = simulate(seed, |_| Durability::Sync);
         flushes += model.flushes.get();
         compactions += model.compactions.get();
+        collections += model.collections.get();
         lost += model.lost.get();
     });
-    println!("{flushes} flushes, {compactions} compactions, {lost} steps lost");
+    println!(
+        "{flushes} flushes, {compactions} compactions, {collections} collections, {lost} steps lost"
+    );
     if std::env::var_os("SEED").is_none() {
         assert!(
             flushes > 1000 && compactions > 200,
             "{flushes} {compactions}"
         );
+        assert!(collections > 200, "{collections} collections");
         assert!(lost > 100, "no crash lost anything: nothing was tested");
     }
 }
@@ -520,6 +554,18 @@ fn durability_may_be_changed_from_one_life_to_the_next() {
 }
 
 #[test]
+fn a_table_that_points_to_values_that_are_not_synced_is_found() {
+    let found = (0..300).find(|&seed| {
+        let mut world = Options::random(seed);
+        world.planted = vec![rt::Bug::TableBeforeValues];
+        let run = || drop(simulate_with(world, seed, |_| PERIODIC));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    });
+    println!("found after {found:?} seeds");
+    assert!(found.is_some(), "300 seeds do not find it");
+}
+
+#[test]
 fn a_seed_gives_the_same_run_again() {
     for_seeds(10, |seed| {
         let (_, first) = simulate(seed, |_| Durability::Sync);
@@ -537,6 +583,7 @@ fn small(cores: u16) -> StoreOptions {
             segment_bytes: 16 * 4096,
             batch_bytes_max: 4096,
         },
+        value_bytes_min: 1_000_000,
         ..options(1, Durability::Sync)
     }
 }
@@ -568,7 +615,10 @@ fn a_part_of_a_transaction_over_many_cores_fits_where_it_was_admitted() {
                 clear: None,
                 records: vec![record_of(clock, "key", bytes)],
             };
-            store.wait_admitted(&batch).await.expect("a sound disk");
+            store
+                .wait_part_admitted(&batch)
+                .await
+                .expect("a sound disk");
             let transaction = Version {
                 clock,
                 coordinator: 2,

@@ -169,6 +169,14 @@ pub enum Bug {
     ManifestBeforeTable,
     /// A directory whose entries changed is not synced.
     NoDirectorySync,
+    /// What is moved within the value log is not synced before its old place is given up.
+    MovedUnsynced,
+    /// A moved record's new place is noted though the key was written meanwhile.
+    MoveUnchecked,
+    /// A segment of the value log goes before the manifest says that it is not needed.
+    SegmentBeforeManifest,
+    /// A table is installed that points to values which are not synced.
+    TableBeforeValues,
 }
 
 /// True in a simulated world that has `bug` planted.
@@ -274,6 +282,16 @@ impl File {
             FileKind::Sim(file) => file.set_len(length).await,
         };
         set.map_err(|source| Error::io("resize", self.path(), source))
+    }
+
+    /// Makes it at least `length` bytes long and takes the space for them, so that writing there fails
+    /// for no want of space. They read as zeros. Durable after [`File::sync`].
+    pub async fn allocate(&self, length: u64) -> Result<()> {
+        let allocated = match &self.0 {
+            FileKind::Real(file) => file.allocate(length).await,
+            FileKind::Sim(file) => file.allocate(length).await,
+        };
+        allocated.map_err(|source| Error::io("allocate", self.path(), source))
     }
 
     /// Closes it. Dropping a file closes it too, some time later.

@@ -246,7 +246,15 @@ impl Round {
             let Some(part) = first_part(args.view()) else {
                 return out;
             };
-            match lookup.read(&KeyRef::of(part.key)).await {
+            let found = match lookup.read(&KeyRef::of(part.key)).await {
+                // It may be the value of a write that others are still waiting for.
+                Ok(found) => {
+                    let lsn = shard.depends_on(found.as_ref());
+                    shard.store.wait_acknowledged(lsn).await.map(|()| found)
+                }
+                Err(error) => Err(error),
+            };
+            match found {
                 Ok(found) => {
                     let mut to = Replying {
                         out: &mut out,

@@ -10,16 +10,16 @@ use super::refusal::reply_refusal;
 use crate::error::Error;
 use crate::protocol::command::{KeyCommand, KeyOp, KeysCommand};
 use crate::protocol::reply::{Protocol, Reply};
-use crate::storage::record::{KeyRef, Meta, RECORD_HEADER_BYTES, Record};
+use crate::storage::record::{KeyRef, Meta, Record};
 use crate::storage::wal::Admission;
-use crate::storage::{Batch, Found, Lookup, Peek};
+use crate::storage::{Batch, Found, Lookup, Peek, Want};
 use crate::types::{Lsn, UnixMillis};
 
 /// What became of an attempt.
 pub enum Ran {
     /// The reply is written. It may be sent once the record with this number is acknowledged.
     Done(Lsn),
-    /// The answer is in one of these tables.
+    /// The answer is on disk.
     Cold(Lookup),
     /// It has to wait for its turn; nothing was done.
     Wait,
@@ -32,7 +32,7 @@ impl Shard {
             return Ran::Wait;
         }
         let current = if op.needs_current() {
-            match self.store.peek(key) {
+            match self.store.peek(key, want_of(op)) {
                 Peek::Known(found) => found,
                 Peek::OnDisk(lookup) if !op.is_write() => return Ran::Cold(lookup),
                 Peek::OnDisk(_) => return Ran::Wait,
@@ -46,8 +46,7 @@ impl Shard {
         let Some((meta, value)) = self.as_record(&effect, to.now) else {
             return Ran::Done(read);
         };
-        let bytes = RECORD_HEADER_BYTES + key.key.len() + value.len();
-        let refusal = match self.store.admit(bytes) {
+        let refusal = match self.store.admit(key.key.len(), value.len()) {
             Admission::Ready => {
                 let record = Record::new(meta, key.key, value);
                 return Ran::Done(self.store.write(key.position, record));
@@ -82,7 +81,11 @@ impl Shard {
             } else if command.is_write() {
                 return Ran::Wait;
             }
-            let current = match part.op.needs_current().then(|| self.store.peek(&key)) {
+            let current = match part
+                .op
+                .needs_current()
+                .then(|| self.store.peek(&key, want_of(&part.op)))
+            {
                 Some(Peek::OnDisk(_)) => return Ran::Wait,
                 Some(Peek::Known(found)) => found,
                 None => None,
@@ -127,7 +130,13 @@ impl Shard {
             .map(|found| found.record.view())
             .filter(|view| view.is_live(to.now));
         let current = view.map(|view| Current {
-            value: view.value(),
+            value: match view.pointer() {
+                Some(_) => {
+                    assert!(!op.needs_value(), "who needs a value asks for it");
+                    &[]
+                }
+                None => view.value(),
+            },
             expiry: view.meta().expiry,
         });
         let value_max = self.config.limits.value_max.0 as usize;
@@ -169,6 +178,14 @@ impl Shard {
     /// True if `command` may be run on its key at all: keys have a size limit.
     pub fn key_fits(&self, command: &KeyCommand<'_>) -> bool {
         command.key.len() as u64 <= self.config.limits.key_max.0
+    }
+}
+
+/// What `op` needs to know of its key.
+pub fn want_of(op: &KeyOp<'_>) -> Want {
+    match op.needs_value() {
+        true => Want::Value,
+        false => Want::Meta,
     }
 }
 

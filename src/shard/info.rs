@@ -72,6 +72,7 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
         sizes.tables += report.sizes.tables;
         sizes.table_bytes += report.sizes.table_bytes;
         sizes.wal_bytes += report.sizes.wal_bytes;
+        sizes.values.add(&report.sizes.values);
     }
     (counters, sizes)
 }
@@ -203,6 +204,20 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "tables", sizes.tables);
     line(out, "table_bytes", sizes.table_bytes);
     line(out, "log_bytes", sizes.wal_bytes);
+    line(out, "value_log_segments", sizes.values.segments);
+    line(out, "value_log_bytes", sizes.values.bytes);
+    line(out, "value_log_live_bytes", sizes.values.live);
+    line(out, "value_log_garbage_bytes", sizes.values.garbage);
+    line(
+        out,
+        "value_log_collections",
+        sum(|report| report.stats.collections),
+    );
+    line(
+        out,
+        "value_log_bytes_moved",
+        sum(|report| report.stats.value_bytes_moved),
+    );
     line(out, "flushes", sum(|report| report.stats.flushes));
     line(out, "compactions", sum(|report| report.stats.compactions));
     line(

@@ -132,7 +132,7 @@ async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> bool {
 
 async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
     let dir = config.dir.join(format!("core-{:03}", id.0));
-    let storage = &config.storage;
+    let (storage, values) = (&config.storage, &config.value_log);
     let options = StoreOptions {
         core: id,
         cores,
@@ -144,6 +144,10 @@ async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
             batch_bytes_max: storage.wal_batch.0 as usize,
         },
         table_bytes_max: storage.table_max.0,
+        value_bytes_min: values.threshold.0 as usize,
+        value_segment_bytes: values.segment.0,
+        value_replay_bytes_max: values.replay_max.0,
+        value_garbage_percent_max: values.garbage_max_percent,
     };
     Store::open(&dir, options).await
 }

@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 
 use super::Shard;
 use super::dispatch::KEY_TOO_LARGE;
-use super::execute::Replying;
+use super::execute::{Replying, want_of};
 use super::latch_table::Latched;
 use super::latches::Wants;
 use super::refusal::reply_refusal;
@@ -35,7 +35,7 @@ use crate::protocol::resp::{ArgView, OwnedArgs};
 use crate::rt;
 use crate::storage::memtable::Memtable;
 use crate::storage::record::{KeyRef, Record};
-use crate::storage::{Batch, Found, Snapshot};
+use crate::storage::{Batch, Found, Snapshot, Want};
 use crate::types::{CoreId, KeyHash, Lsn, UnixMillis, Version};
 
 /// Names a transaction while it runs: its coordinator and a number.
@@ -200,7 +200,8 @@ impl Shard {
                 self.store.wait_acknowledged(lsn).await
             }
             Outcome::Prepare(transaction, cores) => {
-                self.wait_admitted(&batch).await?;
+                let admitted = self.store.wait_part_admitted(&batch).await;
+                admitted.map_err(Refused::Failed)?;
                 let lsn = self.store.prepare(transaction, &cores, &batch);
                 {
                     let mut reserved = self.reserved.borrow_mut();
@@ -240,7 +241,7 @@ impl Shard {
             let looked = self.next_version(now);
             let found = self
                 .store
-                .get(&KeyRef::of(key))
+                .get(&KeyRef::of(key), Want::Meta)
                 .await
                 .map_err(Refused::Failed)?;
             states.push(WatchState::of(found.as_ref(), now, looked));
@@ -253,7 +254,7 @@ impl Shard {
         for (key, before) in &work.watches {
             let found = self
                 .store
-                .get(&KeyRef::of(key))
+                .get(&KeyRef::of(key), Want::Meta)
                 .await
                 .map_err(Refused::Failed)?;
             // Whoever relies on what was watched relies on its being durable.
@@ -373,7 +374,7 @@ impl Shard {
                 lsn: Lsn(0),
             }),
             None if overlay.cleared.is_some() || !command.op.needs_current() => None,
-            None => self.store.get(&key).await?,
+            None => self.store.get(&key, want_of(&command.op)).await?,
         };
         let lsn = self.depends_on(found.as_ref());
         let effect = self.evaluate(&command.op, found.as_ref(), to);

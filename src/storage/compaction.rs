@@ -22,6 +22,7 @@ use crate::rt;
 use crate::storage::merge::{Bound, Item, Merge, Step};
 use crate::storage::record::{Meta, Record};
 use crate::storage::sstable::{Table, TableCursor, TableId, TableInfo, TableWriter};
+use crate::storage::vlog::Garbage;
 use crate::types::{UnixMillis, Version};
 
 /// Fewer neighbouring runs of similar size are left alone.
@@ -166,14 +167,20 @@ pub struct Job {
 /// Merges the inputs into new tables, numbered by `next_id`, which are synced when this returns;
 /// their names are the caller's to sync, and the manifest is the caller's to change. There may be
 /// none, if nothing lives on. After an error no output is left. Run it in `Queue::Background`.
-pub async fn run(job: &Job, next_id: impl FnMut() -> TableId) -> Result<Vec<TableInfo>> {
+///
+/// What it gives up of the value log is added to `garbage`.
+pub async fn run(
+    job: &Job,
+    next_id: impl FnMut() -> TableId,
+    garbage: &mut Garbage,
+) -> Result<Vec<TableInfo>> {
     let mut outputs = Outputs {
         job,
         next_id,
         open: None,
         done: Vec::new(),
     };
-    let merged = merge(job, &mut outputs).await;
+    let merged = merge(job, &mut outputs, garbage).await;
     let finished = match merged {
         Ok(()) => outputs.end_table().await,
         Err(failure) => Err(failure),
@@ -187,9 +194,14 @@ pub async fn run(job: &Job, next_id: impl FnMut() -> TableId) -> Result<Vec<Tabl
     }
 }
 
-async fn merge(job: &Job, outputs: &mut Outputs<'_, impl FnMut() -> TableId>) -> Result<()> {
+async fn merge(
+    job: &Job,
+    outputs: &mut Outputs<'_, impl FnMut() -> TableId>,
+    garbage: &mut Garbage,
+) -> Result<()> {
     let cursor = |table: &Rc<Table>| TableCursor::new(Rc::clone(table), Bound::START, READ_BYTES);
-    let mut cursors: Vec<TableCursor> = job.inputs.iter().map(cursor).collect();
+    // The newest first: of two places of one version the newer one counts.
+    let mut cursors: Vec<TableCursor> = job.inputs.iter().rev().map(cursor).collect();
     let mut merge = Merge::new(cursors.len());
     let mut turn_bytes = 0;
     loop {
@@ -197,7 +209,13 @@ async fn merge(job: &Job, outputs: &mut Outputs<'_, impl FnMut() -> TableId>) ->
             Step::Fetch(source) => merge.feed(source, cursors[source].next_chunk().await?),
             Step::Emit(item) => {
                 turn_bytes += item.record.bytes().len();
-                if let Some(item) = survivor(item, &job.rules) {
+                let place = item.record.pointer();
+                let survivor = survivor(item, &job.rules);
+                let kept = survivor.as_ref().and_then(|item| item.record.pointer());
+                let given_up = place.filter(|_| kept.is_none());
+                let dropped = merge.take_dropped().into_iter().chain(given_up);
+                dropped.for_each(|place| garbage.add(place));
+                if let Some(item) = survivor {
                     outputs.add(&item).await?;
                 }
                 if turn_bytes >= TURN_BYTES {

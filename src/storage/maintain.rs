@@ -4,6 +4,7 @@
 //! a time. The state in memory changes only after the manifest is durable, and then at once. A clear
 //! is the exception: it takes the tables out of memory first, and the manifest follows.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::manifest::Manifest;
 use super::merge::{Bound, Item};
 use super::record::{KeyRef, Meta, Record};
 use super::sstable::{Table, TableId, TableInfo, TableWriter};
+use super::vlog::{Garbage, SegmentKey};
 use super::wal::Admission;
 use super::{Layer, Store};
 use crate::error::{Error, Result};
@@ -38,6 +40,18 @@ pub(super) struct Edit {
     add: Vec<Rc<Table>>,
     /// This memtable is in `add`.
     flushed: Option<Layer>,
+    /// Values that are given up with it.
+    garbage: Garbage,
+    /// Segments of the value log that go: nothing that will be live points there.
+    gone: Vec<SegmentKey>,
+}
+
+/// A memtable as a table, synced.
+struct Written {
+    /// None: nothing in it was worth keeping.
+    info: Option<TableInfo>,
+    /// Values that it gave up.
+    garbage: Garbage,
 }
 
 /// What the flusher is to do.
@@ -99,14 +113,29 @@ impl Store {
     }
 
     async fn flush(&self, layer: &Layer) -> Result<()> {
+        // Nobody but the table to come knows of the values that move now: they are not to be taken
+        // for garbage.
+        let from = self.moved.segment_now();
+        self.state.borrow_mut().moving_from = Some(from);
+        let flushed = self.flush_layer(layer).await;
+        self.state.borrow_mut().moving_from = None;
+        flushed
+    }
+
+    async fn flush_layer(&self, layer: &Layer) -> Result<()> {
+        // From here on all its large values that were written alone are pointers.
+        self.values.wait_written(layer.last).await?;
+        self.take_in_placed();
         let id = self.take_table_id();
-        let info = self.write_table(layer, id).await?;
-        let flushed = Some(layer.clone());
+        let Written { info, garbage } = self.write_table(layer, id).await?;
         let settled = self.wait_settled(layer);
         future::or(settled, rt::sleep(SETTLE_PATIENCE)).await;
-        let installed = self
-            .install_written(Vec::new(), info.as_slice(), flushed)
-            .await;
+        let edit = Edit {
+            flushed: Some(layer.clone()),
+            garbage,
+            ..Edit::nothing()
+        };
+        let installed = self.install_written(info.as_slice(), edit).await;
         let mut state = self.state.borrow_mut();
         state.stats.flushes += u64::from(installed.is_ok());
         state.stats.table_bytes_written += info.map_or(0, |info| info.bytes);
@@ -114,21 +143,9 @@ impl Store {
     }
 
     /// Makes tables that were written and synced part of the store; they go if that fails.
-    async fn install_written(
-        &self,
-        remove: Vec<TableId>,
-        infos: &[TableInfo],
-        flushed: Option<Layer>,
-    ) -> Result<()> {
+    async fn install_written(&self, infos: &[TableInfo], edit: Edit) -> Result<()> {
         let installed = match self.open_written(infos).await {
-            Ok(add) => {
-                self.install(Edit {
-                    remove,
-                    add,
-                    flushed,
-                })
-                .await
-            }
+            Ok(add) => self.install(Edit { add, ..edit }).await,
             Err(error) => Err(error),
         };
         if installed.is_err() && !self.state.borrow().install_failed {
@@ -155,9 +172,10 @@ impl Store {
         self.state.borrow_mut().manifest.take_id()
     }
 
-    /// Writes what is worth keeping of a memtable; `None` if nothing is.
-    async fn write_table(&self, layer: &Layer, id: TableId) -> Result<Option<TableInfo>> {
+    /// Writes what is worth keeping of a memtable.
+    async fn write_table(&self, layer: &Layer, id: TableId) -> Result<Written> {
         let mut writer = TableWriter::create(&self.dir, id, id).await?;
+        let mut garbage = Garbage::default();
         let mut records = 0;
         let mut last: Option<Item> = None;
         loop {
@@ -173,31 +191,55 @@ impl Store {
             };
             let Some(end) = chunk.last() else { break };
             last = Some(end.clone());
-            for item in chunk {
-                let Some(record) = self.worth_keeping(&item) else {
-                    continue;
-                };
-                if let Err(error) = writer.add(&record, item.position).await {
-                    writer.abandon().await;
-                    return Err(error);
-                }
-                records += 1;
+            let kept = chunk
+                .iter()
+                .filter_map(|item| self.worth_keeping(item, &mut garbage));
+            let kept: Vec<Item> = kept.collect();
+            records += kept.len();
+            if let Err(error) = self.add_all(&mut writer, kept).await {
+                writer.abandon().await;
+                return Err(error);
             }
             rt::yield_if_needed().await;
         }
         if records == 0 {
             writer.abandon().await;
-            return Ok(None);
+            return Ok(Written {
+                info: None,
+                garbage,
+            });
         }
-        writer.finish().await.map(Some)
+        let info = Some(writer.finish().await?);
+        Ok(Written { info, garbage })
+    }
+
+    /// Adds records to a table. Large values that are still with their records move to the value log.
+    async fn add_all(&self, writer: &mut TableWriter, items: Vec<Item>) -> Result<()> {
+        let is_large = |item: &&Item| {
+            item.record.pointer().is_none()
+                && item.record.view().value().len() >= self.options.value_bytes_min
+        };
+        let large: Vec<Item> = items.iter().filter(is_large).cloned().collect();
+        let mut pointers = self.move_records(&large).await?.into_iter();
+        for item in &items {
+            let record = match is_large(&item) {
+                true => pointers.next().expect("each that moves has a new place"),
+                false => item.record.clone(),
+            };
+            writer.add(&record, item.position).await?;
+        }
+        Ok(())
     }
 
     /// A record as the table gets it: what is dead goes, unless it hides something older.
-    fn worth_keeping(&self, item: &Item) -> Option<Record> {
+    fn worth_keeping(&self, item: &Item, garbage: &mut Garbage) -> Option<Item> {
         let meta = item.record.meta();
         let expired = !meta.tombstone && !item.record.view().is_live(rt::wall_ms());
         if !meta.tombstone && !expired {
-            return Some(item.record.clone());
+            return Some(item.clone());
+        }
+        if let Some(place) = item.record.pointer() {
+            garbage.add(place);
         }
         let key = KeyRef {
             position: item.position,
@@ -218,7 +260,10 @@ impl Store {
             expiry: 0,
             ..meta
         };
-        Some(Record::new(tombstone, item.record.key(), b""))
+        Some(Item {
+            record: Record::new(tombstone, item.record.key(), b""),
+            position: item.position,
+        })
     }
 
     /// Waits until the other cores know of the transactions in `layer`, or it is no longer needed.
@@ -265,8 +310,23 @@ impl Store {
         }
     }
 
+    /// Waits until the values that tables, old or to come, point to are on disk: with "none", nobody
+    /// else does.
+    async fn wait_values(&self, flushed: Option<&Layer>) -> Result<()> {
+        if let Some(layer) = flushed {
+            self.values.wait_durable(layer.last).await?;
+        }
+        self.moved.wait_durable(self.moved_last.get()).await
+    }
+
     async fn install_alone(&self, edit: Edit) -> Result<()> {
-        self.wait_logged(edit.flushed.as_ref()).await?;
+        if !rt::planted(Bug::TableBeforeValues) {
+            self.wait_logged(edit.flushed.as_ref()).await?;
+            self.wait_values(edit.flushed.as_ref()).await?;
+        }
+        if rt::planted(Bug::SegmentBeforeManifest) {
+            self.remove_segments(&edit.gone).await;
+        }
         let mut manifest = self.state.borrow().manifest.clone();
         // It may have died while it was being made.
         let flushed = edit.flushed.as_ref().filter(|layer| self.is_oldest(layer));
@@ -284,7 +344,8 @@ impl Store {
         manifest.cleared = cleared;
         manifest.version_max = manifest.version_max.max(cleared);
         let dead = manifest.take_cleared();
-        manifest.floor = self.floor_after(flushed);
+        self.set_floors(&mut manifest, flushed);
+        manifest.segments = self.state.borrow().values.list(&edit.gone, &edit.garbage);
         match manifest.store(&self.dir).await {
             Ok(()) => {}
             Err(Error::Uncertain) => {
@@ -293,32 +354,8 @@ impl Store {
             }
             Err(error) => return Err(error),
         }
-        let floor = manifest.floor;
-        {
-            let mut state = self.state.borrow_mut();
-            manifest.next_id = manifest.next_id.max(state.manifest.next_id);
-            state.manifest = manifest;
-            // A clear may have come meanwhile; then none of the tables lives.
-            if state.cleared == cleared && adds {
-                state.take_in(&edit);
-            }
-            if let Some(layer) = &edit.flushed {
-                state
-                    .frozen
-                    .retain(|other| !Rc::ptr_eq(&other.memtable, &layer.memtable));
-                // What the others may still ask about stays in the log, and is settled another time.
-                for transaction in layer.transactions.take() {
-                    match state.held.get(&transaction) {
-                        Some(held) if held.settled => drop(state.held.remove(&transaction)),
-                        Some(_) => state.active.transactions.borrow_mut().push(transaction),
-                        None => {}
-                    }
-                }
-            }
-        }
-        if let Some(wal) = &self.wal {
-            wal.release(floor);
-        }
+        self.release(&manifest);
+        self.take_effect(&edit, manifest, adds);
         let unused = if adds { Vec::new() } else { infos };
         let gone = edit
             .remove
@@ -327,13 +364,61 @@ impl Store {
             .map(|id| self.dir.join(id.file_name()));
         let dead = dead.iter().chain(&unused).map(|info| info.path(&self.dir));
         for path in gone.chain(dead).collect::<Vec<_>>() {
-            if let Err(error) = rt::remove_file(&path).await
-                && !error.is_not_found()
-            {
-                log::warn!("{error}; the next start removes it");
+            self.remove_file(&path).await;
+        }
+        self.remove_segments(&edit.gone).await;
+        Ok(())
+    }
+
+    /// What an edit changes in memory, now that `manifest` is durable.
+    fn take_effect(&self, edit: &Edit, mut manifest: Manifest, adds: bool) {
+        let mut state = self.state.borrow_mut();
+        let cleared = manifest.cleared;
+        manifest.next_id = manifest.next_id.max(state.manifest.next_id);
+        state.manifest = manifest;
+        state.epoch += 1;
+        state.values.note_all(&edit.garbage);
+        edit.gone.iter().for_each(|key| state.values.remove(*key));
+        state.emptied.retain(|(key, _)| !edit.gone.contains(key));
+        // A clear may have come meanwhile; then none of the tables lives.
+        if state.cleared == cleared && adds {
+            state.take_in(edit);
+        }
+        let Some(layer) = &edit.flushed else { return };
+        state
+            .frozen
+            .retain(|other| !Rc::ptr_eq(&other.memtable, &layer.memtable));
+        // What the others may still ask about stays in the log, and is settled another time.
+        for transaction in layer.transactions.take() {
+            match state.held.get(&transaction) {
+                Some(held) if held.settled => drop(state.held.remove(&transaction)),
+                Some(_) => state.active.transactions.borrow_mut().push(transaction),
+                None => {}
             }
         }
-        Ok(())
+    }
+
+    /// Gives up the segments of the logs that replay does not need any more.
+    fn release(&self, manifest: &Manifest) {
+        if let Some(wal) = &self.wal {
+            wal.release(manifest.floor);
+        }
+        self.values.release(manifest.values_floor);
+    }
+
+    async fn remove_segments(&self, gone: &[SegmentKey]) {
+        for (stream, id) in gone {
+            self.remove_file(&self.dir.join(id.file_name(*stream)))
+                .await;
+        }
+    }
+
+    async fn remove_file(&self, path: &Path) {
+        if let Err(error) = rt::remove_file(path).await
+            && !error.is_not_found()
+        {
+            log::warn!("{error}; the next start removes it");
+        }
     }
 
     fn is_oldest(&self, layer: &Layer) -> bool {
@@ -344,31 +429,23 @@ impl Store {
             .is_some_and(|other| Rc::ptr_eq(&other.memtable, &layer.memtable))
     }
 
-    /// Where replay must begin once `flushed` is in a table.
-    fn floor_after(&self, flushed: Option<&Layer>) -> super::wal::replay::Floor {
+    /// Says where replay must begin once `flushed` is in a table.
+    fn set_floors(&self, manifest: &mut Manifest, flushed: Option<&Layer>) {
         let state = self.state.borrow();
-        let Some(wal) = &self.wal else {
-            return match state.leftover.is_empty() {
-                true => state.floor_without_log,
-                false => state.manifest.floor,
-            };
-        };
-        // What was written together with the clear bears its number, and lives.
-        let mut safe = Lsn(state.cleared_at.0.saturating_sub(1));
-        if let Some(layer) = flushed {
-            safe = safe.max(layer.last);
-        } else if let Some(before) = state.flushed {
-            safe = safe.max(before);
+        let safe = state.safe_after(flushed);
+        assert!(safe >= manifest.flushed, "what is in tables stays there");
+        match &self.wal {
+            Some(wal) => manifest.floor = wal.floor(safe),
+            None if state.leftover.is_empty() => {
+                manifest.floor = state.floor_without_log;
+                manifest.logless = true;
+            }
+            // The log of an earlier life is still needed, and all that goes with it.
+            None => return,
         }
-        let gone = flushed
-            .map(|layer| layer.transactions.borrow().clone())
-            .unwrap_or_default();
-        let held = state
-            .held
-            .iter()
-            .filter(|(transaction, held)| !(held.settled && gone.contains(transaction)));
-        let first_held = held.map(|(_, held)| held.lsn).min();
-        wal.floor(first_held.map_or(safe, |lsn| safe.min(Lsn(lsn.0 - 1))))
+        manifest.flushed = safe;
+        manifest.values_floor = self.values.floor(safe);
+        manifest.voids.retain(|void| void.1 > safe);
     }
 
     /// Merges tables, as [`compaction::plan`] says, until the store stops.
@@ -428,8 +505,14 @@ impl Store {
             let newest = inputs.iter().map(|info| info.version_max).max();
             self.forget(newest.unwrap_or(Version::ZERO));
         }
-        let infos = compaction::run(&job, || self.take_table_id()).await?;
-        self.install_written(ids, &infos, None).await?;
+        let mut garbage = Garbage::default();
+        let infos = compaction::run(&job, || self.take_table_id(), &mut garbage).await?;
+        let edit = Edit {
+            remove: ids,
+            garbage,
+            ..Edit::nothing()
+        };
+        self.install_written(&infos, edit).await?;
         let mut state = self.state.borrow_mut();
         state.stats.compactions += 1;
         state.stats.table_bytes_written += infos.iter().map(|info| info.bytes).sum::<u64>();
@@ -448,20 +531,34 @@ impl Store {
             .wait_for(|| self.state.borrow().flusher_ended.then_some(()))
             .await;
         let flushed = self.state.borrow().frozen.is_empty();
-        match &self.wal {
-            Some(wal) => wal.stop().await,
-            None if flushed => Ok(()),
-            None => Err(Error::DiskFull),
+        let mut stopped = match (&self.wal, flushed) {
+            (Some(wal), _) => wal.stop().await,
+            (None, true) => Ok(()),
+            (None, false) => Err(Error::DiskFull),
+        };
+        for log in [&self.values, &self.moved] {
+            stopped = stopped.and(log.stop().await);
         }
+        stopped
     }
 }
 
 impl Edit {
+    /// These segments of the value log go.
+    pub(super) fn without(gone: Vec<SegmentKey>) -> Edit {
+        Edit {
+            gone,
+            ..Edit::nothing()
+        }
+    }
+
     pub(super) fn nothing() -> Edit {
         Edit {
             remove: Vec::new(),
             add: Vec::new(),
             flushed: None,
+            garbage: Garbage::default(),
+            gone: Vec::new(),
         }
     }
 }
@@ -471,6 +568,24 @@ impl super::State {
     fn has_all(&self, ids: &[TableId]) -> bool {
         ids.iter()
             .all(|id| self.tables.iter().any(|table| table.info().id == *id))
+    }
+
+    /// Up to which write all is in tables, or needed no more, once `flushed` is in one.
+    fn safe_after(&self, flushed: Option<&Layer>) -> Lsn {
+        // What was written together with the clear bears its number, and lives.
+        let mut safe = self.flushed.max(Lsn(self.cleared_at.0.saturating_sub(1)));
+        if let Some(layer) = flushed {
+            safe = safe.max(layer.last);
+        }
+        let gone = flushed
+            .map(|layer| layer.transactions.borrow().clone())
+            .unwrap_or_default();
+        let held = self
+            .held
+            .iter()
+            .filter(|(transaction, held)| !(held.settled && gone.contains(transaction)));
+        let first_held = held.map(|(_, held)| held.lsn).min();
+        first_held.map_or(safe, |lsn| safe.min(Lsn(lsn.0 - 1)))
     }
 
     /// Shows the tables of an installed edit to readers.
@@ -484,7 +599,7 @@ impl super::State {
         let end = start + edit.remove.len();
         self.tables.splice(start..end, edit.add.iter().cloned());
         if let Some(layer) = &edit.flushed {
-            self.flushed = Some(layer.last);
+            self.flushed = layer.last;
         }
     }
 }

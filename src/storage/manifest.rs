@@ -1,8 +1,12 @@
-//! The manifest: which tables are live, and what else a core must know before it replays its log.
+//! The manifest: which tables and segments of the value log are live, and what else a core must know
+//! before it replays its logs.
 //!
 //! file := magic 8 bytes | format u32 | body length u32 | body | crc u32 | zeros to 4 KiB
 //! body := core u16 | cores u16 | next id u64 | log floor (segment u64, sequence u64) | cleared (clock u64, coordinator u32)
-//!         | version max (likewise) | count u32 | table*            (little endian)
+//!         | version max (likewise) | values floor (likewise) | flushed u64 | logless u8
+//!         | count u32 | void* | count u32 | segment* | count u32 | table*            (little endian)
+//! void    := first u64 | last u64
+//! segment := stream u8 | id u64 | bytes u64 | written u64 | garbage u64 | version max
 //!
 //! A table is what `TableInfo::encode` writes. The crc32c covers all bytes before it.
 //!
@@ -18,9 +22,9 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::codec::Reader;
 use crate::storage::sstable::{TableId, TableInfo};
-use crate::storage::wal::format::SegmentId;
+use crate::storage::wal::format::{SegmentId, Stream};
 use crate::storage::wal::replay::Floor;
-use crate::types::{CoreId, Version};
+use crate::types::{CoreId, Lsn, Version};
 
 /// The name of the manifest in its core's directory.
 pub const MANIFEST: &str = "MANIFEST";
@@ -28,7 +32,7 @@ pub const MANIFEST: &str = "MANIFEST";
 pub const MANIFEST_TMP: &str = "MANIFEST.tmp";
 
 /// The newest format that this program reads, and the one it writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAGIC: [u8; 8] = *b"QUOITMAN";
 const HEADER_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
@@ -45,12 +49,84 @@ pub struct Manifest {
     pub next_id: u64,
     /// Where replay of the log begins.
     pub floor: Floor,
+    /// Where replay of the value log begins.
+    pub values_floor: Floor,
+    /// All that was written up to here is in tables, or needed no more: replay leaves it out.
+    pub flushed: Lsn,
+    /// The logs hold nothing that counts: `durability = "none"`.
+    pub logless: bool,
+    /// Numbers of writes that a recovery found behind a gap: they never were. In order.
+    pub voids: Vec<(Lsn, Lsn)>,
+    /// The live segments of the value log, in order of stream and number.
+    pub segments: Vec<SegmentInfo>,
     /// Every record at or below this version is dead (FLUSHALL).
     pub cleared: Version,
     /// No version in the tables is above this: the clock starts higher.
     pub version_max: Version,
     /// The live tables, the oldest first.
     pub tables: Vec<TableInfo>,
+}
+
+/// A segment of the value log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Its stream.
+    pub stream: Stream,
+    /// Its number.
+    pub id: SegmentId,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// Bytes of all records that were written to it.
+    pub written: u64,
+    /// Bytes of those that nobody needs.
+    pub garbage: u64,
+    /// No record in it has a higher version.
+    pub version_max: Version,
+}
+
+impl SegmentInfo {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.stream.number());
+        for word in [self.id.0, self.bytes, self.written, self.garbage] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        put_version(self.version_max, out);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Option<SegmentInfo> {
+        Some(SegmentInfo {
+            stream: Stream::from_number(reader.u8()?)?,
+            id: SegmentId(reader.u64()?),
+            bytes: reader.u64()?,
+            written: reader.u64()?,
+            garbage: reader.u64()?,
+            version_max: take_version(reader)?,
+        })
+    }
+}
+
+fn put_version(version: Version, out: &mut Vec<u8>) {
+    out.extend_from_slice(&version.clock.to_le_bytes());
+    out.extend_from_slice(&version.coordinator.to_le_bytes());
+}
+
+fn take_version(reader: &mut Reader<'_>) -> Option<Version> {
+    Some(Version {
+        clock: reader.u64()?,
+        coordinator: reader.u32()?,
+    })
+}
+
+fn put_floor(floor: Floor, out: &mut Vec<u8>) {
+    out.extend_from_slice(&floor.segment.0.to_le_bytes());
+    out.extend_from_slice(&floor.sequence.to_le_bytes());
+}
+
+fn take_floor(reader: &mut Reader<'_>) -> Option<Floor> {
+    Some(Floor {
+        segment: SegmentId(reader.u64()?),
+        sequence: reader.u64()?,
+    })
 }
 
 impl Manifest {
@@ -61,10 +137,12 @@ impl Manifest {
             core,
             cores,
             next_id: 1,
-            floor: Floor {
-                segment: SegmentId(1),
-                sequence: 1,
-            },
+            floor: Floor::START,
+            values_floor: Floor::START,
+            flushed: crate::storage::RECOVERED,
+            logless: false,
+            voids: Vec::new(),
+            segments: Vec::new(),
             cleared: Version::ZERO,
             version_max: Version::ZERO,
             tables: Vec::new(),
@@ -170,16 +248,28 @@ impl Manifest {
         body.extend_from_slice(&self.core.0.to_le_bytes());
         body.extend_from_slice(&self.cores.to_le_bytes());
         body.extend_from_slice(&self.next_id.to_le_bytes());
-        body.extend_from_slice(&self.floor.segment.0.to_le_bytes());
-        body.extend_from_slice(&self.floor.sequence.to_le_bytes());
-        for version in [self.cleared, self.version_max] {
-            body.extend_from_slice(&version.clock.to_le_bytes());
-            body.extend_from_slice(&version.coordinator.to_le_bytes());
+        put_floor(self.floor, &mut body);
+        put_version(self.cleared, &mut body);
+        put_version(self.version_max, &mut body);
+        put_floor(self.values_floor, &mut body);
+        body.extend_from_slice(&self.flushed.0.to_le_bytes());
+        body.push(u8::from(self.logless));
+        let put_count = |count: usize, body: &mut Vec<u8>| {
+            let count = u32::try_from(count).expect("files are bounded by the disk");
+            body.extend_from_slice(&count.to_le_bytes());
+        };
+        put_count(self.voids.len(), &mut body);
+        for (first, last) in &self.voids {
+            body.extend_from_slice(&first.0.to_le_bytes());
+            body.extend_from_slice(&last.0.to_le_bytes());
         }
-        let count = u32::try_from(self.tables.len()).expect("tables are merged long before");
-        body.extend_from_slice(&count.to_le_bytes());
+        put_count(self.segments.len(), &mut body);
+        self.segments
+            .iter()
+            .for_each(|segment| segment.encode(&mut body));
+        put_count(self.tables.len(), &mut body);
         self.tables.iter().for_each(|table| table.encode(&mut body));
-        let length = u32::try_from(body.len()).expect("a manifest is a few KiB");
+        let length = u32::try_from(body.len()).expect("a manifest is small");
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&FORMAT.to_le_bytes());
         bytes.extend_from_slice(&length.to_le_bytes());
@@ -215,8 +305,15 @@ impl Manifest {
             return Err(corrupt(bytes.len(), "it is cut short"));
         };
         let end = HEADER_BYTES + length;
-        if crc != crc32c::crc32c(&bytes[..end]) || format != FORMAT {
+        if crc != crc32c::crc32c(&bytes[..end]) || format == 0 {
             return Err(corrupt(end, "the checksum does not match"));
+        }
+        if format != FORMAT {
+            let file = path.display();
+            return Err(Error::Setup(format!(
+                "{file} has manifest format {format}, of an older version of quoit; this one reads \
+                 {FORMAT}"
+            )));
         }
         let padding = &bytes[end + CRC_BYTES..];
         if padding.len() >= BLOCK_BYTES || padding.iter().any(|&byte| byte != 0) {
@@ -227,24 +324,31 @@ impl Manifest {
 
     fn decode_body(body: &[u8]) -> Option<Manifest> {
         let mut reader = Reader::new(body);
-        let version = |reader: &mut Reader<'_>| {
-            Some(Version {
-                clock: reader.u64()?,
-                coordinator: reader.u32()?,
-            })
-        };
         let mut manifest = Manifest {
             core: CoreId(reader.u16()?),
             cores: reader.u16()?,
             next_id: reader.u64()?,
-            floor: Floor {
-                segment: SegmentId(reader.u64()?),
-                sequence: reader.u64()?,
+            floor: take_floor(&mut reader)?,
+            cleared: take_version(&mut reader)?,
+            version_max: take_version(&mut reader)?,
+            values_floor: take_floor(&mut reader)?,
+            flushed: Lsn(reader.u64()?),
+            logless: match reader.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
             },
-            cleared: version(&mut reader)?,
-            version_max: version(&mut reader)?,
+            voids: Vec::new(),
+            segments: Vec::new(),
             tables: Vec::new(),
         };
+        for _ in 0..reader.u32()? {
+            let void = (Lsn(reader.u64()?), Lsn(reader.u64()?));
+            manifest.voids.push(void);
+        }
+        for _ in 0..reader.u32()? {
+            manifest.segments.push(SegmentInfo::decode(&mut reader)?);
+        }
         for _ in 0..reader.u32()? {
             manifest.tables.push(TableInfo::decode(&mut reader)?);
         }
@@ -258,7 +362,16 @@ impl Manifest {
         let run_ids: BTreeSet<TableId> = runs.clone().map(|run| run[0].run).collect();
         let disjoint =
             |run: &[TableInfo]| run.windows(2).all(|two| two[0].last_key < two[1].first_key);
-        self.core.0 < self.cores
+        let in_order =
+            |two: &[SegmentInfo]| (two[0].stream, two[0].id) < (two[1].stream, two[1].id);
+        let fits = |segment: &SegmentInfo| {
+            segment.stream != Stream::Records && segment.garbage <= segment.written
+        };
+        self.segments.windows(2).all(in_order)
+            && self.segments.iter().all(fits)
+            && self.voids.iter().all(|(first, last)| first <= last)
+            && self.voids.windows(2).all(|two| two[0].1 < two[1].0)
+            && self.core.0 < self.cores
             && ids.len() == self.tables.len()
             && ids.last().is_none_or(|last| last.0 < self.next_id)
             && self
@@ -331,326 +444,4 @@ async fn read_whole(file: &File) -> Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rt::sim::{NodeId, Options, World};
-    use crate::storage::sstable::KeyBuf;
-    use crate::types::Position;
-    use std::cell::Cell;
-    use std::path::PathBuf;
-    use std::rc::Rc;
-    use std::time::Duration;
-
-    const NODE: NodeId = NodeId(1);
-
-    fn dir() -> PathBuf {
-        PathBuf::from("/data/core-0")
-    }
-
-    fn world(seed: u64, planted: &[Bug]) -> World {
-        let mut options = Options::random(seed);
-        options.planted = planted.to_vec();
-        let world = World::new(options);
-        world.run_on(NODE, async {
-            rt::create_dir_all(&dir()).await.expect("a sound disk")
-        });
-        world
-    }
-
-    fn table(id: u64) -> TableInfo {
-        let key = |key: u8| KeyBuf {
-            position: Position(u32::from(key)),
-            key: vec![key; 3],
-        };
-        TableInfo {
-            id: TableId(id),
-            run: TableId(id),
-            level: 0,
-            bytes: 8192,
-            records: 10,
-            tombstones: 3,
-            first_key: key(1),
-            last_key: key(200),
-            version_max: Version {
-                clock: id,
-                coordinator: 1,
-            },
-            half_expired_at: 0,
-        }
-    }
-
-    /// The manifest after `tables` flushes.
-    fn manifest(tables: u64) -> Manifest {
-        let mut manifest = Manifest::new(CoreId(0), 4);
-        for _ in 0..tables {
-            let id = manifest.take_id();
-            manifest.push(table(id.0));
-        }
-        manifest
-    }
-
-    #[test]
-    fn a_manifest_gives_back_what_was_stored() {
-        for tables in [0, 1, 5, 300] {
-            let world = world(tables, &[]);
-            let stored = manifest(tables);
-            let expected = stored.clone();
-            world.run_on(NODE, async move {
-                assert_eq!(Manifest::load(&dir()).await.expect("a sound disk"), None);
-                stored.store(&dir()).await.expect("a sound disk");
-            });
-            world.crash_node(NODE);
-            let found = world.run_on(NODE, async { Manifest::load(&dir()).await });
-            assert_eq!(found.expect("a sound disk"), Some(expected));
-        }
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_cut_of_a_manifest_is_noticed() {
-        let good = manifest(3).encode();
-        let path = dir().join(MANIFEST);
-        assert_eq!(
-            Manifest::decode(&good, &path).expect("undamaged"),
-            manifest(3)
-        );
-        for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            match Manifest::decode(&bad, &path) {
-                Err(Error::Corrupt { file, .. }) => assert_eq!(file, path),
-                Err(Error::Setup(why)) => assert!(why.contains("format"), "bit {bit}: {why}"),
-                other => panic!("bit {bit}: {other:?}"),
-            }
-        }
-        let content = good
-            .iter()
-            .rposition(|&byte| byte != 0)
-            .expect("not all zeros");
-        for length in 0..=content {
-            let cut = Manifest::decode(&good[..length], &path);
-            assert!(matches!(cut, Err(Error::Corrupt { .. })), "cut at {length}");
-        }
-        let longer = [&good[..], &[0; 4096]].concat();
-        assert!(
-            Manifest::decode(&longer, &path).is_err(),
-            "a manifest and something else"
-        );
-    }
-
-    #[test]
-    fn a_newer_format_is_refused_by_name() {
-        let mut bytes = manifest(1).encode();
-        bytes[MAGIC.len()] = FORMAT as u8 + 1;
-        match Manifest::decode(&bytes, &dir()) {
-            Err(Error::Setup(why)) => assert!(why.contains("format 2"), "{why}"),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_right_checksum_over_a_wrong_body_is_an_error_not_a_crash() {
-        let good = manifest(4).encode();
-        let length = u32::from_le_bytes(good[12..16].try_into().expect("four bytes")) as usize;
-        let end = HEADER_BYTES + length;
-        for seed in 0..3000 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let mut bad = good.clone();
-            bad[random.usize(HEADER_BYTES..end)] ^= 1 << random.u8(0..8);
-            let crc = crc32c::crc32c(&bad[..end]);
-            bad[end..end + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
-            if let Ok(manifest) = Manifest::decode(&bad, &dir()) {
-                manifest.check();
-            }
-        }
-    }
-
-    /// Above the ids in use.
-    const FIRST_ID: u64 = 10;
-
-    /// The manifests of a run are told apart by their next id.
-    #[derive(Default)]
-    struct Progress {
-        tried: Cell<u64>,
-        stored: Cell<u64>,
-    }
-
-    /// Reopens, and stores one manifest after the other until the end comes from outside. Returns
-    /// only if it finds another manifest than it may.
-    async fn store_on(progress: Rc<Progress>) {
-        let found = Manifest::load(&dir()).await.expect("never damaged");
-        let count = found.map_or(0, |manifest| manifest.next_id - FIRST_ID);
-        if count < progress.stored.get() || count > progress.tried.get() {
-            return;
-        }
-        // What was read is what stays, whatever happens next.
-        progress.stored.set(count);
-        for count in count + 1.. {
-            progress.tried.set(count);
-            let next = Manifest {
-                next_id: FIRST_ID + count,
-                ..manifest(2)
-            };
-            next.store(&dir()).await.expect("no errors, only crashes");
-            progress.stored.set(count);
-        }
-    }
-
-    /// Four lives, each ended by a power cut or `kill -9` at a random moment, while reopening too.
-    /// How many manifests were stored; `None` if one of them was lost.
-    fn survive(seed: u64, planted: &[Bug]) -> Option<u64> {
-        let world = world(seed, planted);
-        let mut random = fastrand::Rng::with_seed(seed);
-        let progress = Rc::new(Progress::default());
-        for _ in 0..4 {
-            let main = |_: rt::Core<()>| store_on(Rc::clone(&progress));
-            let _mains = world.start_node(NODE, 1, main);
-            let micros = if random.bool() { 1_000 } else { 30_000 };
-            world.run_for(Duration::from_micros(random.u64(0..micros)));
-            if world.node_ended(NODE) {
-                return None;
-            }
-            if random.bool() {
-                world.crash_node(NODE);
-            } else {
-                world.kill_node(NODE);
-            }
-        }
-        Some(progress.stored.get())
-    }
-
-    #[test]
-    fn a_crash_at_any_moment_leaves_the_old_manifest_or_the_new_one() {
-        let mut stored = 0;
-        for seed in 0..600 {
-            let survived = survive(seed, &[]);
-            stored += survived.unwrap_or_else(|| panic!("seed {seed}: a stored manifest was lost"));
-        }
-        assert!(stored > 600, "the lives are too short to store anything");
-    }
-
-    #[test]
-    fn without_directory_syncs_some_crash_loses_a_manifest() {
-        // If this fails, the test above proves nothing.
-        let lost = (0..200).filter(|&seed| survive(seed, &[Bug::NoDirectorySync]).is_none());
-        assert!(lost.count() > 0);
-    }
-
-    #[test]
-    fn a_full_disk_leaves_the_old_manifest_in_force_and_can_be_tried_again() {
-        let world = world(1, &[]);
-        let handle = world.handle();
-        world.run_on(NODE, async move {
-            let disk = handle.disk(NODE);
-            manifest(1).store(&dir()).await.expect("a sound disk");
-            disk.leave_free(0);
-            let failure = manifest(2).store(&dir()).await.expect_err("no room");
-            assert!(failure.is_disk_full(), "{failure}");
-            assert_eq!(
-                disk.files(),
-                [dir().join(MANIFEST)],
-                "a part was left behind"
-            );
-            assert_eq!(
-                Manifest::load(&dir()).await.expect("sound"),
-                Some(manifest(1))
-            );
-            disk.change_faults(|faults| faults.capacity_bytes = u64::MAX);
-            manifest(2)
-                .store(&dir())
-                .await
-                .expect("there is room again");
-            assert_eq!(
-                Manifest::load(&dir()).await.expect("sound"),
-                Some(manifest(2))
-            );
-        });
-    }
-
-    #[test]
-    fn errors_say_truly_whether_the_old_manifest_is_in_force() {
-        for seed in 0..300 {
-            let world = world(seed, &[]);
-            let handle = world.handle();
-            let outcome = world.run_on(NODE, async move {
-                manifest(1).store(&dir()).await.expect("a sound disk");
-                handle.disk(NODE).change_faults(|faults| {
-                    (faults.eio_write, faults.eio_sync) = (0.15, 0.15);
-                });
-                let outcome = manifest(2).store(&dir()).await;
-                handle.disk(NODE).change_faults(|faults| {
-                    (faults.eio_write, faults.eio_sync) = (0.0, 0.0);
-                });
-                outcome
-            });
-            world.crash_node(NODE);
-            let found = world.run_on(NODE, async { Manifest::load(&dir()).await });
-            let found = found.expect("whole").expect("one of the two").tables.len();
-            match outcome {
-                Ok(()) => assert_eq!(found, 2, "seed {seed}"),
-                Err(Error::Uncertain) => assert!(found == 1 || found == 2, "seed {seed}"),
-                Err(_) => assert_eq!(found, 1, "seed {seed}: said to be unchanged"),
-            }
-        }
-    }
-
-    #[test]
-    fn orphans_are_the_tables_that_no_manifest_names() {
-        let mut manifest = manifest(2);
-        let names = [
-            "000000000001.table",
-            "000000000009.table",
-            "MANIFEST",
-            "5.table",
-            "x",
-        ];
-        let orphans = manifest.take_orphans(&names.map(str::to_owned));
-        assert_eq!(
-            orphans,
-            ["000000000009.table"],
-            "live tables and strangers stay"
-        );
-        assert_eq!(
-            manifest.take_id(),
-            TableId(10),
-            "a number is not used twice"
-        );
-    }
-
-    #[test]
-    fn a_merge_takes_the_place_of_its_inputs_in_the_order_of_age() {
-        let mut manifest = manifest(4);
-        let id = manifest.take_id();
-        let merged = TableInfo {
-            version_max: Version {
-                clock: 3,
-                coordinator: 1,
-            },
-            ..table(id.0)
-        };
-        manifest.replace(&[TableId(2), TableId(3)], vec![merged]);
-        let ids: Vec<u64> = manifest.tables.iter().map(|table| table.id.0).collect();
-        assert_eq!(ids, [1, 5, 4], "a merged table changed its age");
-        manifest.replace(&[TableId(1)], Vec::new());
-        assert_eq!(manifest.tables.len(), 2);
-        manifest.cleared = Version {
-            clock: 3,
-            coordinator: 9,
-        };
-        let dead: Vec<TableId> = manifest
-            .take_cleared()
-            .iter()
-            .map(|table| table.id)
-            .collect();
-        assert_eq!(
-            dead,
-            [TableId(5)],
-            "a table with a record above the clearing was given up"
-        );
-    }
-
-    #[test]
-    #[should_panic(expected = "inputs are live and adjacent")]
-    fn a_merge_of_tables_that_are_no_neighbours_is_a_bug_that_stops_it() {
-        manifest(4).replace(&[TableId(1), TableId(3)], Vec::new());
-    }
-}
+mod tests;

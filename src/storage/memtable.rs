@@ -110,6 +110,25 @@ impl Memtable {
         }
     }
 
+    /// Puts `pointer` in the place of the record that it stands for, which was written as `lsn`. False
+    /// if that one is not here any more.
+    pub fn point(&mut self, pointer: Record, position: Position, lsn: Lsn) -> bool {
+        let index = self.chunk_of(position, pointer.key());
+        let Some(chunk) = self.chunks.get_mut(index) else {
+            return false;
+        };
+        let Ok(at) = chunk.search(position, pointer.key()) else {
+            return false;
+        };
+        let entry = &mut chunk.entries[at];
+        if entry.lsn != lsn || entry.record.meta() != pointer.meta() {
+            return false;
+        }
+        self.bytes = self.bytes + entry_bytes(&pointer) - entry_bytes(&entry.record);
+        entry.record = pointer;
+        true
+    }
+
     /// Takes the record of `key` out, if there is one.
     pub fn remove(&mut self, key: &KeyRef) -> Option<Entry> {
         let index = self.chunk_of(key.position, key.key);
@@ -387,6 +406,38 @@ mod tests {
             run_against_model(seed, steps, u32::MAX);
             run_against_model(seed, steps, 3);
         }
+    }
+
+    #[test]
+    fn a_pointer_takes_only_the_place_of_the_write_that_it_stands_for() {
+        use crate::storage::record::Pointer;
+        use crate::storage::wal::format::{SegmentId, Stream};
+        let old = record(b"key", 1, &[7; 5000]);
+        let pointer = Record::pointing(
+            old.view(),
+            Pointer {
+                stream: Stream::Values,
+                segment: SegmentId(1),
+                offset: 4096,
+                length: old.bytes().len() as u32,
+                crc: 0,
+            },
+        );
+        let mut table = Memtable::new();
+        assert!(!table.point(pointer.clone(), Position(1), Lsn(5)));
+        table.insert(old, Position(1), Lsn(5));
+        let whole = table.bytes();
+        assert!(!table.point(pointer.clone(), Position(1), Lsn(6)));
+        assert!(table.point(pointer.clone(), Position(1), Lsn(5)));
+        assert!(
+            table.bytes() < whole - 4000,
+            "the value's bytes are still counted"
+        );
+        table.insert(record(b"key", 2, b"new"), Position(1), Lsn(5));
+        assert!(
+            !table.point(pointer, Position(1), Lsn(5)),
+            "a pointer took the place of a newer record"
+        );
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! Invariants: each source is strictly ascending by (position, key), within and across its chunks;
 //! so is what comes out. Of the records of one key the one with the highest version comes out; of
 //! two with the same version a tombstone (an expired record that a compaction has already turned
-//! into one), else the earlier source's.
+//! into one), else the earlier source's: so sources stand from the newest to the oldest, for a value
+//! that was moved is the same version at two places, of which only the newer may still be there.
 
 use std::collections::VecDeque;
 
-use crate::storage::record::Record;
+use crate::storage::record::{Pointer, Record};
 use crate::types::Position;
 
 /// Where a walk over sorted records starts.
@@ -78,6 +79,7 @@ pub enum Step {
 pub struct Merge {
     sources: Vec<Source>,
     emitted: Option<Item>,
+    dropped: Vec<Pointer>,
 }
 
 #[derive(Default)]
@@ -94,6 +96,7 @@ impl Merge {
         Merge {
             sources,
             emitted: None,
+            dropped: Vec::new(),
         }
     }
 
@@ -135,6 +138,12 @@ impl Merge {
         Step::Emit(item)
     }
 
+    /// Where the values lie that were given up since this was called last: those of older records
+    /// of the keys that came out, other than the very places of these.
+    pub fn take_dropped(&mut self) -> Vec<Pointer> {
+        std::mem::take(&mut self.dropped)
+    }
+
     /// The source whose head is the newest record of the lowest key.
     fn newest_of_first_key(&self) -> Option<usize> {
         let mut best: Option<(usize, &Item)> = None;
@@ -163,8 +172,12 @@ impl Merge {
         let item = item.expect("the chosen source has a head");
         for source in &mut self.sources {
             let same = |head: &Item| head.order() == item.order();
-            if source.chunk.front().is_some_and(same) {
-                source.chunk.pop_front();
+            if source.chunk.front().is_some_and(same)
+                && let Some(older) = source.chunk.pop_front()
+                && let Some(place) = older.record.pointer()
+                && item.record.pointer() != Some(place)
+            {
+                self.dropped.push(place);
             }
         }
         item

@@ -1,34 +1,38 @@
 //! One core's store: a log, memtables, tables. Point reads, scans, atomic batches, recovery.
 //!
-//! A write is appended to the log and put into the active memtable at once; it may be acknowledged,
-//! and shown to readers, when the log says so ([`Store::is_acknowledged`]). A full memtable is
-//! frozen and flushed to a table; then the manifest names the table and the log's new floor.
+//! A write is appended to one of two logs, and put into the active memtable at once: a record with a
+//! large value to the value log (`vlog`), all else to the log. It may be acknowledged, and shown to
+//! readers, when neither log has anything as old or older on its way ([`Store::is_acknowledged`]);
+//! then the memtable keeps only a pointer to a large value. A full memtable is frozen and flushed to
+//! a table; then the manifest names the table and the logs' new floors.
 //!
 //! Invariants: of the records of one key, the one found first in the order active memtable, frozen
 //! memtables from newest to oldest, tables from newest to oldest is the newest; records with a version
 //! at or below `cleared` are dead wherever they are; the log keeps every record, and every part of a
-//! transaction over several cores, until what it says is in a table that the manifest names.
-//!
-//! Values live in the log and in tables for now. The value log, the caches and leveled compaction
-//! have their place between [`Store::get`] and the tables.
+//! transaction over several cores, until what it says is in a table that the manifest names; the
+//! writes of all logs have one order without gaps, of which a crash takes the end (`recover`).
 
+mod batch;
 pub mod block;
 pub mod bloom;
 mod codec;
 pub mod compaction;
 pub mod identity;
+mod lookup;
 mod maintain;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
 mod open;
 pub mod record;
+mod recover;
 pub mod scan;
 pub mod sstable;
+pub mod vlog;
 pub mod wal;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -39,10 +43,13 @@ use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
-use record::{KeyRef, Record};
+use record::{KeyRef, RECORD_HEADER_BYTES, Record};
 use sstable::Table;
-use wal::{Admission, Wal, format};
+use vlog::{ValueSizes, Values};
+use wal::{Admission, Fate, Wal, format};
 
+pub use batch::Batch;
+pub use lookup::{Found, Lookup, Peek, Want};
 pub use open::{Opened, StoreOptions, Undecided};
 pub use scan::Snapshot;
 
@@ -53,97 +60,21 @@ const FROZEN_MAX: usize = 2;
 /// Transactions that are settled with the other cores at a time.
 const UNSETTLED_MAX: usize = 1024;
 
-/// A record that was found, and its place in the log: it may not be acknowledged yet.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The record: a value, possibly expired, or a tombstone.
-    pub record: Record,
-    /// Its place in the log.
-    pub lsn: Lsn,
-}
-
-/// What memory knows of a key.
-pub enum Peek {
-    /// This is its newest record, or it has none.
-    Known(Option<Found>),
-    /// A table may have it.
-    OnDisk(Lookup),
-}
-
-/// The tables that may have a key, at the moment of the question.
-pub struct Lookup {
-    /// Newest first.
-    tables: Vec<Rc<Table>>,
-    cleared: Version,
-}
-
-impl Lookup {
-    /// Reads them in turn, one device read each, until one has it.
-    pub async fn read(self, key: &KeyRef<'_>) -> Result<Option<Found>> {
-        for table in self.tables {
-            if let Some(record) = table.get(key).await? {
-                let alive = record.meta().version > self.cleared;
-                return Ok(alive.then_some(Found {
-                    record,
-                    lsn: RECOVERED,
-                }));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Writes that survive a crash all together or not at all, of one core.
-#[derive(Clone, Default)]
-pub struct Batch {
-    /// Every record at or below this version dies, before the others are written.
-    pub clear: Option<Version>,
-    /// Records, at most one for each key.
-    pub records: Vec<(Position, Record)>,
-}
-
-impl Batch {
-    /// True if there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        self.clear.is_none() && self.records.is_empty()
-    }
-
-    /// How many entries of the log it takes.
-    fn entries(&self) -> usize {
-        self.records.len() + usize::from(self.clear.is_some())
-    }
-
-    /// Its entries, as the log holds them.
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        if let Some(version) = self.clear {
-            format::put_clear(version, &mut bytes);
-        }
-        for (_, record) in &self.records {
-            format::put_record(record.bytes(), &mut bytes);
-        }
-        bytes
-    }
-
-    /// Bytes of the log that it takes besides entry headers, with room for what wraps it up: the
-    /// names of a transaction's cores, and a marker.
-    fn log_bytes(&self, cores: u16) -> usize {
-        let records: usize = self
-            .records
-            .iter()
-            .map(|(_, record)| record.bytes().len())
-            .sum();
-        let wrapping = format::ENTRY_HEADER_BYTES + format::prepare_bytes(usize::from(cores), 0);
-        records + wrapping + 2 * format::MARKER_BYTES
-    }
-}
-
 /// One core's store. Shared within the core by `Rc`.
 pub struct Store {
     dir: PathBuf,
     options: StoreOptions,
     /// None with `durability = "none"`.
     wal: Option<Wal>,
+    /// Large records, as they are written.
+    values: Wal,
+    /// Large records that were moved there.
+    moved: Wal,
+    /// What has been appended to `moved`.
+    moved_last: Cell<Lsn>,
+    /// Held by whoever appends to `moved` and waits for what has its place.
+    moving: Cell<bool>,
+    fate: Rc<Fate>,
     state: RefCell<State>,
     /// A memtable was frozen or flushed, a table came or went, room came back, or all is to stop.
     changed: Signal,
@@ -163,9 +94,19 @@ struct State {
     forgotten: Version,
     /// Where the log stood at the last clear: what came before need not be kept.
     cleared_at: Lsn,
+    values: Values,
+    /// Segments of which everything alive has moved: they may go when the layers up to this one are
+    /// in tables.
+    emptied: Vec<(vlog::SegmentKey, u64)>,
+    /// Segments that hold something that cannot be read.
+    damaged: BTreeSet<vlog::SegmentKey>,
+    /// While a memtable is flushed, its large values move to this segment of `moved` or a later one.
+    moving_from: Option<format::SegmentId>,
+    /// Rises with every change of what is in tables and what in memory.
+    epoch: u64,
     /// The last record of the last memtable that was flushed.
-    flushed: Option<Lsn>,
-    /// With `durability = "none"`: behind all that a log ever held here.
+    flushed: Lsn,
+    /// With `durability = "none"`: behind all that the log ever held here.
     floor_without_log: wal::replay::Floor,
     /// With `durability = "none"`: the files of an earlier log, while they are still needed.
     leftover: Vec<PathBuf>,
@@ -189,6 +130,8 @@ struct Layer {
     transactions: Rc<RefCell<Vec<Version>>>,
     /// The last record in it, once it is frozen.
     last: Lsn,
+    /// Rises from layer to layer.
+    number: u64,
 }
 
 /// This core's part of a transaction over several cores.
@@ -211,6 +154,10 @@ pub struct Stats {
     pub table_bytes_written: u64,
     /// Expired records that were taken out of the memtable.
     pub expired: u64,
+    /// Segments of the value log that were collected.
+    pub collections: u64,
+    /// Bytes of records that were moved within the value log, or into it from the log.
+    pub value_bytes_moved: u64,
 }
 
 /// Sizes at this moment.
@@ -226,62 +173,27 @@ pub struct Sizes {
     pub table_bytes: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
+    /// The value log.
+    pub values: ValueSizes,
 }
 
 impl Store {
-    /// What memory knows of `key`: everything if no table may have it.
-    pub fn peek(&self, key: &KeyRef) -> Peek {
-        let state = self.state.borrow();
-        if let Some(found) = state.in_memory(key) {
-            return Peek::Known(Some(found));
-        }
-        let may = |table: &&Rc<Table>| table.may_contain(key);
-        let tables: Vec<_> = state.tables.iter().rev().filter(may).cloned().collect();
-        if tables.is_empty() {
-            return Peek::Known(None);
-        }
-        Peek::OnDisk(Lookup {
-            tables,
-            cleared: state.cleared,
-        })
-    }
-
-    /// Makes the next lookups of keys at `positions` cheaper, if there are several of them.
-    pub fn warm(&self, positions: &[Position]) {
-        self.state.borrow().active.memtable.borrow().warm(positions);
-    }
-
-    /// The newest record of `key` at this moment.
-    pub async fn get(&self, key: &KeyRef<'_>) -> Result<Option<Found>> {
-        match self.peek(key) {
-            Peek::Known(found) => Ok(found),
-            Peek::OnDisk(lookup) => lookup.read(key).await,
-        }
-    }
-
-    /// What is stored at this moment, to be walked in order.
-    pub fn snapshot(&self) -> Snapshot {
-        let state = self.state.borrow();
-        let frozen = state.frozen.iter().rev();
-        let layers = [&state.active].into_iter().chain(frozen);
-        Snapshot {
-            memtables: layers.map(|layer| Rc::clone(&layer.memtable)).collect(),
-            tables: state.tables.iter().rev().cloned().collect(),
-            cleared: state.cleared,
-        }
-    }
-
-    /// May a record of `bytes` be written now?
-    pub fn admit(&self, bytes: usize) -> Admission {
-        self.admit_entries(bytes, 1)
+    /// May a record with a key and a value of so many bytes be written now?
+    pub fn admit(&self, key_bytes: usize, value_bytes: usize) -> Admission {
+        let bytes = RECORD_HEADER_BYTES + key_bytes + value_bytes;
+        self.admit_to(self.log_for(value_bytes), bytes, 1)
     }
 
     /// May `batch` be written now?
     pub fn admit_batch(&self, batch: &Batch) -> Admission {
-        self.admit_entries(batch.log_bytes(self.options.cores), batch.entries())
+        self.admit_whole(self.log_of(batch), batch)
     }
 
-    fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
+    fn admit_whole(&self, log: Option<&Wal>, batch: &Batch) -> Admission {
+        self.admit_to(log, batch.log_bytes(self.options.cores), batch.entries())
+    }
+
+    fn admit_to(&self, log: Option<&Wal>, bytes: usize, entries: usize) -> Admission {
         let state = self.state.borrow();
         // Once the last flush has begun, nothing would take a write to disk any more.
         if self.has_failed() || state.stopping {
@@ -290,29 +202,54 @@ impl Store {
         if state.frozen.len() >= FROZEN_MAX {
             return state.flush_refused.unwrap_or(Admission::Wait);
         }
-        match &self.wal {
-            Some(wal) => wal.admit(bytes, entries),
+        match log {
+            Some(log) => log.admit(bytes, entries),
             None => Admission::Ready,
+        }
+    }
+
+    /// The log that a record alone, with a value of so many bytes, is written to.
+    fn log_for(&self, value_bytes: usize) -> Option<&Wal> {
+        match value_bytes >= self.options.value_bytes_min {
+            true => Some(&self.values),
+            false => self.wal.as_ref(),
+        }
+    }
+
+    /// The log that `batch` is written to: whole, so that it survives whole.
+    fn log_of(&self, batch: &Batch) -> Option<&Wal> {
+        match (&batch.records[..], batch.clear) {
+            ([(_, record)], None) => self.log_for(record.view().value().len()),
+            _ => self.wal.as_ref(),
         }
     }
 
     /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
     pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
+        self.wait_admitted_to(self.log_of(batch), batch).await
+    }
+
+    /// Waits until `batch` may be prepared as a part of a transaction over several cores.
+    pub async fn wait_part_admitted(&self, batch: &Batch) -> Result<()> {
+        self.wait_admitted_to(self.wal.as_ref(), batch).await
+    }
+
+    async fn wait_admitted_to(&self, log: Option<&Wal>, batch: &Batch) -> Result<()> {
         loop {
             let decided = self.changed.wait_for(|| {
                 let state = self.state.borrow();
                 let full = state.frozen.len() >= FROZEN_MAX && state.flush_refused.is_none();
                 (!full || state.stopping || self.has_failed()).then_some(())
             });
-            match &self.wal {
-                Some(wal) => {
-                    future::or(decided, wal.failure()).await;
+            match log {
+                Some(log) => {
+                    future::or(decided, log.failure()).await;
                     let bytes = batch.log_bytes(self.options.cores);
-                    wal.wait_admitted(bytes, batch.entries()).await?;
+                    log.wait_admitted(bytes, batch.entries()).await?;
                 }
                 None => decided.await,
             }
-            match self.admit_batch(batch) {
+            match self.admit_whole(log, batch) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}
                 Admission::DiskFull => return Err(Error::DiskFull),
@@ -325,7 +262,9 @@ impl Store {
     /// Writes one record, which was admitted. Its version is above all of its key's.
     pub fn write(&self, position: Position, record: Record) -> Lsn {
         let lsn = self.next_lsn();
-        if let Some(wal) = &self.wal {
+        if record.view().value().len() >= self.options.value_bytes_min {
+            self.values.append_value(lsn, position, &record);
+        } else if let Some(wal) = &self.wal {
             wal.append_record(lsn, record.bytes());
         }
         self.insert(position, record, lsn);
@@ -334,11 +273,18 @@ impl Store {
     }
 
     /// Writes `batch`, which was admitted and is not empty.
-    pub fn write_batch(&self, batch: Batch) -> Lsn {
+    pub fn write_batch(&self, mut batch: Batch) -> Lsn {
         assert!(!batch.is_empty());
+        if batch.clear.is_none()
+            && batch.records.len() == 1
+            && let Some((position, record)) = batch.records.pop()
+        {
+            return self.write(position, record);
+        }
         let lsn = self.next_lsn();
         if let Some(wal) = &self.wal {
-            wal.append_entries(lsn, batch.entries() as u32, &batch.encode());
+            let (count, bytes) = (batch.entries() as u32, batch.encoded_bytes());
+            wal.append_entries(lsn, count, bytes, |out| batch.encode(out));
         }
         self.apply(batch, lsn);
         lsn
@@ -349,7 +295,9 @@ impl Store {
     pub fn prepare(&self, transaction: Version, cores: &[CoreId], batch: &Batch) -> Lsn {
         let lsn = self.next_lsn();
         if let Some(wal) = &self.wal {
-            wal.append_prepare(lsn, transaction, cores, &batch.encode());
+            let mut parts = Vec::with_capacity(batch.encoded_bytes());
+            batch.encode(&mut parts);
+            wal.append_prepare(lsn, transaction, cores, &parts);
             let held = Held {
                 lsn,
                 cores: cores.to_vec(),
@@ -408,10 +356,55 @@ impl Store {
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
         let active = Rc::clone(&self.state.borrow().active.memtable);
         let inserted = active.borrow_mut().insert(record, position, lsn);
-        assert!(
-            !matches!(inserted, Inserted::Stale),
-            "later writes have higher versions"
-        );
+        match inserted {
+            Inserted::Added => {}
+            // A value that has no place yet is given up when it comes there.
+            Inserted::Replaced(old) => self.note_garbage(&old.record),
+            Inserted::Stale => panic!("later writes have higher versions"),
+        }
+    }
+
+    fn note_garbage(&self, record: &Record) {
+        if let Some(place) = record.pointer() {
+            self.state.borrow_mut().values.note_garbage(place);
+        }
+    }
+
+    /// Has the memtables point to those large values that have come to their places.
+    fn take_in_placed(&self) {
+        for placed in self.values.take_placed() {
+            let mut state = self.state.borrow_mut();
+            let pointer = Record::pointing(placed.record.view(), placed.pointer);
+            let version = placed.record.meta().version;
+            state
+                .values
+                .note_written(&placed.segment, placed.pointer, version);
+            let frozen = state.frozen.iter().rev();
+            let found = [&state.active].into_iter().chain(frozen).any(|layer| {
+                let mut memtable = layer.memtable.borrow_mut();
+                memtable.point(pointer.clone(), placed.position, placed.lsn)
+            });
+            if !found {
+                state.values.note_garbage(placed.pointer);
+            }
+        }
+    }
+
+    /// Takes in what has come to its place, until the store has stopped.
+    async fn take_in_values(self: Rc<Self>) {
+        loop {
+            let is_over = self
+                .fate
+                .wait_for(|| {
+                    let is_over = self.state.borrow().flusher_ended;
+                    (is_over || self.values.has_placed()).then_some(is_over)
+                })
+                .await;
+            self.take_in_placed();
+            if is_over {
+                return;
+            }
+        }
     }
 
     /// Everything up to `version` is dead from here on.
@@ -428,10 +421,13 @@ impl Store {
         let transactions: Vec<_> = layers.flat_map(|list| list.take()).collect();
         state.active = Layer {
             transactions: Rc::new(RefCell::new(transactions)),
+            number: state.active.number + 1,
             ..Layer::default()
         };
+        state.epoch += 1;
         state.frozen.clear();
         state.tables.clear();
+        state.values.note_cleared();
         drop(state);
         self.changed.wake_all();
     }
@@ -449,6 +445,7 @@ impl Store {
             let room = self.state.borrow().frozen.is_empty();
             bytes >= self.options.memtable_bytes
                 || (log_bytes >= self.options.wal_bytes_max && room && bytes > 0)
+                || (self.values.bytes() >= self.options.value_replay_bytes_max && room && bytes > 0)
         };
         if full {
             self.freeze();
@@ -459,31 +456,50 @@ impl Store {
     fn freeze(&self) {
         let mut state = self.state.borrow_mut();
         let last = state.lsn_last;
-        let active = std::mem::take(&mut state.active);
+        let next = Layer {
+            number: state.active.number + 1,
+            ..Layer::default()
+        };
+        let active = std::mem::replace(&mut state.active, next);
         state.frozen.push_back(Layer { last, ..active });
         drop(state);
         self.changed.wake_all();
     }
 
-    /// True if the record `lsn` may be acknowledged or shown to a reader.
+    /// True if the record `lsn` may be acknowledged or shown to a reader: it and all before it are
+    /// where durability wants them.
     pub fn is_acknowledged(&self, lsn: Lsn) -> bool {
-        lsn <= RECOVERED || self.wal.as_ref().is_none_or(|wal| wal.is_acknowledged(lsn))
+        let is_acknowledged = |log: &Wal| log.is_acknowledged(lsn);
+        lsn <= RECOVERED
+            || (self.wal.as_ref().is_none_or(is_acknowledged) && is_acknowledged(&self.values))
     }
 
     /// Waits until the record `lsn` may be acknowledged.
     pub async fn wait_acknowledged(&self, lsn: Lsn) -> Result<()> {
-        match &self.wal {
-            Some(wal) if !self.is_acknowledged(lsn) => wal.wait_acknowledged(lsn).await,
-            _ => Ok(()),
+        if self.is_acknowledged(lsn) {
+            return Ok(());
         }
+        self.fate
+            .wait_for(|| {
+                if self.is_acknowledged(lsn) {
+                    return Some(Ok(()));
+                }
+                self.fate.has_failed().then_some(Err(Error::Uncertain))
+            })
+            .await
     }
 
-    /// Waits until the record `lsn` is on disk, whatever the durability setting.
+    /// Waits until the record `lsn`, and all before it, is on disk, whatever the durability setting.
+    /// (With "none" nothing ever is before it is in a table.)
     pub async fn wait_durable(&self, lsn: Lsn) -> Result<()> {
-        match &self.wal {
-            Some(wal) if lsn > RECOVERED => wal.wait_durable(lsn).await,
-            _ => Ok(()),
+        let Some(wal) = &self.wal else {
+            return Ok(());
+        };
+        if lsn <= RECOVERED {
+            return Ok(());
         }
+        let (one, other) = future::zip(wal.wait_durable(lsn), self.values.wait_durable(lsn)).await;
+        one.and(other)
     }
 
     /// What a reader depends on who was told that a key has no record: the last clear.
@@ -571,7 +587,7 @@ impl Store {
             }
         }
         let came_to_end = seen <= entries_max;
-        let mut removed = 0;
+        let mut removed = Vec::new();
         let mut forgotten = Version::ZERO;
         for record in expired {
             let key = KeyRef::of(record.key());
@@ -583,13 +599,14 @@ impl Store {
             if !below {
                 forgotten = forgotten.max(record.meta().version);
                 memtable.remove(&key);
-                removed += 1;
+                removed.push(record);
             }
         }
         drop(memtable);
         drop(state);
+        removed.iter().for_each(|record| self.note_garbage(record));
         self.forget(forgotten);
-        self.state.borrow_mut().stats.expired += removed;
+        self.state.borrow_mut().stats.expired += removed.len() as u64;
         if came_to_end { Position(0) } else { next }
     }
 
@@ -606,13 +623,14 @@ impl Store {
 
     /// True once the log, or an installation of a manifest, has failed: writes are refused.
     pub fn has_failed(&self) -> bool {
-        self.state.borrow().install_failed || self.wal.as_ref().is_some_and(Wal::has_failed)
+        self.state.borrow().install_failed || self.fate.has_failed()
     }
 
     /// True while a full disk keeps writes out.
     pub fn is_disk_full(&self) -> bool {
         self.state.borrow().flush_refused == Some(Admission::DiskFull)
             || self.wal.as_ref().is_some_and(Wal::is_refused)
+            || self.values.is_refused()
     }
 
     /// What maintenance has done.
@@ -626,6 +644,7 @@ impl Store {
         let mut sizes = Sizes {
             tables: state.tables.len() as u64,
             wal_bytes: self.wal.as_ref().map_or(0, Wal::bytes),
+            values: state.values.sizes(),
             ..Sizes::default()
         };
         for layer in state.frozen.iter().chain([&state.active]) {
@@ -638,19 +657,5 @@ impl Store {
             sizes.records += table.info().records;
         }
         sizes
-    }
-}
-
-impl State {
-    fn in_memory(&self, key: &KeyRef) -> Option<Found> {
-        let frozen = self.frozen.iter().rev();
-        [&self.active].into_iter().chain(frozen).find_map(|layer| {
-            let memtable = layer.memtable.borrow();
-            let entry = memtable.get(key)?;
-            Some(Found {
-                record: entry.record.clone(),
-                lsn: entry.lsn,
-            })
-        })
     }
 }

@@ -1,26 +1,28 @@
 //! Opening a store: manifest, tables, log; what was half done is undone or finished.
 //!
-//! Order: the manifest says which tables live and where the log begins; tables that it does not name
-//! are leftovers of a crash and go; the log is replayed into a memtable. Nothing is skipped that
-//! cannot be read: the core then does not open.
+//! Order: the manifest says which tables and segments of the value log live and where the logs begin;
+//! the logs are replayed into a memtable; what never was is noted; then files that the manifest does
+//! not name, leftovers of a crash, go. Nothing is skipped that cannot be read: the core then does not
+//! open.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::maintain::Edit;
 use super::manifest::Manifest;
-use super::memtable::Memtable;
-use super::record::{KeyRef, Record};
+use super::recover::{Heard, Recovered, without_cleared};
 use super::sstable::Table;
-use super::wal::format::{Entry, take_entry};
-use super::wal::{Admission, Wal, WalLimits, replay};
+use super::vlog::Values;
+use super::wal::format::{SegmentHeader, SegmentId, Stream, decode_segment_header};
+use super::wal::replay::{self, Floor, Found};
+use super::wal::{Admission, Fate, LogOptions, Segment, Wal, WalLimits};
 use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
 use crate::config::Durability;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
-use crate::rt::{self, Queue};
+use crate::rt::{self, BLOCK_BYTES, File, Queue};
 use crate::types::{CoreId, Lsn, Version};
 
 /// How a store is to be.
@@ -40,6 +42,14 @@ pub struct StoreOptions {
     pub wal: WalLimits,
     /// A table of this size is long enough.
     pub table_bytes_max: u64,
+    /// A record with a value of this size goes to the value log.
+    pub value_bytes_min: usize,
+    /// Bytes of a segment of the value log.
+    pub value_segment_bytes: u64,
+    /// A memtable is flushed too when a replay would read so much of the value log.
+    pub value_replay_bytes_max: u64,
+    /// The value log is collected when more of it is garbage, in hundredths.
+    pub value_garbage_percent_max: u64,
 }
 
 /// A store that was opened, and what others must know or say about it. When all that is undecided is
@@ -63,19 +73,17 @@ pub struct Undecided {
     pub transaction: Version,
     /// Who takes part.
     pub cores: Vec<CoreId>,
+    /// Where the log has it.
+    pub lsn: Lsn,
     /// What it writes here.
     pub batch: Batch,
 }
 
-/// What the log said.
-#[derive(Default)]
-struct Replayed {
-    memtable: Memtable,
-    cleared: Version,
-    version_max: Version,
-    prepared: BTreeMap<Version, (Vec<CoreId>, Batch)>,
-    committed: BTreeSet<Version>,
-    entries: u64,
+/// The logs, as they were found.
+struct Logs {
+    wal: Found,
+    values: Found,
+    moved: Found,
 }
 
 impl Store {
@@ -99,104 +107,171 @@ impl Store {
             }
         };
         check_owner(&manifest, dir, &options)?;
-        make_durable(&manifest, dir).await?;
-        for name in manifest.take_orphans(&names) {
-            rt::remove_file(&dir.join(name)).await?;
-        }
         let mut tables = Vec::with_capacity(manifest.tables.len());
         for info in &manifest.tables {
             tables.push(Rc::new(Table::open(dir, info).await?));
         }
-        let mut replayed = Replayed {
-            cleared: manifest.cleared,
-            ..Replayed::default()
+        let mut heard = Heard::new(manifest.flushed);
+        let logs = hear(dir, &manifest, &names, &mut heard).await?;
+        let places = std::mem::take(&mut heard.places);
+        let recovered = heard.finish(manifest.cleared, &manifest.voids);
+        let mut must_store = false;
+        if let Some(void) = recovered.void {
+            log::info!(
+                "writes {void:?} were under way at the crash and not in order: they never were"
+            );
+            manifest.voids.retain(|known| known.1 < void.0);
+            manifest.voids.push(void);
+            must_store = true;
+        }
+        if manifest.logless && options.durability != Durability::None {
+            manifest.logless = false;
+            manifest.values_floor = Floor {
+                segment: logs.values.segment_next,
+                sequence: logs.values.sequence_next,
+            };
+            must_store = true;
+        }
+        let values = open_values(dir, &mut manifest, &names, &logs, places).await?;
+        make_durable(&manifest, dir, must_store).await?;
+        remove_orphans(dir, &mut manifest, &names).await?;
+        tables.retain(|table| table.info().version_max > recovered.cleared);
+        let start = Start {
+            dir,
+            options,
+            manifest,
+            tables,
+            values,
+            recovered,
         };
-        let found = replay::replay(dir, manifest.floor, |entry| replayed.take(entry)).await?;
-        tables.retain(|table| table.info().version_max > replayed.cleared);
-        Store::start(dir, options, manifest, tables, replayed, found).await
+        start.start(logs).await
     }
+}
 
-    async fn start(
-        dir: &Path,
-        options: StoreOptions,
-        manifest: Manifest,
-        tables: Vec<Rc<Table>>,
-        mut replayed: Replayed,
-        found: replay::Found,
-    ) -> Result<Opened> {
-        let version_max = replayed
+/// All that a store begins with.
+struct Start<'a> {
+    dir: &'a Path,
+    options: StoreOptions,
+    manifest: Manifest,
+    tables: Vec<Rc<Table>>,
+    values: Values,
+    recovered: Recovered,
+}
+
+impl Start<'_> {
+    async fn start(mut self, logs: Logs) -> Result<Opened> {
+        let version_max = self
+            .recovered
             .version_max
-            .max(manifest.version_max)
-            .max(replayed.cleared);
-        let prepared: BTreeSet<Version> = replayed.prepared.keys().copied().collect();
-        let floor_without_log = replay::Floor {
-            segment: found.segment_next,
-            sequence: found.sequence_next,
+            .max(self.manifest.version_max)
+            .max(self.recovered.cleared);
+        let prepared: BTreeSet<Version> = self.recovered.prepared.keys().copied().collect();
+        self.values.note_all(&self.recovered.garbage);
+        let logless = self.options.durability == Durability::None;
+        let leftover = if logless {
+            logs.wal.paths()
+        } else {
+            Vec::new()
         };
-        let logless = options.durability == Durability::None;
-        let leftover = if logless { found.paths() } else { Vec::new() };
+        let floor_without_log = Floor {
+            segment: logs.wal.segment_next,
+            sequence: logs.wal.sequence_next,
+        };
+        let fate = Rc::new(Fate::default());
         let wal = match logless {
             true => None,
-            false => {
-                let dir = dir.to_owned();
-                Some(Wal::start(dir, options.durability, options.wal, found).await)
-            }
+            false => Some(self.log(Stream::Records, &fate, logs.wal).await),
         };
-        let state = State {
+        let values = self.log(Stream::Values, &fate, logs.values).await;
+        let moved = self.log(Stream::Moved, &fate, logs.moved).await;
+        let parts = std::mem::take(&mut self.recovered.prepared);
+        let committed = std::mem::take(&mut self.recovered.committed);
+        let replayed = self.recovered.entries;
+        let store = Rc::new(Store {
+            dir: self.dir.to_owned(),
+            options: self.options,
+            wal,
+            values,
+            moved,
+            moved_last: Cell::new(Lsn(0)),
+            moving: Cell::new(false),
+            fate,
+            state: RefCell::new(self.state(floor_without_log, leftover)),
+            changed: Signal::default(),
+            installing: Cell::new(false),
+        });
+        let undecided = store.take_prepared(parts, &committed);
+        rt::spawn(Rc::clone(&store).take_in_values());
+        rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
+        rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
+        rt::spawn_in(Queue::Background, Rc::clone(&store).collect_values());
+        Ok(Opened {
+            store,
+            undecided,
+            prepared,
+            version_max,
+            replayed,
+        })
+    }
+
+    async fn log(&self, stream: Stream, fate: &Rc<Fate>, found: Found) -> Wal {
+        let limits = match stream {
+            Stream::Records => self.options.wal,
+            Stream::Values | Stream::Moved => WalLimits {
+                segment_bytes: self.options.value_segment_bytes,
+                ..self.options.wal
+            },
+        };
+        let options = LogOptions {
+            dir: self.dir.to_owned(),
+            stream,
+            durability: self.options.durability,
+            limits,
+            fate: Rc::clone(fate),
+        };
+        Wal::start(options, found).await
+    }
+
+    fn state(self, floor_without_log: Floor, leftover: Vec<PathBuf>) -> State {
+        State {
             active: Layer {
-                memtable: Rc::new(RefCell::new(std::mem::take(&mut replayed.memtable))),
+                memtable: Rc::new(RefCell::new(self.recovered.memtable)),
                 ..Layer::default()
             },
             frozen: VecDeque::new(),
-            tables,
-            manifest,
-            cleared: replayed.cleared,
+            tables: self.tables,
+            values: self.values,
+            emptied: Vec::new(),
+            damaged: BTreeSet::new(),
+            moving_from: None,
+            epoch: 0,
+            cleared: self.recovered.cleared,
             forgotten: Version::ZERO,
             cleared_at: Lsn(0),
-            flushed: None,
+            flushed: self.manifest.flushed,
+            manifest: self.manifest,
             floor_without_log,
             leftover,
-            lsn_last: RECOVERED,
+            lsn_last: self.recovered.last.max(RECOVERED),
             held: BTreeMap::new(),
             flush_refused: None,
             install_failed: false,
             stopping: false,
             flusher_ended: false,
             stats: Stats::default(),
-        };
-        let store = Rc::new(Store {
-            dir: dir.to_owned(),
-            options,
-            wal,
-            state: RefCell::new(state),
-            changed: Signal::default(),
-            installing: Cell::new(false),
-        });
-        let undecided = store.take_prepared(replayed.prepared, &replayed.committed);
-        rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
-        rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
-        Ok(Opened {
-            store,
-            undecided,
-            prepared,
-            version_max,
-            replayed: replayed.entries,
-        })
+        }
     }
+}
 
+impl Store {
     /// Takes in the prepared parts that are known to hold, and gives back the others.
     fn take_prepared(
         &self,
-        prepared: BTreeMap<Version, (Vec<CoreId>, Batch)>,
+        prepared: BTreeMap<Version, Undecided>,
         committed: &BTreeSet<Version>,
     ) -> Vec<Undecided> {
         let mut undecided = Vec::new();
-        for (transaction, (cores, batch)) in prepared {
-            let part = Undecided {
-                transaction,
-                cores,
-                batch,
-            };
+        for (transaction, part) in prepared {
             if committed.contains(&transaction) {
                 self.recover(part);
             } else {
@@ -210,7 +285,7 @@ impl Store {
     /// The log keeps `part` until it is settled, or known never to have been.
     fn hold(&self, part: &Undecided) {
         let held = Held {
-            lsn: RECOVERED,
+            lsn: part.lsn,
             cores: part.cores.clone(),
             settled: false,
         };
@@ -292,11 +367,128 @@ impl Store {
     }
 }
 
+/// Reads what the logs say.
+async fn hear(
+    dir: &Path,
+    manifest: &Manifest,
+    names: &[String],
+    heard: &mut Heard,
+) -> Result<Logs> {
+    let ids = |stream| replay::segments_of(stream, names).into_iter();
+    let wal = replay::replay(dir, Stream::Records, manifest.floor, |read| {
+        heard.take(Stream::Records, read)
+    });
+    let wal = wal.await?;
+    let values = match manifest.logless {
+        true => Found::nothing(manifest.values_floor, ids(Stream::Values)),
+        false => {
+            let each = |read: replay::Read<'_>| heard.take(Stream::Values, read);
+            replay::replay(dir, Stream::Values, manifest.values_floor, each).await?
+        }
+    };
+    let moved = Found::nothing(Floor::START, ids(Stream::Moved));
+    Ok(Logs { wal, values, moved })
+}
+
+/// Opens the segments of the value log that the manifest lists, and takes in those that were replayed,
+/// where `places` of records were found. A listed one that is not there is damage.
+async fn open_values(
+    dir: &Path,
+    manifest: &mut Manifest,
+    names: &[String],
+    logs: &Logs,
+    places: Vec<(super::record::Pointer, Version)>,
+) -> Result<Values> {
+    let mut values = Values::default();
+    let replayed = &logs.values.segments;
+    let find = |id: SegmentId| replayed.iter().find(|found| found.segment.id == id);
+    for info in &manifest.segments {
+        let name = info.id.file_name(info.stream);
+        let is_blank = logs.values.blank.contains(&dir.join(&name));
+        if info.stream == Stream::Values && is_blank {
+            continue; // nothing in it has ever been durable, so that no table points there
+        }
+        match find(info.id).filter(|_| info.stream == Stream::Values) {
+            // How much of it there is was found anew.
+            Some(found) => {
+                let info = super::manifest::SegmentInfo {
+                    written: 0,
+                    garbage: 0,
+                    ..*info
+                };
+                values.insert(Rc::clone(&found.segment), info);
+            }
+            None if names.contains(&name) => {
+                let segment = open_segment(&dir.join(name), info.stream, info.id).await?;
+                values.insert(segment, *info);
+            }
+            None => {
+                return Err(Error::Corrupt {
+                    file: dir.join(name),
+                    offset: 0,
+                    why: "the manifest lists it, and it is missing".to_owned(),
+                });
+            }
+        }
+    }
+    for (place, version) in places {
+        let found = find(place.segment).expect("places are in what was replayed");
+        values.note_written(&found.segment, place, version);
+    }
+    let mut known = super::vlog::Garbage::default();
+    for info in manifest
+        .segments
+        .iter()
+        .filter(|info| info.stream == Stream::Values && find(info.id).is_some())
+    {
+        known.add_bytes((info.stream, info.id), info.garbage);
+    }
+    values.note_all(&known);
+    manifest.segments = values.list(&[], &super::vlog::Garbage::default());
+    Ok(values)
+}
+
+async fn open_segment(path: &Path, stream: Stream, id: SegmentId) -> Result<Rc<Segment>> {
+    let file = File::open(path).await?;
+    let bytes = file.len().await?;
+    let block = file.read_at(0, BLOCK_BYTES).await?;
+    if decode_segment_header(&block) != SegmentHeader::Valid(stream, id) {
+        return Err(Error::Corrupt {
+            file: path.to_owned(),
+            offset: 0,
+            why: "its header is broken, but it is in use".to_owned(),
+        });
+    }
+    Ok(Rc::new(Segment { id, file, bytes }))
+}
+
+/// Removes what the manifest, which is durable, does not name: tables, and segments of the value log
+/// that are not replayed either.
+async fn remove_orphans(dir: &Path, manifest: &mut Manifest, names: &[String]) -> Result<()> {
+    let mut orphans = manifest.take_orphans(names);
+    for stream in [Stream::Values, Stream::Moved] {
+        let is_replayed = |id: SegmentId| {
+            stream == Stream::Values && !manifest.logless && id >= manifest.values_floor.segment
+        };
+        let is_listed = |id: SegmentId| {
+            let mut segments = manifest.segments.iter();
+            segments.any(|info| (info.stream, info.id) == (stream, id))
+        };
+        let ids = replay::segments_of(stream, names).into_iter();
+        let gone = ids.filter(|id| !is_replayed(*id) && !is_listed(*id));
+        orphans.extend(gone.map(|id| id.file_name(stream)));
+    }
+    for name in orphans {
+        rt::remove_file(&dir.join(name)).await?;
+    }
+    Ok(())
+}
+
 /// Writes a manifest once more before files go that an older one may name: had a sync failed in the
 /// life before, then what was read need not be what is on the disk.
-async fn make_durable(manifest: &Manifest, dir: &Path) -> Result<()> {
+async fn make_durable(manifest: &Manifest, dir: &Path, must: bool) -> Result<()> {
     match manifest.store(dir).await {
-        Err(error) if error.is_disk_full() => {
+        Err(error) if error.is_disk_full() && !must => {
             log::warn!("starting with a full disk: {error}");
             Ok(())
         }
@@ -317,75 +509,4 @@ fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Resul
         manifest.core.0, manifest.cores, options.core.0, options.cores
     );
     Err(Error::Setup(format!("cannot use {}: {why}", dir.display())))
-}
-
-fn without_cleared(memtable: &Memtable, cleared: Version) -> Memtable {
-    let mut kept = Memtable::new();
-    for entry in memtable
-        .iter()
-        .filter(|entry| entry.record.meta().version > cleared)
-    {
-        let _ = kept.insert(entry.record.clone(), entry.position, entry.lsn);
-    }
-    kept
-}
-
-impl Replayed {
-    fn take(&mut self, entry: Entry<'_>) -> Result<()> {
-        self.entries += 1;
-        match entry {
-            Entry::Record(view) => {
-                let record = Record::decode(view.bytes()).expect("a view is a record");
-                self.insert(record);
-            }
-            Entry::Clear(version) => {
-                self.cleared = self.cleared.max(version);
-                self.version_max = self.version_max.max(version);
-                self.memtable = without_cleared(&self.memtable, self.cleared);
-            }
-            Entry::Prepare {
-                transaction,
-                cores,
-                mut parts,
-            } => {
-                let mut batch = Batch::default();
-                while !parts.is_empty() {
-                    match take_entry(&mut parts) {
-                        Some(Entry::Record(view)) => {
-                            let record = Record::decode(view.bytes()).expect("a view is a record");
-                            self.version_max = self.version_max.max(record.meta().version);
-                            batch
-                                .records
-                                .push((KeyRef::of(record.key()).position, record));
-                        }
-                        Some(Entry::Clear(version)) => {
-                            self.version_max = self.version_max.max(version);
-                            batch.clear = Some(version);
-                        }
-                        // Under an intact checksum: a program error, not the disk's.
-                        _ => return Err(Error::Setup("a prepared part is malformed".to_owned())),
-                    }
-                }
-                self.version_max = self.version_max.max(transaction);
-                self.prepared.insert(transaction, (cores, batch));
-            }
-            Entry::Commit(transaction) => {
-                self.committed.insert(transaction);
-            }
-            Entry::Abort(transaction) => {
-                self.prepared.remove(&transaction);
-            }
-        }
-        Ok(())
-    }
-
-    fn insert(&mut self, record: Record) {
-        let version = record.meta().version;
-        self.version_max = self.version_max.max(version);
-        if version > self.cleared {
-            let position = KeyRef::of(record.key()).position;
-            // An old one may come late: a recovery has cut the log before it.
-            let _ = self.memtable.insert(record, position, RECOVERED);
-        }
-    }
 }

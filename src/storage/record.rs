@@ -1,14 +1,21 @@
 //! One versioned record in memory and on disk: a value or a tombstone.
 //!
 //! record := flags u8 | coordinator u32 | clock u64 | expiry u64 | key length u32 | key | value
+//! flags  := 1 tombstone | 2 pointer
+//! value of a pointer := stream u8 | segment u64 | offset u32 | length u32 | crc u32
 //!
 //! Little endian. `expiry` is Unix milliseconds, 0 for none. The value is what is left of the
 //! record: whoever stores records stores their total length and a checksum over all of it.
 //! A tombstone has no value. Log, memtable and tables all hold these very bytes.
+//!
+//! A pointer stands for the record of the same key, version and expiry whose bytes lie in a segment of
+//! the value log: `length` bytes from `offset` on, of which `crc` is the crc32c. What is read there
+//! must be that very record: a read that went astray is damage, not a value.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
 
+use crate::storage::wal::format::{SegmentId, Stream};
 use crate::types::{KeyHash, Position, Slot, UnixMillis, Version};
 
 /// Bytes of a record besides key and value.
@@ -16,7 +23,52 @@ pub const RECORD_HEADER_BYTES: usize = 25;
 const _: () = assert!(RECORD_HEADER_BYTES == 1 + 4 + 8 + 8 + 4);
 
 const TOMBSTONE: u8 = 1;
-const KNOWN_FLAGS: u8 = TOMBSTONE;
+const POINTER: u8 = 2;
+const KNOWN_FLAGS: u8 = TOMBSTONE | POINTER;
+
+/// Bytes of a pointer.
+pub const POINTER_BYTES: usize = 21;
+const _: () = assert!(POINTER_BYTES == 1 + 8 + 4 + 4 + 4);
+
+/// Where a record lies in the value log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pointer {
+    /// Which of its two streams.
+    pub stream: Stream,
+    /// The segment.
+    pub segment: SegmentId,
+    /// The record's first byte in the segment's file.
+    pub offset: u32,
+    /// The record's bytes: header, key and value.
+    pub length: u32,
+    /// Their crc32c.
+    pub crc: u32,
+}
+
+impl Pointer {
+    fn encode(self) -> [u8; POINTER_BYTES] {
+        let mut bytes = [0; POINTER_BYTES];
+        bytes[0] = self.stream.number();
+        bytes[1..9].copy_from_slice(&self.segment.0.to_le_bytes());
+        bytes[9..13].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[13..17].copy_from_slice(&self.length.to_le_bytes());
+        bytes[17..21].copy_from_slice(&self.crc.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Pointer> {
+        if bytes.len() != POINTER_BYTES {
+            return None;
+        }
+        Some(Pointer {
+            stream: Stream::from_number(bytes[0]).filter(|stream| *stream != Stream::Records)?,
+            segment: SegmentId(u64_at(bytes, 1)),
+            offset: u32_at(bytes, 9),
+            length: u32_at(bytes, 13),
+            crc: u32_at(bytes, 17),
+        })
+    }
+}
 
 /// What a record says of its key, besides the value's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +91,22 @@ impl Record {
         let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + key.len() + value.len());
         encode(meta, key, value, &mut bytes);
         Record(Rc::from(bytes))
+    }
+
+    /// A record that stands for `record`, which lies at `pointer`.
+    pub fn pointing(record: View<'_>, pointer: Pointer) -> Record {
+        assert!(record.pointer().is_none() && !record.meta().tombstone);
+        assert!(pointer.length as usize == record.bytes().len());
+        let mut bytes =
+            Vec::with_capacity(RECORD_HEADER_BYTES + record.key().len() + POINTER_BYTES);
+        encode(record.meta(), record.key(), &pointer.encode(), &mut bytes);
+        bytes[0] |= POINTER;
+        Record(Rc::from(bytes))
+    }
+
+    /// Where the record lies that this one stands for, if it is a pointer.
+    pub fn pointer(&self) -> Option<Pointer> {
+        self.view().pointer()
     }
 
     /// Takes over bytes that a log or table held. `None` unless they are a well-formed record.
@@ -93,7 +161,18 @@ impl<'a> View<'a> {
         let value_length = (bytes.len() - RECORD_HEADER_BYTES).checked_sub(key_length)?;
         let tombstone = header[0] & TOMBSTONE != 0;
         let sane = header[0] & !KNOWN_FLAGS == 0 && (!tombstone || value_length == 0);
-        sane.then_some(View { bytes })
+        let view = View { bytes };
+        let is_pointer = header[0] & POINTER != 0;
+        let points = !is_pointer || (!tombstone && view.pointer().is_some());
+        (sane && points).then_some(view)
+    }
+
+    /// Where the record lies that this one stands for, if it is a pointer.
+    pub fn pointer(self) -> Option<Pointer> {
+        if self.bytes[0] & POINTER == 0 {
+            return None;
+        }
+        Pointer::decode(self.value())
     }
 
     /// Version, expiry, kind.
@@ -113,7 +192,7 @@ impl<'a> View<'a> {
         &self.bytes[RECORD_HEADER_BYTES..][..u32_at(self.bytes, 21) as usize]
     }
 
-    /// The value; empty for a tombstone.
+    /// The value; empty for a tombstone, and of no meaning for a pointer.
     pub fn value(self) -> &'a [u8] {
         &self.bytes[RECORD_HEADER_BYTES + u32_at(self.bytes, 21) as usize..]
     }
@@ -221,6 +300,30 @@ mod tests {
             "expiry is exact"
         );
         assert!(!Record::new(meta(true), b"key", b"").view().is_live(1));
+    }
+
+    #[test]
+    fn a_pointer_says_all_of_a_record_but_its_value_and_where_that_is() {
+        let record = Record::new(meta(false), b"key", &[7; 5000]);
+        let pointer = Pointer {
+            stream: Stream::Moved,
+            segment: SegmentId(1 << 40),
+            offset: 123_456,
+            length: record.bytes().len() as u32,
+            crc: 0xDEAD_BEEF,
+        };
+        let pointing = Record::pointing(record.view(), pointer);
+        let copy = Record::decode(pointing.bytes()).expect("own bytes are well-formed");
+        assert_eq!((copy.key(), copy.meta()), (&b"key"[..], meta(false)));
+        assert_eq!(copy.pointer(), Some(pointer));
+        assert!(record.pointer().is_none(), "a value is no pointer");
+        for change in [0x03, 0x80] {
+            let mut bad = pointing.bytes().to_vec();
+            bad[0] |= change;
+            assert!(View::decode(&bad).is_none(), "flags {change:#x}");
+        }
+        let longer = [pointing.bytes(), b"x"].concat();
+        assert!(View::decode(&longer).is_none(), "a pointer of another size");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use super::memtable::Memtable;
 use super::merge::{Bound, Item, Merge, Step};
 use super::sstable::{Table, TableCursor};
+use super::vlog::Segments;
 use crate::error::Result;
 use crate::rt;
 use crate::types::{Position, Version};
@@ -24,6 +25,7 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 pub struct Snapshot {
     pub(super) memtables: Vec<Rc<RefCell<Memtable>>>,
     pub(super) tables: Vec<Rc<Table>>,
+    pub(super) segments: Segments,
     pub(super) cleared: Version,
 }
 
@@ -49,6 +51,7 @@ impl Snapshot {
         Snapshot {
             memtables: vec![memtable],
             tables: Vec::new(),
+            segments: Segments::default(),
             cleared: Version::ZERO,
         }
     }

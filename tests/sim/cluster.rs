@@ -46,6 +46,11 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     storage.wal_max = ByteSize(storage.wal_segment.0 * chance.u64(2..5));
     storage.wal_batch = ByteSize::kib([4, 16, 64, 256][chance.usize(..4)]);
     storage.table_max = ByteSize::mib(1);
+    let values = &mut config.value_log;
+    values.threshold = ByteSize::b([16, 100, 1024][chance.usize(..3)]);
+    values.segment = ByteSize::kib([64, 64, 96, 256][chance.usize(..4)]);
+    values.replay_max = ByteSize(values.segment.0 * chance.u64(2..6));
+    values.garbage_max_percent = chance.u64(5..40);
     config.check().expect("these sizes are allowed");
     config
 }

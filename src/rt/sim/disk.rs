@@ -326,6 +326,26 @@ impl File {
     }
 }
 
+impl File {
+    /// Makes it at least `length` bytes long, with space for all of them.
+    pub async fn allocate(&self, length: u64) -> io::Result<()> {
+        self.check()?;
+        self.wait(|faults| faults.latency_us).await?;
+        self.volume
+            .fail(&self.world.executor.chance, |faults| faults.eio_write)?;
+        self.world.executor.note(0xA110 ^ length << 16);
+        let free = self.volume.free_blocks();
+        let change = Change::Allocate(length);
+        let mut contents = self.inode.contents.borrow_mut();
+        if contents.visible.growth(&change) > free {
+            self.volume.lose(|losses| losses.no_space += 1);
+            return Err(error(libc::ENOSPC));
+        }
+        contents.complete(change);
+        Ok(())
+    }
+}
+
 /// A write under way.
 struct Write {
     world: Rc<Inner>,

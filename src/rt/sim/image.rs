@@ -49,8 +49,13 @@ pub(super) struct Image {
 /// One change of a file.
 #[derive(Clone)]
 pub(super) enum Change {
-    Write { first: usize, buffer: Rc<Vec<u8>> },
+    Write {
+        first: usize,
+        buffer: Rc<Vec<u8>>,
+    },
     Length(u64),
+    /// The file has at least this length, and space for all of it.
+    Allocate(u64),
 }
 
 impl Image {
@@ -86,6 +91,10 @@ impl Image {
                 count - range.filter(|&index| self.block(index).is_some()).count()
             }
             Change::Length(_) => 0,
+            Change::Allocate(length) => {
+                let count = length.div_ceil(BLOCK_BYTES as u64) as usize;
+                (0..count).filter(|&i| self.block(i).is_none()).count()
+            }
         }
     }
 
@@ -134,6 +143,15 @@ impl Image {
             Change::Length(length) => {
                 self.length = *length;
                 self.clear_behind_end();
+            }
+            Change::Allocate(length) => {
+                let zeros = Block::from_bytes(vec![0; BLOCK_BYTES]);
+                for index in 0..length.div_ceil(BLOCK_BYTES as u64) as usize {
+                    if self.block(index).is_none() {
+                        self.set_block(index, zeros.clone());
+                    }
+                }
+                self.length = self.length.max(*length);
             }
         }
     }

@@ -189,6 +189,11 @@ impl File {
         self.file.truncate(length).await.map_err(into_io)
     }
 
+    /// Makes it at least `length` bytes long, with space for all of them.
+    pub async fn allocate(&self, length: u64) -> io::Result<()> {
+        self.file.pre_allocate(length, false).await.map_err(into_io)
+    }
+
     /// Closes it.
     pub async fn close(self) {
         if let Err(error) = self.file.close().await {

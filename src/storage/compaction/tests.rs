@@ -257,7 +257,9 @@ async fn merge_and_read(job: Job) -> (Vec<TableInfo>, Vec<Item>) {
         id += 1;
         TableId(id)
     };
-    let outputs = run(&job, next_id).await.expect("a sound disk");
+    let outputs = run(&job, next_id, &mut Garbage::default())
+        .await
+        .expect("a sound disk");
     let mut all = Vec::new();
     for info in &outputs {
         let table = Table::open(&job.dir, info).await.expect("undamaged");
@@ -394,7 +396,7 @@ fn a_merge_that_finds_no_space_leaves_nothing_and_can_be_run_again() {
         };
         for free in [0, 100_000, 1_000_000, 2_000_000] {
             disk.leave_free(free);
-            let failure = run(&job, &mut next_id)
+            let failure = run(&job, &mut next_id, &mut Garbage::default())
                 .await
                 .expect_err("no room for 2.4 MB");
             assert!(failure.is_disk_full(), "{failure}");
@@ -417,11 +419,16 @@ fn a_merge_never_skips_damage() {
         let path = job.inputs[1].info().path(&dir());
         for byte in [0, 100_000, 1_100_000] {
             assert!(disk.flip_bit(&path, byte, 3));
+            let mut garbage = Garbage::default();
             let mut id = 50;
-            let failure = run(&job, || {
-                id += 1;
-                TableId(id)
-            });
+            let failure = run(
+                &job,
+                || {
+                    id += 1;
+                    TableId(id)
+                },
+                &mut garbage,
+            );
             match failure.await.expect_err("a flipped bit") {
                 Error::Corrupt { file, .. } => assert_eq!(file, path),
                 other => panic!("{other}"),

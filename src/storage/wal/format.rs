@@ -1,16 +1,21 @@
-//! The log's bytes: segments, batches, entries. Pure: no I/O.
+//! The bytes of a log: segments, batches, entries. Pure: no I/O.
 //!
-//! segment := header block | batch*                 (file `wal-{id:016x}.log`, blocks of 4 KiB)
-//! header  := magic "QUOITLOG" | format u32 | crc u32 | segment u64 | bytes u64
-//! batch   := magic u32 | crc u32 | segment u64 | sequence u64 | synced u64 | length u32 |
-//!            entries u32 | entry* | zeros to the next block
-//! entry   := kind u8 | length u32 | body
+//! segment := header block | batch*      (file `{stream}-{id:016x}.log`, blocks of 4 KiB)
+//! header  := magic "QUOITLOG" | format u32 | crc u32 | segment u64 | bytes u64 | stream u64
+//! batch   := magic u32 | crc u32 | segment u64 | sequence u64 | synced u64 | first u64 |
+//!            length u32 | entries u32 | entry* | zeros to the next block
+//! entry   := kind u8 | length u32 | number u32 | body
 //!   1 record:  a record (storage/record.rs)
 //!   2 clear:   version            every record at or below it is dead
 //!   3 prepare: version (of the transaction) | cores u16 | core u16 * | entry*  (records, clear)
 //!   4 commit:  version (of the transaction)
 //!   5 abort:   version (of the transaction)   what was prepared before must never hold
 //! version := clock u64 | coordinator u32
+//!
+//! An entry's place in the order of all of its core's writes (its LSN) is the batch's `first` plus
+//! its `number`. (Within a prepare the number is 0: all of it has one place.) The three streams of a
+//! core are `wal` (small records, batches, what transactions say), `values` (large records, each
+//! alone) and `moved` (large records that were moved from elsewhere; its numbers are its own).
 //!
 //! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the
 //! last entry. A batch never changes (a recovery may write the same bytes again); it names its segment, so that what
@@ -25,21 +30,21 @@ use std::ops::DerefMut;
 
 use crate::rt::BLOCK_BYTES;
 use crate::storage::record::View;
-use crate::types::{CoreId, Version};
+use crate::types::{CoreId, Lsn, Version};
 
 /// Newest format this program writes, and the only one that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"QUOITLOG";
 const BATCH_MAGIC: u32 = 0x4842_5451;
 /// Bytes of a batch before its entries.
-pub const BATCH_HEADER_BYTES: usize = 40;
+pub const BATCH_HEADER_BYTES: usize = 48;
 /// Bytes of an entry before its body.
-pub const ENTRY_HEADER_BYTES: usize = 5;
-const SEGMENT_HEADER_BYTES: usize = 32;
+pub const ENTRY_HEADER_BYTES: usize = 9;
+const SEGMENT_HEADER_BYTES: usize = 40;
 const VERSION_BYTES: usize = 12;
-const _: () = assert!(BATCH_HEADER_BYTES == 4 + 4 + 8 + 8 + 8 + 4 + 4);
-const _: () = assert!(SEGMENT_HEADER_BYTES == 8 + 4 + 4 + 8 + 8);
+const _: () = assert!(BATCH_HEADER_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4);
+const _: () = assert!(SEGMENT_HEADER_BYTES == 8 + 4 + 4 + 8 + 8 + 8);
 const _: () = assert!(SEGMENT_HEADER_BYTES <= BLOCK_BYTES && BATCH_HEADER_BYTES <= BLOCK_BYTES);
 
 const KIND_RECORD: u8 = 1;
@@ -53,43 +58,92 @@ pub fn padded(bytes: usize) -> usize {
     bytes.next_multiple_of(BLOCK_BYTES)
 }
 
-/// A log segment's number; its file is named by it. Rises, and is never used twice.
+/// One of the logs of a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stream {
+    /// The write-ahead log.
+    Records,
+    /// The value log, as it is written.
+    Values,
+    /// What was moved into the value log from elsewhere.
+    Moved,
+}
+
+impl Stream {
+    const NAMES: [(Stream, &'static str); 3] = [
+        (Stream::Records, "wal"),
+        (Stream::Values, "values"),
+        (Stream::Moved, "moved"),
+    ];
+
+    /// What it is called in file names.
+    pub fn name(self) -> &'static str {
+        Stream::NAMES[usize::from(self.number())].1
+    }
+
+    /// Its number in files.
+    pub fn number(self) -> u8 {
+        match self {
+            Stream::Records => 0,
+            Stream::Values => 1,
+            Stream::Moved => 2,
+        }
+    }
+
+    /// The stream with this number.
+    pub fn from_number(number: u8) -> Option<Stream> {
+        Stream::NAMES
+            .get(usize::from(number))
+            .map(|(stream, _)| *stream)
+    }
+}
+
+/// A segment's number within its log; its file is named by both. Rises, and is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentId(pub u64);
 
 impl SegmentId {
-    /// The file name of this segment.
-    pub fn file_name(self) -> String {
-        format!("wal-{:016x}.log", self.0)
+    /// The file name of this segment of `stream`.
+    pub fn file_name(self, stream: Stream) -> String {
+        format!("{}-{:016x}.log", stream.name(), self.0)
     }
 
-    /// The segment that has this file name.
-    pub fn from_file_name(name: &str) -> Option<SegmentId> {
-        let digits = name.strip_prefix("wal-")?.strip_suffix(".log")?;
+    /// The segment of `stream` that has this file name.
+    pub fn from_file_name(stream: Stream, name: &str) -> Option<SegmentId> {
+        let rest = name.strip_prefix(stream.name())?.strip_prefix('-')?;
+        let digits = rest.strip_suffix(".log")?;
         let number = u64::from_str_radix(digits, 16).ok()?;
         (digits.len() == 16).then_some(SegmentId(number))
     }
 }
 
 /// Writes a segment's header into the first bytes of `block`, and zeros behind it.
-pub fn encode_segment_header(segment: SegmentId, bytes: u64, block: &mut [u8]) {
+pub fn encode_segment_header(stream: Stream, segment: SegmentId, bytes: u64, block: &mut [u8]) {
     assert!(block.len() == BLOCK_BYTES);
     block.fill(0);
     block[0..8].copy_from_slice(SEGMENT_MAGIC);
     block[8..12].copy_from_slice(&FORMAT.to_le_bytes());
     block[16..24].copy_from_slice(&segment.0.to_le_bytes());
     block[24..32].copy_from_slice(&bytes.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&block[8..12]), &block[16..32]);
+    block[32] = stream.number();
+    let crc = header_crc(block);
     block[12..16].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn header_crc(header: &[u8]) -> u32 {
+    crc32c::crc32c_append(
+        crc32c::crc32c(&header[8..12]),
+        &header[16..SEGMENT_HEADER_BYTES],
+    )
 }
 
 /// What the first block of a segment's file says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SegmentHeader {
-    /// A segment of this format, with this number.
-    Valid(SegmentId),
-    /// A segment that a newer program wrote, in this format.
-    Newer(u32),
+    /// A segment of this format, with this number, of this log.
+    Valid(Stream, SegmentId),
+    /// A segment that another version of this program wrote, in this format.
+    Other(u32),
     /// Never written, torn, or damaged.
     Unreadable,
 }
@@ -99,14 +153,29 @@ pub fn decode_segment_header(block: &[u8]) -> SegmentHeader {
     let Some(header) = block.get(..SEGMENT_HEADER_BYTES) else {
         return SegmentHeader::Unreadable;
     };
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..32]);
-    if &header[0..8] != SEGMENT_MAGIC || u32_at(header, 12) != crc {
+    if &header[0..8] != SEGMENT_MAGIC {
         return SegmentHeader::Unreadable;
     }
-    match u32_at(header, 8) {
-        FORMAT => SegmentHeader::Valid(SegmentId(u64_at(header, 16))),
-        newer => SegmentHeader::Newer(newer),
+    // Only the words up to here are the same in every format.
+    let format = u32_at(header, 8);
+    if u32_at(header, 12) != header_crc(header) {
+        return match format == FORMAT || !is_old_header(header) {
+            true => SegmentHeader::Unreadable,
+            false => SegmentHeader::Other(format),
+        };
     }
+    let stream = Stream::from_number(header[32]);
+    match (format, stream) {
+        (FORMAT, Some(stream)) => SegmentHeader::Valid(stream, SegmentId(u64_at(header, 16))),
+        (FORMAT, None) => SegmentHeader::Unreadable,
+        (other, _) => SegmentHeader::Other(other),
+    }
+}
+
+/// True if this is a whole header of the first format, which had no stream.
+fn is_old_header(header: &[u8]) -> bool {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..32]);
+    u32_at(header, 12) == crc
 }
 
 /// A batch's header.
@@ -118,6 +187,8 @@ pub struct BatchHeader {
     pub sequence: u64,
     /// The highest batch known to be durable when this one was written.
     pub synced: u64,
+    /// The place of its first entry in the order of all writes.
+    pub first: Lsn,
     /// Bytes of its entries.
     pub length: u32,
     /// How many entries it has.
@@ -139,8 +210,9 @@ pub fn seal_batch<B: DerefMut<Target = [u8]>>(header: BatchHeader, pieces: &mut 
     first[8..16].copy_from_slice(&header.segment.0.to_le_bytes());
     first[16..24].copy_from_slice(&header.sequence.to_le_bytes());
     first[24..32].copy_from_slice(&header.synced.to_le_bytes());
-    first[32..36].copy_from_slice(&header.length.to_le_bytes());
-    first[36..40].copy_from_slice(&header.entries.to_le_bytes());
+    first[32..40].copy_from_slice(&header.first.0.to_le_bytes());
+    first[40..44].copy_from_slice(&header.length.to_le_bytes());
+    first[44..48].copy_from_slice(&header.entries.to_le_bytes());
     let mut left = end.min(first.len());
     let mut crc = crc32c::crc32c(&first[8..left]);
     first[left..].fill(0);
@@ -161,8 +233,9 @@ pub fn decode_batch_header(bytes: &[u8], segment: SegmentId) -> Option<BatchHead
         segment: SegmentId(u64_at(bytes, 8)),
         sequence: u64_at(bytes, 16),
         synced: u64_at(bytes, 24),
-        length: u32_at(bytes, 32),
-        entries: u32_at(bytes, 36),
+        first: Lsn(u64_at(bytes, 32)),
+        length: u32_at(bytes, 40),
+        entries: u32_at(bytes, 44),
     };
     let sane = u32_at(bytes, 0) == BATCH_MAGIC
         && header.segment == segment
@@ -203,28 +276,39 @@ pub enum Entry<'a> {
 pub trait Sink {
     /// Appends bytes.
     fn put(&mut self, bytes: &[u8]);
+    /// The number of the entries that are appended now.
+    fn number(&self) -> u32;
 }
 
 impl Sink for Vec<u8> {
     fn put(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
     }
+
+    fn number(&self) -> u32 {
+        0
+    }
 }
 
 /// Appends a record entry.
-pub fn put_record(record: &[u8], out: &mut impl Sink) {
+pub fn put_record(record: &[u8], out: &mut (impl Sink + ?Sized)) {
     put_entry_header(KIND_RECORD, record.len(), out);
     out.put(record);
 }
 
 /// Appends a clear entry.
-pub fn put_clear(version: Version, out: &mut impl Sink) {
+pub fn put_clear(version: Version, out: &mut (impl Sink + ?Sized)) {
     put_entry_header(KIND_CLEAR, VERSION_BYTES, out);
     put_version(version, out);
 }
 
 /// Appends a prepare entry around `parts`, which are encoded record and clear entries.
-pub fn put_prepare(transaction: Version, cores: &[CoreId], parts: &[u8], out: &mut impl Sink) {
+pub fn put_prepare(
+    transaction: Version,
+    cores: &[CoreId],
+    parts: &[u8],
+    out: &mut (impl Sink + ?Sized),
+) {
     put_entry_header(KIND_PREPARE, prepare_bytes(cores.len(), parts.len()), out);
     put_version(transaction, out);
     out.put(&(cores.len() as u16).to_le_bytes());
@@ -240,13 +324,13 @@ pub fn prepare_bytes(cores: usize, parts: usize) -> usize {
 }
 
 /// Appends a commit entry.
-pub fn put_commit(transaction: Version, out: &mut impl Sink) {
+pub fn put_commit(transaction: Version, out: &mut (impl Sink + ?Sized)) {
     put_entry_header(KIND_COMMIT, VERSION_BYTES, out);
     put_version(transaction, out);
 }
 
 /// Appends an abort entry.
-pub fn put_abort(transaction: Version, out: &mut impl Sink) {
+pub fn put_abort(transaction: Version, out: &mut (impl Sink + ?Sized)) {
     put_entry_header(KIND_ABORT, VERSION_BYTES, out);
     put_version(transaction, out);
 }
@@ -254,15 +338,25 @@ pub fn put_abort(transaction: Version, out: &mut impl Sink) {
 /// Bytes of a clear, commit or abort entry.
 pub const MARKER_BYTES: usize = ENTRY_HEADER_BYTES + VERSION_BYTES;
 
-fn put_entry_header(kind: u8, length: usize, out: &mut impl Sink) {
+fn put_entry_header(kind: u8, length: usize, out: &mut (impl Sink + ?Sized)) {
     let length = u32::try_from(length).expect("requests are limited to far less than 4 GiB");
+    let number = out.number();
     out.put(&[kind]);
     out.put(&length.to_le_bytes());
+    out.put(&number.to_le_bytes());
 }
 
-fn put_version(version: Version, out: &mut impl Sink) {
+fn put_version(version: Version, out: &mut (impl Sink + ?Sized)) {
     out.put(&version.clock.to_le_bytes());
     out.put(&version.coordinator.to_le_bytes());
+}
+
+/// Takes the first entry off `bytes`, with its number. `None` if it is malformed; call it only while
+/// bytes are left.
+pub fn take_numbered<'a>(bytes: &mut &'a [u8]) -> Option<(u32, Entry<'a>)> {
+    let number = bytes.get(5..ENTRY_HEADER_BYTES)?;
+    let number = u32_at(number, 0);
+    take_entry(bytes).map(|entry| (number, entry))
 }
 
 /// Takes the first entry off `bytes`. `None` if it is malformed; call it only while bytes are left.
@@ -342,6 +436,7 @@ mod tests {
             segment: SegmentId(2),
             sequence: 11,
             synced: 10,
+            first: Lsn(1),
             length,
             entries: 5,
         };
@@ -403,21 +498,39 @@ mod tests {
     }
 
     #[test]
-    fn segment_headers_tell_valid_newer_and_unreadable_apart() {
+    fn segment_headers_tell_valid_other_and_unreadable_apart() {
         let mut block = vec![0xEE; BLOCK_BYTES];
-        encode_segment_header(SegmentId(4), 1 << 20, &mut block);
+        encode_segment_header(Stream::Values, SegmentId(4), 1 << 20, &mut block);
         assert_eq!(
             decode_segment_header(&block),
-            SegmentHeader::Valid(SegmentId(4))
+            SegmentHeader::Valid(Stream::Values, SegmentId(4))
         );
-        let mut torn = block.clone();
-        torn[20] ^= 1;
-        assert_eq!(decode_segment_header(&torn), SegmentHeader::Unreadable);
-        let mut newer = block;
-        newer[8..12].copy_from_slice(&2u32.to_le_bytes());
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&newer[8..12]), &newer[16..32]);
+        for byte in [20, 32] {
+            let mut torn = block.clone();
+            torn[byte] ^= 1;
+            assert_eq!(decode_segment_header(&torn), SegmentHeader::Unreadable);
+        }
+        let mut newer = block.clone();
+        newer[8..12].copy_from_slice(&3u32.to_le_bytes());
+        let crc = header_crc(&newer);
         newer[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode_segment_header(&newer), SegmentHeader::Newer(2));
+        assert_eq!(decode_segment_header(&newer), SegmentHeader::Other(3));
+        let mut older = block;
+        older[8..12].copy_from_slice(&1u32.to_le_bytes());
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&older[8..12]), &older[16..32]);
+        older[12..16].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode_segment_header(&older), SegmentHeader::Other(1));
+    }
+
+    #[test]
+    fn a_segment_is_named_by_its_log_and_its_number() {
+        for (stream, _) in Stream::NAMES {
+            let name = SegmentId(77).file_name(stream);
+            for (other, _) in Stream::NAMES {
+                let found = SegmentId::from_file_name(other, &name);
+                assert_eq!(found, (other == stream).then_some(SegmentId(77)), "{name}");
+            }
+        }
     }
 
     #[test]
@@ -428,7 +541,7 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first %= 7;
             }
-            if bytes.len() >= 5 {
+            if bytes.len() >= ENTRY_HEADER_BYTES {
                 bytes[2..5].fill(0);
             }
             let mut rest = &bytes[..];

@@ -1,36 +1,44 @@
-//! The write-ahead log of one core: a write is acknowledged once its batch here is synced.
+//! A log of one core: a write is acknowledged once its batch here is synced.
+//!
+//! A core has three of them ([`Stream`]): every write goes to exactly one of the first two, and all
+//! of them fail together ([`Fate`]).
 //!
 //! Group commit: writers append to the pending batch and wait; the committer writes it (with one
 //! aligned write, or a few if it is large), syncs it once, and wakes them; meanwhile the next batch
 //! forms. A batch is never written with other bytes, so a torn write can only hurt what nobody was
 //! told of (`format`, `replay`).
 //!
-//! Segments are filled with zeros before their first use and recycled afterwards, so that a sync
-//! waits for no file-system metadata, and so that a full disk is met by the preparer, which can
+//! Segments have their space before their first use (those of the write-ahead log are also filled with
+//! zeros, and recycled afterwards, so that a sync waits for no file-system metadata), so that a full disk is met by the preparer, which can
 //! wait, and not by a write that was admitted. Invariant: the pending batch fits into the
 //! current segment or into the spare one; [`Wal::admit`] sees to it, so appending cannot fail.
 //!
 //! A failed write or sync poisons the log: nothing is known of that batch, what came after it
 //! is not written, and every later write is refused until the node opens its data anew.
 
+mod commit;
 pub mod format;
+mod pending;
 pub mod replay;
 mod segment;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 
 use crate::config::Durability;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
-use crate::rt::{self, BLOCK_BYTES, Bug, WriteBuffer};
-use crate::types::{CoreId, Lsn, Version};
-use format::{BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Sink, padded};
+use crate::rt::{self, BLOCK_BYTES, WriteBuffer};
+use crate::storage::record::{Pointer, Record};
+use crate::types::{CoreId, Lsn, Position, Version};
+use format::{BATCH_HEADER_BYTES, ENTRY_HEADER_BYTES, Sink, Stream, padded};
+use pending::Value;
 use replay::Floor;
-use segment::{Segment, Supply};
+use segment::Supply;
+
+pub use segment::Segment;
 
 /// A batch that is larger lies in several buffers, each of which is one request to the device.
 const BUFFER_BYTES_MAX: usize = 1 << 20;
@@ -64,19 +72,64 @@ pub enum Admission {
     Failed,
 }
 
+/// What the logs of a core have in common: when one fails, all have failed.
+#[derive(Default)]
+pub struct Fate {
+    failed: Cell<bool>,
+    /// Durability advanced, room came, or the logs failed.
+    progress: Signal,
+}
+
+impl Fate {
+    /// True once a write or a sync of one of the logs has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// Returns the first `Some` of `check`, which is called whenever a log has come further.
+    pub async fn wait_for<T>(&self, check: impl FnMut() -> Option<T>) -> T {
+        self.progress.wait_for(check).await
+    }
+}
+
+/// How a log is to be.
+pub struct LogOptions {
+    /// Where its segments are.
+    pub dir: PathBuf,
+    /// Which of the core's logs it is.
+    pub stream: Stream,
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// Sizes.
+    pub limits: WalLimits,
+    /// What it shares with the other logs of its core.
+    pub fate: Rc<Fate>,
+}
+
+/// A record that has its place in the value log, as durably as durability asks.
+pub struct Placed {
+    /// The record.
+    pub record: Record,
+    /// The position of its key.
+    pub position: Position,
+    /// Which write it was.
+    pub lsn: Lsn,
+    /// Its segment.
+    pub segment: Rc<Segment>,
+    /// Its place.
+    pub pointer: Pointer,
+}
+
 /// A core's log. Clones are the same log.
 #[derive(Clone)]
 pub struct Wal(Rc<Inner>);
 
 struct Inner {
-    durability: Durability,
-    limits: WalLimits,
+    options: LogOptions,
     state: RefCell<State>,
     supply: Supply,
     /// Something was appended, or the log is to stop.
     work: Signal,
-    /// Durability advanced, room came, or the log failed.
-    progress: Signal,
 }
 
 struct State {
@@ -95,8 +148,15 @@ struct State {
     /// The last batch whose write has ended.
     sequence_written: u64,
     written: Lsn,
-    durable: Lsn,
-    failed: bool,
+    /// The first record of the batch that is on its way.
+    in_flight: Option<Lsn>,
+    /// The first record that was written and not synced since.
+    unsynced: Option<Lsn>,
+    /// The first record that the sync under way is for.
+    syncing: Option<Lsn>,
+    is_syncing: bool,
+    /// Records that have come to their places.
+    placed: Vec<Placed>,
     stopping: bool,
     stopped: bool,
 }
@@ -117,92 +177,78 @@ struct Pending {
     buffers: Vec<WriteBuffer>,
     filled: usize,
     entries: u32,
+    first: Lsn,
     last: Lsn,
+    /// Its records whose places are wanted.
+    values: Vec<Value>,
 }
 
-impl Pending {
-    /// Makes room for `bytes` in all, in buffers that `buffer` makes.
-    fn make_room(&mut self, bytes: usize, buffer: impl Fn(usize) -> WriteBuffer) {
-        let first = self.buffers[0].len();
-        if first < bytes.min(BUFFER_BYTES_MAX) {
-            let mut larger = buffer(padded(bytes.max(2 * first)).min(BUFFER_BYTES_MAX));
-            larger[..self.filled].copy_from_slice(&self.buffers[0][..self.filled]);
-            self.buffers[0] = larger;
+impl From<replay::FoundSegment> for Full {
+    fn from(found: replay::FoundSegment) -> Full {
+        Full {
+            segment: found.segment,
+            first: found.first,
+            last: found.last,
         }
-        while bytes > self.buffers.len() * BUFFER_BYTES_MAX {
-            self.buffers.push(buffer(BUFFER_BYTES_MAX));
-        }
-    }
-
-    /// Gives up room that is not needed.
-    fn trim(&mut self) {
-        let bytes = padded(self.filled);
-        self.buffers.truncate(bytes.div_ceil(BUFFER_BYTES_MAX));
-        let before = (self.buffers.len() - 1) * BUFFER_BYTES_MAX;
-        let last = self.buffers.last_mut().expect("there is a header");
-        last.truncate(bytes - before);
     }
 }
 
-impl Sink for Pending {
-    fn put(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let buffer = &mut self.buffers[self.filled / BUFFER_BYTES_MAX];
-            let free = &mut buffer[self.filled % BUFFER_BYTES_MAX..];
-            let (now, later) = rest.split_at(rest.len().min(free.len()));
-            free[..now.len()].copy_from_slice(now);
-            self.filled += now.len();
-            rest = later;
-        }
+impl State {
+    /// The first record that is not written yet.
+    fn first_unwritten(&self) -> Option<Lsn> {
+        let pending = self.pending.as_ref().map(|pending| pending.first);
+        self.in_flight.or(pending)
+    }
+
+    /// The first record that is not durable yet.
+    fn first_undurable(&self) -> Option<Lsn> {
+        [self.syncing, self.unsynced, self.first_unwritten()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
 impl Wal {
-    /// Starts a log in `dir` behind what `replay` found there, and its tasks. The first segment is
-    /// ready, or refused by the disk, when this returns.
-    pub async fn start(
-        dir: PathBuf,
-        durability: Durability,
-        limits: WalLimits,
-        found: replay::Found,
-    ) -> Wal {
-        assert!(limits.segment_bytes.is_multiple_of(BLOCK_BYTES as u64));
-        assert!(limits.segment_bytes > 2 * BLOCK_BYTES as u64);
-        let last = super::RECOVERED;
-        let full = |(segment, first)| Full {
-            segment: Rc::new(segment),
-            first,
-            last,
-        };
-        let full = found.segments.into_iter().map(full).collect();
+    /// Starts a log behind what `replay` found, and its tasks. The first segment is ready, or refused
+    /// by the disk, when this returns.
+    pub async fn start(options: LogOptions, found: replay::Found) -> Wal {
+        let segment_bytes = options.limits.segment_bytes;
+        assert!(segment_bytes.is_multiple_of(BLOCK_BYTES as u64));
+        assert!(segment_bytes > 2 * BLOCK_BYTES as u64);
+        let supply = Supply::new(options.dir.clone(), options.stream, segment_bytes, &found);
         let state = State {
             pending: None,
             buffer_bytes: BUFFER_BYTES_MIN,
             current: None,
             used: 0,
             current_first: found.sequence_next,
-            full,
             sequence_next: found.sequence_next,
             sequence_synced: found.sequence_next - 1,
             sequence_written: found.sequence_next - 1,
-            written: last,
-            durable: last,
-            failed: false,
+            written: found.last(),
+            full: found.segments.into_iter().map(Full::from).collect(),
+            in_flight: None,
+            unsynced: None,
+            syncing: None,
+            is_syncing: false,
+            placed: Vec::new(),
             stopping: false,
             stopped: false,
         };
-        let supply = Supply::new(dir, limits.segment_bytes, found.segment_next, found.blank);
+        let (durability, stream) = (options.durability, options.stream);
         let wal = Wal(Rc::new(Inner {
-            durability,
-            limits,
+            options,
             state: RefCell::new(state),
             supply,
             work: Signal::default(),
-            progress: Signal::default(),
         }));
+        let queue = match stream {
+            Stream::Records | Stream::Values => rt::Queue::Foreground,
+            Stream::Moved => rt::Queue::Background,
+        };
         rt::spawn_in(rt::Queue::Background, wal.clone().prepare_segments());
-        rt::spawn(wal.clone().commit_batches());
+        rt::spawn_in(queue, wal.clone().commit_batches());
         if let Durability::Periodic(interval) = durability {
             rt::spawn(wal.clone().sync_now_and_then(interval));
         }
@@ -214,7 +260,7 @@ impl Wal {
     /// Says whether entries whose bodies have `bytes` in all, `entries` of them, may be appended.
     pub fn admit(&self, bytes: usize, entries: usize) -> Admission {
         let state = self.0.state.borrow();
-        if state.failed || state.stopping {
+        if self.has_failed() || state.stopping {
             return Admission::Failed;
         }
         let need = bytes + entries * ENTRY_HEADER_BYTES;
@@ -223,7 +269,7 @@ impl Wal {
             .as_ref()
             .map_or(BATCH_HEADER_BYTES, |pending| pending.filled);
         let batch = padded(before + need) as u64;
-        if state.pending.is_some() && batch > self.0.limits.batch_bytes_max as u64 {
+        if state.pending.is_some() && batch > self.0.options.limits.batch_bytes_max as u64 {
             return Admission::Wait;
         }
         let left = state
@@ -258,10 +304,37 @@ impl Wal {
         self.append(lsn, record.len(), |out| format::put_record(record, out));
     }
 
-    /// Appends already encoded record and clear entries, all in one batch: all or none survive.
-    pub fn append_entries(&self, lsn: Lsn, count: u32, entries: &[u8]) {
+    /// Appends a record whose place is wanted: see [`Wal::take_placed`].
+    pub fn append_value(&self, lsn: Lsn, position: Position, record: &Record) {
+        assert!(self.0.options.stream != Stream::Records);
+        assert!(record.pointer().is_none(), "a pointer points to no pointer");
+        self.append(lsn, record.bytes().len(), |out| {
+            format::put_record(record.bytes(), out);
+            out.note_value(record, position, lsn);
+        });
+    }
+
+    /// The records that have come to their places since this was called last.
+    pub fn take_placed(&self) -> Vec<Placed> {
+        std::mem::take(&mut self.0.state.borrow_mut().placed)
+    }
+
+    /// True if [`Wal::take_placed`] has something to give.
+    pub fn has_placed(&self) -> bool {
+        !self.0.state.borrow().placed.is_empty()
+    }
+
+    /// Appends `count` record and clear entries of `bytes` in all, which `put` puts, in one batch:
+    /// all or none survive.
+    pub fn append_entries(
+        &self,
+        lsn: Lsn,
+        count: u32,
+        bytes: usize,
+        put: impl FnOnce(&mut dyn Sink),
+    ) {
         assert!(count > 0);
-        self.append(lsn, entries.len(), |out| out.put(entries));
+        self.append(lsn, bytes, |out| put(out));
         if let Some(pending) = &mut self.0.state.borrow_mut().pending {
             pending.entries += count - 1;
         }
@@ -294,23 +367,22 @@ impl Wal {
 
     fn append(&self, lsn: Lsn, bytes: usize, put: impl FnOnce(&mut Pending)) {
         let mut state = self.0.state.borrow_mut();
-        assert!(!state.failed, "a failed log admits nothing");
+        assert!(!self.has_failed(), "a failed log admits nothing");
         let fresh = state.pending.is_none();
-        let mut pending = state.pending.take().unwrap_or_else(|| Pending {
-            buffers: vec![self.buffer(&state, state.buffer_bytes)],
-            filled: BATCH_HEADER_BYTES,
-            entries: 0,
-            last: lsn,
-        });
+        let mut pending = state
+            .pending
+            .take()
+            .unwrap_or_else(|| Pending::new(lsn, self.buffer(&state, state.buffer_bytes)));
         assert!(
             fresh || lsn > pending.last,
             "records are numbered in the order of the log"
         );
         let need = pending.filled + ENTRY_HEADER_BYTES + bytes;
         pending.make_room(need, |bytes| self.buffer(&state, bytes));
-        put(&mut pending);
-        pending.entries += 1;
         pending.last = lsn;
+        put(&mut pending);
+        assert!(pending.filled <= need, "more was put than was said");
+        pending.entries += 1;
         state.pending = Some(pending);
         drop(state);
         if fresh {
@@ -325,58 +397,68 @@ impl Wal {
         }
     }
 
-    /// True if the record `lsn` may be acknowledged, or shown to a reader.
+    /// True if this log keeps no record up to `lsn` from being acknowledged, or shown to a reader.
     pub fn is_acknowledged(&self, lsn: Lsn) -> bool {
-        let state = self.0.state.borrow();
-        lsn <= state.durable || (self.0.durability != Durability::Sync && !state.failed)
+        let waits = self.0.options.durability == Durability::Sync;
+        (!waits && !self.has_failed()) || self.is_durable(lsn)
     }
 
-    /// Waits until the record `lsn` may be acknowledged. `Uncertain` if the log failed before.
+    /// True if all records of this log up to `lsn` are durable.
+    pub fn is_durable(&self, lsn: Lsn) -> bool {
+        let first = self.0.state.borrow().first_undurable();
+        first.is_none_or(|first| first > lsn)
+    }
+
+    /// Waits until the records up to `lsn` may be acknowledged. `Uncertain` if the log failed before.
     pub async fn wait_acknowledged(&self, lsn: Lsn) -> Result<()> {
         self.wait_for(|| {
             if self.is_acknowledged(lsn) {
                 return Some(Ok(()));
             }
-            self.0
-                .state
-                .borrow()
-                .failed
-                .then_some(Err(Error::Uncertain))
+            self.has_failed().then_some(Err(Error::Uncertain))
         })
         .await
     }
 
-    /// Waits until the record `lsn` is durable, whatever the durability setting says.
+    /// Waits until the records of this log up to `lsn` have come to the disk, durably or not.
+    pub async fn wait_written(&self, lsn: Lsn) -> Result<()> {
+        self.wait_for(|| {
+            if self.has_failed() {
+                return Some(Err(Error::Uncertain));
+            }
+            let first = self.0.state.borrow().first_unwritten();
+            first.is_none_or(|first| first > lsn).then_some(Ok(()))
+        })
+        .await
+    }
+
+    /// Waits until all records of this log up to `lsn` are durable, whatever the durability setting
+    /// says.
     pub async fn wait_durable(&self, lsn: Lsn) -> Result<()> {
-        if self.0.state.borrow().durable >= lsn {
+        if self.is_durable(lsn) {
             return Ok(());
         }
-        if self.0.durability != Durability::Sync {
-            self.wait_for(|| {
-                let state = self.0.state.borrow();
-                (state.written >= lsn || state.failed).then_some(())
-            })
-            .await;
+        if self.0.options.durability != Durability::Sync {
+            self.wait_written(lsn).await?;
             self.sync_written().await;
         }
         self.wait_for(|| {
-            let state = self.0.state.borrow();
-            if state.durable >= lsn {
+            if self.is_durable(lsn) {
                 return Some(Ok(()));
             }
-            state.failed.then_some(Err(Error::Uncertain))
+            self.has_failed().then_some(Err(Error::Uncertain))
         })
         .await
     }
 
-    /// Returns once a write or a sync of the log has failed.
+    /// Returns once a write or a sync of a log has failed.
     pub async fn failure(&self) {
         self.wait_for(|| self.has_failed().then_some(())).await;
     }
 
-    /// True once a write or a sync of the log has failed.
+    /// True once a write or a sync of a log has failed.
     pub fn has_failed(&self) -> bool {
-        self.0.state.borrow().failed
+        self.0.options.fate.has_failed()
     }
 
     /// True while the disk refuses a new segment.
@@ -433,176 +515,25 @@ impl Wal {
         self.0.state.borrow_mut().stopping = true;
         self.0.supply.stop();
         self.0.work.wake_all();
-        self.0.progress.wake_all();
+        self.0.options.fate.progress.wake_all();
         self.wait_for(|| self.0.state.borrow().stopped.then_some(()))
             .await;
         self.sync_written().await;
-        let state = self.0.state.borrow();
-        if state.failed {
-            Err(Error::Uncertain)
-        } else {
-            Ok(())
+        match self.has_failed() {
+            true => Err(Error::Uncertain),
+            false => Ok(()),
         }
+    }
+
+    /// The number of the segment that is being written, or else of the next one.
+    pub fn segment_now(&self) -> format::SegmentId {
+        let state = self.0.state.borrow();
+        let current = state.current.as_ref().map(|segment| segment.id);
+        current.unwrap_or_else(|| self.0.supply.id_next())
     }
 
     async fn wait_for<T>(&self, check: impl FnMut() -> Option<T>) -> T {
-        self.0.progress.wait_for(check).await
-    }
-
-    /// The committer: one batch after the other, as long as there are any.
-    async fn commit_batches(self) {
-        loop {
-            let batch = self.0.work.wait_for(|| self.next_batch()).await;
-            let Some((batch, segment, position)) = batch else {
-                break;
-            };
-            let (last, sequence) = (batch.last, batch.sequence);
-            if let Err(error) = self.write_batch(batch, &segment, position).await {
-                self.fail(&error);
-                break;
-            }
-            let mut state = self.0.state.borrow_mut();
-            state.written = last;
-            state.sequence_written = sequence;
-            if self.0.durability == Durability::Sync {
-                state.durable = last;
-                state.sequence_synced = sequence;
-            }
-            drop(state);
-            self.0.progress.wake_all();
-        }
-        self.0.state.borrow_mut().stopped = true;
-        self.0.progress.wake_all();
-    }
-
-    /// Takes the pending batch and a place for it. `Some(None)`: stop.
-    fn next_batch(&self) -> Option<Option<(Batch, Rc<Segment>, u64)>> {
-        let mut state = self.0.state.borrow_mut();
-        let Some(pending) = state.pending.take() else {
-            return (state.stopping || state.failed).then_some(None);
-        };
-        let bytes = padded(pending.filled) as u64;
-        state.buffer_bytes = padded(pending.filled).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
-        let left = state
-            .current
-            .as_ref()
-            .map_or(0, |segment| segment.bytes - state.used);
-        if bytes > left {
-            let spare = self
-                .0
-                .supply
-                .take_spare()
-                .expect("admitted batches fit, by `admit`");
-            assert!(bytes <= spare.bytes - BLOCK_BYTES as u64);
-            let (first, last) = (state.current_first, state.written);
-            if let Some(segment) = state.current.replace(Rc::new(spare)) {
-                state.full.push_back(Full {
-                    segment,
-                    first,
-                    last,
-                });
-            }
-            state.current_first = state.sequence_next;
-            state.used = BLOCK_BYTES as u64;
-        }
-        let segment = Rc::clone(
-            state
-                .current
-                .as_ref()
-                .expect("there is one since the first batch"),
-        );
-        let position = state.used;
-        state.used += bytes;
-        let sequence = state.sequence_next;
-        state.sequence_next += 1;
-        let (synced, last) = (state.sequence_synced, pending.last);
-        Some(Some((
-            Batch {
-                pending,
-                sequence,
-                synced,
-                last,
-            },
-            segment,
-            position,
-        )))
-    }
-
-    async fn write_batch(
-        &self,
-        mut batch: Batch,
-        segment: &Rc<Segment>,
-        position: u64,
-    ) -> Result<()> {
-        let starts_segment = position == BLOCK_BYTES as u64;
-        let mut synced = batch.synced;
-        if starts_segment && self.0.durability != Durability::Sync {
-            // Replay takes a later segment as proof that the earlier ones were whole.
-            self.sync_written().await;
-            let state = self.0.state.borrow();
-            if state.failed {
-                return Err(Error::LogFailed);
-            }
-            synced = state.sequence_synced;
-            assert!(synced + 1 == batch.sequence, "rotating syncs all before it");
-        }
-        let pending = &mut batch.pending;
-        let header = BatchHeader {
-            segment: segment.id,
-            sequence: batch.sequence,
-            synced,
-            length: (pending.filled - BATCH_HEADER_BYTES) as u32,
-            entries: pending.entries,
-        };
-        pending.trim();
-        format::seal_batch(header, &mut pending.buffers);
-        write_buffers(batch.pending.buffers, segment, position).await?;
-        if self.0.durability == Durability::Sync && !rt::planted(Bug::NoSync) {
-            if rt::planted(Bug::AcknowledgeBeforeSync) {
-                self.0.state.borrow_mut().durable = batch.last;
-                self.0.progress.wake_all();
-            }
-            segment.file.sync().await?;
-        }
-        Ok(())
-    }
-
-    /// Syncs what has been written, in the durabilities that do not do so by themselves.
-    async fn sync_written(&self) {
-        let (segments, written, sequence) = {
-            let state = self.0.state.borrow();
-            if state.failed || state.sequence_synced == state.sequence_written {
-                return;
-            }
-            // A batch may have moved on to a new segment; what was written before it lies in the
-            // last full one, and rotating synced everything older.
-            let full = state.full.back().map(|full| &full.segment);
-            let current = state.current.as_ref();
-            let segments: Vec<_> = full.into_iter().chain(current).map(Rc::clone).collect();
-            (segments, state.written, state.sequence_written)
-        };
-        for segment in segments {
-            if let Err(error) = segment.file.sync().await {
-                self.fail(&error);
-                return;
-            }
-        }
-        let mut state = self.0.state.borrow_mut();
-        if state.failed {
-            return; // another sync failed meanwhile: what this one covered may be lost with it
-        }
-        state.durable = state.durable.max(written);
-        state.sequence_synced = state.sequence_synced.max(sequence);
-        drop(state);
-        self.0.progress.wake_all();
-    }
-
-    /// `durability = "periodic"`: everything written is synced once in `interval`.
-    async fn sync_now_and_then(self, interval: Duration) {
-        while !self.0.state.borrow().stopping && !self.has_failed() {
-            rt::sleep(interval).await;
-            self.sync_written().await;
-        }
+        self.0.options.fate.wait_for(check).await
     }
 
     /// Keeps a spare segment ready.
@@ -610,61 +541,22 @@ impl Wal {
         while self.0.supply.wanted().await {
             if let Err(error) = self.0.supply.prepare().await {
                 log::warn!("no new log segment, writes are refused meanwhile: {error}");
-                self.0.progress.wake_all();
+                self.0.options.fate.progress.wake_all();
                 self.0.supply.pause().await;
             }
-            self.0.progress.wake_all();
+            self.0.options.fate.progress.wake_all();
         }
     }
 
     /// Nothing more is written or acknowledged: after a failed write or sync, or because something
     /// could not be logged that later records would need before them.
     pub fn fail(&self, error: &Error) {
-        let mut state = self.0.state.borrow_mut();
-        if !state.failed {
+        if !self.has_failed() {
             log::error!("the log failed, writes are refused until a restart: {error}");
         }
-        state.failed = true;
-        state.pending = None;
-        drop(state);
-        self.0.progress.wake_all();
-        self.0.work.wake_all();
+        self.0.options.fate.failed.set(true);
+        self.0.options.fate.progress.wake_all();
     }
-}
-
-/// Writes all of `buffers`, which lie behind each other from `position` on.
-async fn write_buffers(
-    buffers: Vec<WriteBuffer>,
-    segment: &Rc<Segment>,
-    mut position: u64,
-) -> Result<()> {
-    let mut buffers = buffers.into_iter();
-    while let Some(first) = buffers.next() {
-        let first_at = position;
-        position += first.len() as u64;
-        let mut others = Vec::new();
-        for buffer in buffers.by_ref().take(WRITES_MAX - 1) {
-            let (segment, at) = (Rc::clone(segment), position);
-            position += buffer.len() as u64;
-            others.push(rt::spawn(
-                async move { segment.file.write_at(buffer, at).await },
-            ));
-        }
-        let mut written = segment.file.write_at(first, first_at).await;
-        for other in others {
-            written = written.and(other.await);
-        }
-        written?;
-    }
-    Ok(())
-}
-
-/// A batch on its way to the disk.
-struct Batch {
-    pending: Pending,
-    sequence: u64,
-    synced: u64,
-    last: Lsn,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Reading the log back: every batch from the manifest's floor on, in order, up to the torn tail.
+//! Reading a log back: every batch from the manifest's floor on, in order, up to the torn tail.
 //!
 //! What ends the log: a batch that is missing or broken, with no later batch that knew it to be
 //! durable. If a later one did, then acknowledged writes are gone: that is damage, and the core
@@ -15,14 +15,16 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::format::{
-    BATCH_HEADER_BYTES, BatchHeader, Entry, SegmentHeader, SegmentId, batch_is_intact,
-    decode_batch_header, decode_segment_header, padded, take_entry,
+    BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Entry, SegmentHeader, SegmentId, Stream,
+    batch_is_intact, decode_batch_header, decode_segment_header, padded, take_numbered,
 };
 use super::segment::Segment;
 use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File, ReadBuffer};
+use crate::types::Lsn;
 
 const READ_BYTES: usize = 1 << 20;
 
@@ -35,10 +37,40 @@ pub struct Floor {
     pub sequence: u64,
 }
 
+impl Floor {
+    /// The floor of a log that nothing was written to.
+    pub const START: Floor = Floor {
+        segment: SegmentId(1),
+        sequence: 1,
+    };
+}
+
+/// A segment that holds something.
+pub struct FoundSegment {
+    /// The segment.
+    pub segment: Rc<Segment>,
+    /// The number of its first batch.
+    pub first: u64,
+    /// Its last entry's place in the order of all writes.
+    pub last: Lsn,
+}
+
+/// An entry that was read.
+pub struct Read<'a> {
+    /// Its place in the order of all writes.
+    pub lsn: Lsn,
+    /// The segment that it is in.
+    pub segment: SegmentId,
+    /// Its body's first byte in the segment's file.
+    pub offset: u64,
+    /// What it says.
+    pub entry: Entry<'a>,
+}
+
 /// What was found.
 pub struct Found {
-    /// Segments that hold something, oldest first, each with the number of its first batch.
-    pub segments: Vec<(Segment, u64)>,
+    /// Segments that hold something, oldest first.
+    pub segments: Vec<FoundSegment>,
     /// Segment files that hold nothing of use.
     pub blank: Vec<PathBuf>,
     /// The number of the next batch.
@@ -48,44 +80,62 @@ pub struct Found {
 }
 
 impl Found {
+    /// A log of which nothing is read: it goes on behind `floor`, and behind the segments `ids`.
+    pub fn nothing(floor: Floor, ids: impl Iterator<Item = SegmentId>) -> Found {
+        let next = ids.map(|id| SegmentId(id.0 + 1)).max();
+        Found {
+            segments: Vec::new(),
+            blank: Vec::new(),
+            sequence_next: floor.sequence,
+            segment_next: next.map_or(floor.segment, |next| next.max(floor.segment)),
+        }
+    }
+
+    /// The place of the last entry that was found.
+    pub fn last(&self) -> Lsn {
+        let last = self.segments.iter().map(|found| found.last).max();
+        last.unwrap_or(Lsn(0))
+    }
+
     /// The files of all segments.
     pub fn paths(&self) -> Vec<PathBuf> {
         let used = self
             .segments
             .iter()
-            .map(|(segment, _)| segment.file.path().to_owned());
+            .map(|found| found.segment.file.path().to_owned());
         used.chain(self.blank.iter().cloned()).collect()
     }
 }
 
-/// Reads the log in `dir` from `floor` on and gives every entry to `each`, in order.
+/// The segments of `stream` among the names in a directory, in order.
+pub fn segments_of(stream: Stream, names: &[String]) -> Vec<SegmentId> {
+    let id = |name: &String| SegmentId::from_file_name(stream, name);
+    let mut ids: Vec<_> = names.iter().filter_map(id).collect();
+    ids.sort();
+    ids
+}
+
+/// Reads the log `stream` in `dir` from `floor` on and gives every entry to `each`, in order. Segments
+/// below the floor are not touched.
 pub async fn replay(
     dir: &Path,
+    stream: Stream,
     floor: Floor,
-    mut each: impl FnMut(Entry<'_>) -> Result<()>,
+    mut each: impl FnMut(Read<'_>) -> Result<()>,
 ) -> Result<Found> {
-    let names = rt::list_dir(dir).await?;
-    let mut ids: Vec<_> = names
-        .iter()
-        .filter_map(|name| SegmentId::from_file_name(name))
-        .collect();
-    ids.sort();
-    let after = |id: &SegmentId| SegmentId(id.0 + 1);
-    let mut found = Found {
-        segments: Vec::new(),
-        blank: Vec::new(),
-        sequence_next: floor.sequence,
-        segment_next: ids.last().map_or(floor.segment, after).max(floor.segment),
-    };
+    let ids = segments_of(stream, &rt::list_dir(dir).await?);
+    let mut found = Found::nothing(floor, ids.iter().copied());
     // Where the log could not be read on, if there was such a place.
     let mut torn: Option<(PathBuf, u64)> = None;
     for id in ids {
-        let path = dir.join(id.file_name());
+        let path = dir.join(id.file_name(stream));
         if id < floor.segment {
-            found.blank.push(path);
+            if stream == Stream::Records {
+                found.blank.push(path);
+            }
             continue;
         }
-        let mut reader = SegmentReader::open(&path, id).await?;
+        let mut reader = SegmentReader::open(&path, stream, id).await?;
         let first = match reader.first().await? {
             Some((first, _)) if first <= found.sequence_next => first,
             Some((_, at)) => {
@@ -94,12 +144,10 @@ pub async fn replay(
                 let place = torn.clone().filter(|_| at == here.1).unwrap_or(here);
                 reader.check_gap(found.sequence_next, place).await?;
                 found.blank.push(path);
-                reader.segment.file.close().await;
                 continue;
             }
             None => {
                 found.blank.push(path);
-                reader.segment.file.close().await;
                 continue;
             }
         };
@@ -107,14 +155,20 @@ pub async fn replay(
         reader.check_tail(found.sequence_next).await?;
         torn = Some((path, reader.position));
         reader.make_durable().await?;
-        found.segments.push((reader.segment, first));
+        found.segments.push(FoundSegment {
+            segment: reader.segment,
+            first,
+            last: reader.last,
+        });
     }
     Ok(found)
 }
 
 /// Reads one segment, block by block.
-struct SegmentReader {
-    segment: Segment,
+pub struct SegmentReader {
+    segment: Rc<Segment>,
+    /// The place of the last entry that was read.
+    last: Lsn,
     /// Where the next batch is expected.
     position: u64,
     /// Number and place of the batches of which no later one says that they were durable.
@@ -129,30 +183,31 @@ struct Window {
 }
 
 impl SegmentReader {
-    async fn open(path: &Path, id: SegmentId) -> Result<SegmentReader> {
-        let file = File::open(path).await?;
-        let bytes = file.len().await?;
+    /// Reads `segment` from its first batch on.
+    pub async fn of(segment: Rc<Segment>) -> Result<SegmentReader> {
         let window = Window {
             start: 0,
-            bytes: file.read_at(0, READ_BYTES).await?,
+            bytes: segment.file.read_at(0, READ_BYTES).await?,
         };
-        let header = decode_segment_header(&window.bytes);
-        let segment = Segment { id, file, bytes };
-        let mut reader = SegmentReader {
+        Ok(SegmentReader {
             segment,
+            last: Lsn(0),
             position: BLOCK_BYTES as u64,
             unproven: VecDeque::new(),
             window,
-        };
-        match header {
-            SegmentHeader::Valid(named) if named == id => Ok(reader),
-            SegmentHeader::Newer(format) => Err(Error::Setup(format!(
-                "{} was written by a newer Quoit (log format {format}); start that version",
-                path.display()
-            ))),
+        })
+    }
+
+    async fn open(path: &Path, stream: Stream, id: SegmentId) -> Result<SegmentReader> {
+        let file = File::open(path).await?;
+        let bytes = file.len().await?;
+        let mut reader = SegmentReader::of(Rc::new(Segment { id, file, bytes })).await?;
+        match decode_segment_header(&reader.window.bytes) {
+            SegmentHeader::Valid(log, named) if (log, named) == (stream, id) => Ok(reader),
+            SegmentHeader::Other(format) => Err(other_format(path, format)),
             // A segment is begun only once its header is durable, so a bad one belongs to a
             // segment that was never used, or it is damaged.
-            SegmentHeader::Valid(_) | SegmentHeader::Unreadable => {
+            SegmentHeader::Valid(..) | SegmentHeader::Unreadable => {
                 match reader.find_from(BLOCK_BYTES as u64, |_| true).await? {
                     None => Ok(reader),
                     Some(_) => Err(reader.damaged(0, "its header is broken, but it is in use")),
@@ -171,26 +226,12 @@ impl SegmentReader {
     async fn deliver(
         &mut self,
         first: u64,
-        each: &mut impl FnMut(Entry<'_>) -> Result<()>,
+        each: &mut impl FnMut(Read<'_>) -> Result<()>,
     ) -> Result<u64> {
         let mut expected = first;
         while let Some(header) = self.header_at(self.position).await? {
-            let batch = self.batch_at(self.position, header).await?;
-            let intact = batch.is_some_and(|batch| batch_is_intact(header, batch));
-            let skip_check = batch.is_some() && rt::planted(Bug::ReplayPastTornTail);
-            if header.sequence != expected || !(intact || skip_check) {
+            if header.sequence != expected || !self.deliver_batch(header, each).await? {
                 break;
-            }
-            let batch = batch.unwrap_or_default();
-            let mut entries = &batch[BATCH_HEADER_BYTES..][..header.length as usize];
-            while !entries.is_empty() {
-                let Some(entry) = take_entry(&mut entries) else {
-                    if skip_check {
-                        break;
-                    }
-                    return Err(self.damaged(self.position, "an entry is malformed"));
-                };
-                each(entry)?;
             }
             while self
                 .unproven
@@ -205,6 +246,56 @@ impl SegmentReader {
             rt::yield_if_needed().await;
         }
         Ok(expected)
+    }
+
+    /// Gives out the next batch, if there is one that is whole.
+    pub async fn next_batch(
+        &mut self,
+        each: &mut impl FnMut(Read<'_>) -> Result<()>,
+    ) -> Result<bool> {
+        let Some(header) = self.header_at(self.position).await? else {
+            return Ok(false);
+        };
+        let is_whole = self.deliver_batch(header, each).await?;
+        self.position += padded(BATCH_HEADER_BYTES + header.length as usize) as u64;
+        Ok(is_whole)
+    }
+
+    /// Gives out the entries of the batch at `position`; false if it is not whole.
+    async fn deliver_batch(
+        &mut self,
+        header: BatchHeader,
+        each: &mut impl FnMut(Read<'_>) -> Result<()>,
+    ) -> Result<bool> {
+        let (position, segment, mut last) = (self.position, self.segment.id, self.last);
+        let end = BATCH_HEADER_BYTES + header.length as usize;
+        let batch = match self.batch_at(position, header).await? {
+            Some(batch) => batch,
+            None => return Ok(false),
+        };
+        let intact = batch_is_intact(header, batch);
+        if !intact && !rt::planted(Bug::ReplayPastTornTail) {
+            return Ok(false);
+        }
+        let mut entries = &batch[BATCH_HEADER_BYTES..end];
+        while !entries.is_empty() {
+            let at = position + (end - entries.len()) as u64;
+            let Some((number, entry)) = take_numbered(&mut entries) else {
+                if !intact {
+                    break;
+                }
+                return Err(damage(&self.segment, position, "an entry is malformed"));
+            };
+            last = Lsn(header.first.0.saturating_add(u64::from(number)));
+            each(Read {
+                lsn: last,
+                segment,
+                offset: at + ENTRY_HEADER_BYTES as u64,
+                entry,
+            })?;
+        }
+        self.last = self.last.max(last);
+        Ok(true)
     }
 
     /// Writes and syncs what may not be durable yet.
@@ -298,12 +389,23 @@ impl SegmentReader {
         Ok(self.window.bytes.get(start..start + length))
     }
 
-    fn damaged(&self, offset: u64, why: &str) -> Error {
-        let file = self.segment.file.path().to_owned();
-        Error::Corrupt {
-            file,
-            offset,
-            why: why.to_owned(),
-        }
+    /// An error about this segment.
+    pub fn damaged(&self, offset: u64, why: &str) -> Error {
+        damage(&self.segment, offset, why)
     }
+}
+
+fn damage(segment: &Segment, offset: u64, why: &str) -> Error {
+    Error::Corrupt {
+        file: segment.file.path().to_owned(),
+        offset,
+        why: why.to_owned(),
+    }
+}
+
+fn other_format(path: &Path, format: u32) -> Error {
+    Error::Setup(format!(
+        "{} was written by another version of Quoit (log format {format}); start that version",
+        path.display()
+    ))
 }

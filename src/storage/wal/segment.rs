@@ -1,4 +1,5 @@
-//! The supply of log segments: files filled with zeros once, and used again and again.
+//! The supply of log segments. Those of the write-ahead log are filled with zeros once and used again
+//! and again; those of the value log, which are kept, only have their space taken.
 //!
 //! A segment gets its number (file name and header) and is synced, with its directory, before it
 //! is offered as the spare; so a batch in it never depends on metadata that is not yet durable.
@@ -8,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::format::{SegmentId, encode_segment_header};
+use super::format::{SegmentId, Stream, encode_segment_header};
+use super::replay::Found;
 use crate::error::Result;
 use crate::rt::sync::Signal;
 use crate::rt::{self, BLOCK_BYTES, Bug, File, WriteBuffer};
@@ -32,6 +34,7 @@ pub struct Segment {
 /// Makes spare segments.
 pub struct Supply {
     dir: PathBuf,
+    stream: Stream,
     segment_bytes: u64,
     state: RefCell<State>,
     signal: Signal,
@@ -52,24 +55,20 @@ struct State {
 }
 
 impl Supply {
-    /// A supply in `dir`; `blank` are segment files that hold nothing.
-    pub fn new(
-        dir: PathBuf,
-        segment_bytes: u64,
-        id_next: SegmentId,
-        blank: Vec<PathBuf>,
-    ) -> Supply {
+    /// A supply of segments for a log in `dir`, behind what was `found` there.
+    pub fn new(dir: PathBuf, stream: Stream, segment_bytes: u64, found: &Found) -> Supply {
         let state = State {
-            id_next,
+            id_next: found.segment_next,
             spare: None,
             pool: Vec::new(),
-            surplus: blank,
+            surplus: found.blank.clone(),
             room_wanted: 0,
             refused: None,
             stopping: false,
         };
         Supply {
             dir,
+            stream,
             segment_bytes,
             state: RefCell::new(state),
             signal: Signal::default(),
@@ -137,8 +136,11 @@ impl Supply {
         spare
     }
 
-    /// Takes back a segment that nobody needs.
+    /// Takes back a segment that this log does not need. Those of the value log have other users.
     pub fn recycle(&self, segment: Rc<Segment>) {
+        if self.stream != Stream::Records {
+            return;
+        }
         let mut state = self.state.borrow_mut();
         let path = segment.file.path().to_owned();
         if segment.bytes == self.segment_bytes && state.pool.len() < POOL_SEGMENTS_MAX {
@@ -204,7 +206,7 @@ impl Supply {
             state.id_next = SegmentId(id.0 + 1);
             (self.segment_bytes.max(wanted), id)
         };
-        let path = self.dir.join(id.file_name());
+        let path = self.dir.join(id.file_name(self.stream));
         match self.make(&path, id, bytes).await {
             Ok(segment) => {
                 let mut state = self.state.borrow_mut();
@@ -239,12 +241,15 @@ impl Supply {
             }
             None => {
                 let file = File::create(path).await?;
-                fill(&file, bytes).await?;
+                match self.stream {
+                    Stream::Records => fill(&file, bytes).await?,
+                    Stream::Values | Stream::Moved => file.allocate(bytes).await?,
+                }
                 file
             }
         };
         let mut block = file.buffer(BLOCK_BYTES);
-        encode_segment_header(id, bytes, &mut block);
+        encode_segment_header(self.stream, id, bytes, &mut block);
         file.write_at(block, 0).await?;
         file.sync().await?;
         if !rt::planted(Bug::NoDirectorySync) {

@@ -33,7 +33,7 @@ fn dir() -> PathBuf {
 }
 
 fn path_of(segment: u64) -> PathBuf {
-    dir().join(SegmentId(segment).file_name())
+    dir().join(SegmentId(segment).file_name(Stream::Records))
 }
 
 fn record(number: u64, value_bytes: usize) -> Record {
@@ -54,8 +54,8 @@ fn record(number: u64, value_bytes: usize) -> Record {
 async fn read_log(floor: Floor) -> Result<(Vec<u64>, Found)> {
     rt::create_dir_all(&dir()).await?;
     let mut numbers = Vec::new();
-    let found = replay::replay(&dir(), floor, |entry| {
-        let Entry::Record(view) = entry else {
+    let found = replay::replay(&dir(), Stream::Records, floor, |read| {
+        let Entry::Record(view) = read.entry else {
             panic!("only records were written");
         };
         let number = view.meta().version.clock;
@@ -81,8 +81,15 @@ struct Log {
 impl Log {
     async fn open(floor: Floor, durability: Durability) -> Result<(Log, Vec<u64>)> {
         let (numbers, found) = read_log(floor).await?;
-        let wal = Wal::start(dir(), durability, LIMITS, found).await;
-        let lsn = Cell::new(crate::storage::RECOVERED.0);
+        let lsn = Cell::new(found.last().0.max(crate::storage::RECOVERED.0));
+        let options = LogOptions {
+            dir: dir(),
+            stream: Stream::Records,
+            durability,
+            limits: LIMITS,
+            fate: Rc::default(),
+        };
+        let wal = Wal::start(options, found).await;
         Ok((Log { wal, lsn }, numbers))
     }
 
@@ -257,7 +264,12 @@ fn a_missing_segment_in_the_middle_is_damage() {
 fn a_segment_of_a_newer_format_is_refused_by_name() {
     let world = world_with(5, 2, 10);
     let mut bytes = world.disk(NODE).read(&path_of(1)).expect("it is there");
-    encode_segment_header(SegmentId(1), 8 * BLOCK, &mut bytes[..BLOCK_BYTES]);
+    encode_segment_header(
+        Stream::Records,
+        SegmentId(1),
+        8 * BLOCK,
+        &mut bytes[..BLOCK_BYTES],
+    );
     bytes[8..12].copy_from_slice(&(FORMAT + 1).to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[8..12]), &bytes[16..32]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -267,7 +279,7 @@ fn a_segment_of_a_newer_format_is_refused_by_name() {
     assert!(
         error
             .to_string()
-            .contains(&SegmentId(1).file_name().to_string())
+            .contains(&SegmentId(1).file_name(Stream::Records).to_string())
     );
 }
 
@@ -356,7 +368,9 @@ fn a_recycled_segment_never_brings_back_its_earlier_life() {
         let files = world.disk(NODE).files();
         let newest = files
             .iter()
-            .filter_map(|path| SegmentId::from_file_name(path.file_name()?.to_str()?))
+            .filter_map(|path| {
+                SegmentId::from_file_name(Stream::Records, path.file_name()?.to_str()?)
+            })
             .max();
         assert!(
             newest.is_some_and(|id| id.0 > 2 * files.len() as u64),
@@ -638,7 +652,12 @@ fn a_file_whose_new_life_was_not_finished_is_blank() {
     world.disk(NODE).put(&path_of(90), &old);
     assert_eq!(replayed(&world).expect("no damage"), numbers(1..=12));
     let mut header_only = old;
-    encode_segment_header(SegmentId(90), 8 * BLOCK, &mut header_only[..BLOCK_BYTES]);
+    encode_segment_header(
+        Stream::Records,
+        SegmentId(90),
+        8 * BLOCK,
+        &mut header_only[..BLOCK_BYTES],
+    );
     world.disk(NODE).put(&path_of(90), &header_only);
     assert_eq!(
         replayed(&world).expect("no damage"),
@@ -665,7 +684,8 @@ fn all_entries_of_one_append_survive_together_or_not_at_all() {
                     log.wal.wait_admitted(bytes.len(), 5).await.expect("sound");
                     log.lsn.set(log.lsn.get() + 1);
                     let lsn = Lsn(log.lsn.get());
-                    log.wal.append_entries(lsn, 5, &bytes);
+                    log.wal
+                        .append_entries(lsn, 5, bytes.len(), |out| out.put(&bytes));
                     log.wal.wait_acknowledged(lsn).await.expect("sound");
                     acked.set(round * 5 + 5);
                 }

@@ -1,0 +1,164 @@
+//! Point reads: what memory knows of a key, which tables may have it, where its value lies.
+//!
+//! A [`Lookup`] pins the tables and the segments of the value log of its moment, so that what it
+//! finds stays readable whatever is merged or collected meanwhile.
+
+use std::rc::Rc;
+
+use super::record::{KeyRef, Record};
+use super::scan::Snapshot;
+use super::sstable::Table;
+use super::vlog::{self, Segments};
+use super::{RECOVERED, State, Store};
+use crate::error::Result;
+use crate::types::{Lsn, Position, Version};
+
+/// A record that was found, and its place in the log: it may not be acknowledged yet.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The record: a value, possibly expired, or a tombstone.
+    pub record: Record,
+    /// Its place in the log.
+    pub lsn: Lsn,
+}
+
+/// What a reader wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// All of the record.
+    Value,
+    /// Version and expiry: what is found may be a pointer.
+    Meta,
+}
+
+/// What memory knows of a key.
+pub enum Peek {
+    /// This is its newest record, or it has none.
+    Known(Option<Found>),
+    /// The disk has to be asked.
+    OnDisk(Lookup),
+}
+
+/// Where a key's record may be, at the moment of the question.
+pub struct Lookup {
+    /// What memory has: only the value is missing.
+    found: Option<Found>,
+    /// Newest first.
+    tables: Vec<Rc<Table>>,
+    segments: Segments,
+    cleared: Version,
+    want: Want,
+}
+
+impl Lookup {
+    /// Reads the tables in turn, one device read each, until one has it, and then its value.
+    pub async fn read(mut self, key: &KeyRef<'_>) -> Result<Option<Found>> {
+        let found = match self.found.take() {
+            Some(found) => Some(found),
+            None => self.find(key).await?,
+        };
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        if self.want == Want::Meta || found.record.pointer().is_none() {
+            return Ok(Some(found));
+        }
+        let record = vlog::read(&self.segments, &found.record).await?;
+        Ok(Some(Found { record, ..found }))
+    }
+
+    async fn find(&self, key: &KeyRef<'_>) -> Result<Option<Found>> {
+        for table in &self.tables {
+            if let Some(record) = table.get(key).await? {
+                let alive = record.meta().version > self.cleared;
+                return Ok(alive.then_some(Found {
+                    record,
+                    lsn: RECOVERED,
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Store {
+    /// What memory knows of `key`: everything if neither a table nor the value log must be asked.
+    pub fn peek(&self, key: &KeyRef, want: Want) -> Peek {
+        let state = self.state.borrow();
+        let lookup = |found: Option<Found>, tables: Vec<Rc<Table>>| {
+            Peek::OnDisk(Lookup {
+                found,
+                tables,
+                segments: state.values.segments(),
+                cleared: state.cleared,
+                want,
+            })
+        };
+        if let Some(found) = state.in_memory(key) {
+            return match want == Want::Value && found.record.pointer().is_some() {
+                true => lookup(Some(found), Vec::new()),
+                false => Peek::Known(Some(found)),
+            };
+        }
+        let may = |table: &&Rc<Table>| table.may_contain(key);
+        let tables: Vec<_> = state.tables.iter().rev().filter(may).cloned().collect();
+        match tables.is_empty() {
+            true => Peek::Known(None),
+            false => lookup(None, tables),
+        }
+    }
+
+    /// Makes the next lookups of keys at `positions` cheaper, if there are several of them.
+    pub fn warm(&self, positions: &[Position]) {
+        self.state.borrow().active.memtable.borrow().warm(positions);
+    }
+
+    /// The newest record of `key` at this moment.
+    pub async fn get(&self, key: &KeyRef<'_>, want: Want) -> Result<Option<Found>> {
+        match self.peek(key, want) {
+            Peek::Known(found) => Ok(found),
+            Peek::OnDisk(lookup) => lookup.read(key).await,
+        }
+    }
+
+    /// The whole of a record that a walk over `snapshot` has shown, which may be a pointer; or, if that
+    /// came later than the snapshot, the newest record of its key.
+    pub async fn resolve(&self, snapshot: &Snapshot, record: &Record) -> Result<Option<Record>> {
+        if record.pointer().is_none() {
+            return Ok(Some(record.clone()));
+        }
+        if vlog::has(&snapshot.segments, record) {
+            return vlog::read(&snapshot.segments, record).await.map(Some);
+        }
+        let found = self.get(&KeyRef::of(record.key()), Want::Value).await?;
+        Ok(found.map(|found| found.record))
+    }
+
+    /// What is stored at this moment, to be walked in order.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state.borrow();
+        let frozen = state.frozen.iter().rev();
+        let layers = [&state.active].into_iter().chain(frozen);
+        Snapshot {
+            memtables: layers.map(|layer| Rc::clone(&layer.memtable)).collect(),
+            tables: state.tables.iter().rev().cloned().collect(),
+            segments: state.values.segments(),
+            cleared: state.cleared,
+        }
+    }
+}
+
+impl State {
+    /// The newest record of `key` in the memtables.
+    pub(super) fn in_memory(&self, key: &KeyRef) -> Option<Found> {
+        let frozen = self.frozen.iter().rev();
+        [&self.active].into_iter().chain(frozen).find_map(|layer| {
+            let memtable = layer.memtable.borrow();
+            let entry = memtable.get(key)?;
+            Some(Found {
+                record: entry.record.clone(),
+                lsn: entry.lsn,
+            })
+        })
+    }
+}

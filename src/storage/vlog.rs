@@ -1,0 +1,231 @@
+//! The value log: which segments there are, what in them is alive, and how a value is read.
+//!
+//! Large records are written once, to the stream `values`, which is their own write-ahead log; the
+//! memtable and the tables hold pointers ([`Pointer`]). What the collector (`vlog/collect`) moves,
+//! and large records of a batch when their memtable is flushed, go to the stream `moved`, so that
+//! what lives long and what does not part.
+//!
+//! Invariants:
+//! - A pointer in a live table leads to a segment that the manifest lists, and the record there was
+//!   durable before the table was installed. A segment that is listed and not there is damage.
+//! - Of `values` only what comes behind the manifest's floor is replayed; `moved` never is: a record's
+//!   old place is given up only when a table, with the manifest that names it, has the new one.
+//! - One version of a key may be at several places. The newest layer (memtable, then tables from new
+//!   to old) has the one that counts; the others may be gone. So merges take the newest on a tie.
+//! - `garbage` is an estimate, never above `written`: a crash may make it count some records twice.
+//!   No record is given up by it: the collector asks for each whether it is alive.
+
+pub mod collect;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::manifest::SegmentInfo;
+use super::record::{Pointer, Record};
+use super::wal::Segment;
+use super::wal::format::{ENTRY_HEADER_BYTES, SegmentId, Stream};
+use crate::error::{Error, Result};
+use crate::types::Version;
+
+/// Names a segment of the value log within its core.
+pub type SegmentKey = (Stream, SegmentId);
+
+/// Open segments. Who holds this can read them, whatever becomes of their files.
+pub type Segments = Rc<BTreeMap<SegmentKey, Rc<Segment>>>;
+
+/// Bytes of the value log that a record takes.
+fn bytes_of(place: Pointer) -> u64 {
+    ENTRY_HEADER_BYTES as u64 + u64::from(place.length)
+}
+
+fn key_of(place: Pointer) -> SegmentKey {
+    (place.stream, place.segment)
+}
+
+/// What is given up, by segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Garbage(BTreeMap<SegmentKey, u64>);
+
+impl Garbage {
+    /// Counts the record at `place`.
+    pub fn add(&mut self, place: Pointer) {
+        *self.0.entry(key_of(place)).or_default() += bytes_of(place);
+    }
+
+    /// Counts `bytes` in `key`.
+    pub fn add_bytes(&mut self, key: SegmentKey, bytes: u64) {
+        *self.0.entry(key).or_default() += bytes;
+    }
+
+    /// Bytes in `key`.
+    fn of(&self, key: SegmentKey) -> u64 {
+        self.0.get(&key).copied().unwrap_or(0)
+    }
+}
+
+/// Sizes of the value log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ValueSizes {
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Bytes of records that are needed, as far as is known.
+    pub live: u64,
+    /// Bytes of records that are not.
+    pub garbage: u64,
+}
+
+impl ValueSizes {
+    /// Adds those of another core.
+    pub fn add(&mut self, other: &ValueSizes) {
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        self.live += other.live;
+        self.garbage += other.garbage;
+    }
+}
+
+/// The live segments of one core.
+#[derive(Default)]
+pub struct Values {
+    open: Segments,
+    infos: BTreeMap<SegmentKey, SegmentInfo>,
+}
+
+impl Values {
+    /// Takes in a segment that the manifest lists, or that was found.
+    pub fn insert(&mut self, segment: Rc<Segment>, info: SegmentInfo) {
+        let key = (info.stream, info.id);
+        assert!(segment.id == info.id);
+        Rc::make_mut(&mut self.open).insert(key, segment);
+        self.infos.insert(key, info);
+    }
+
+    /// A record of `version` was written to `segment`, at `place`.
+    pub fn note_written(&mut self, segment: &Rc<Segment>, place: Pointer, version: Version) {
+        let key = key_of(place);
+        assert!(segment.id == place.segment);
+        if !self.infos.contains_key(&key) {
+            let info = SegmentInfo {
+                stream: place.stream,
+                id: place.segment,
+                bytes: segment.bytes,
+                written: 0,
+                garbage: 0,
+                version_max: Version::ZERO,
+            };
+            self.insert(Rc::clone(segment), info);
+        }
+        let info = self.infos.get_mut(&key).expect("it was just put there");
+        info.written += bytes_of(place);
+        info.version_max = info.version_max.max(version);
+    }
+
+    /// The record at `place` is not needed any more.
+    pub fn note_garbage(&mut self, place: Pointer) {
+        if let Some(info) = self.infos.get_mut(&key_of(place)) {
+            info.garbage = info.written.min(info.garbage + bytes_of(place));
+        }
+    }
+
+    /// All of `garbage` is not needed any more. Segments that are gone do not matter.
+    pub fn note_all(&mut self, garbage: &Garbage) {
+        for (key, bytes) in &garbage.0 {
+            if let Some(info) = self.infos.get_mut(key) {
+                info.garbage = info.written.min(info.garbage + bytes);
+            }
+        }
+    }
+
+    /// Nothing that has its place by now is needed any more.
+    pub fn note_cleared(&mut self) {
+        for info in self.infos.values_mut() {
+            info.garbage = info.written;
+        }
+    }
+
+    /// The segments without `gone`, as a manifest lists them, once `garbage` is given up.
+    pub fn list(&self, gone: &[SegmentKey], garbage: &Garbage) -> Vec<SegmentInfo> {
+        let kept = self.infos.iter().filter(|(key, _)| !gone.contains(key));
+        kept.map(|(key, info)| SegmentInfo {
+            garbage: info.written.min(info.garbage + garbage.of(*key)),
+            ..*info
+        })
+        .collect()
+    }
+
+    /// Forgets a segment.
+    pub fn remove(&mut self, key: SegmentKey) {
+        Rc::make_mut(&mut self.open).remove(&key);
+        self.infos.remove(&key);
+    }
+
+    /// The segments of this moment.
+    pub fn segments(&self) -> Segments {
+        Rc::clone(&self.open)
+    }
+
+    /// What is known of each segment.
+    pub fn infos(&self) -> impl Iterator<Item = &SegmentInfo> {
+        self.infos.values()
+    }
+
+    /// Sizes at this moment.
+    pub fn sizes(&self) -> ValueSizes {
+        let mut sizes = ValueSizes::default();
+        for info in self.infos.values() {
+            sizes.segments += 1;
+            sizes.bytes += info.bytes;
+            sizes.live += info.written - info.garbage;
+            sizes.garbage += info.garbage;
+        }
+        sizes
+    }
+}
+
+/// True if what `pointing` stands for is in one of `segments`.
+pub fn has(segments: &Segments, pointing: &Record) -> bool {
+    let place = pointing.pointer();
+    place.is_some_and(|place| segments.contains_key(&key_of(place)))
+}
+
+/// Reads the record that `pointing` stands for. Nothing but that very record is ever returned.
+pub async fn read(segments: &Segments, pointing: &Record) -> Result<Record> {
+    let place = pointing.pointer().expect("only pointers are followed");
+    let Some(segment) = segments.get(&key_of(place)) else {
+        let file = PathBuf::from(place.segment.file_name(place.stream));
+        let why = "a record points to it, but it is not one of the live segments";
+        return Err(damaged(file, place, why));
+    };
+    let length = place.length as usize;
+    let bytes = segment
+        .file
+        .read_at(u64::from(place.offset), length)
+        .await?;
+    let file = || segment.file.path().to_owned();
+    if bytes.len() != length || crc32c::crc32c(&bytes) != place.crc {
+        return Err(damaged(
+            file(),
+            place,
+            "the value's checksum does not match",
+        ));
+    }
+    match Record::decode(&bytes) {
+        Some(record) if record.pointer().is_none() && is_meant(&record, pointing) => Ok(record),
+        _ => Err(damaged(file(), place, "another record is there")),
+    }
+}
+
+fn is_meant(record: &Record, pointing: &Record) -> bool {
+    record.key() == pointing.key() && record.meta() == pointing.meta()
+}
+
+fn damaged(file: PathBuf, place: Pointer, why: &str) -> Error {
+    Error::Corrupt {
+        file,
+        offset: u64::from(place.offset),
+        why: why.to_owned(),
+    }
+}

@@ -1,0 +1,377 @@
+//! The collector of the value log: moves what is alive out of the segment that has most garbage, so
+//! that its file can go.
+//!
+//! A segment goes in steps, each of which may be the last before a crash: its live records are copied
+//! to `moved` and their new places noted in the memtable, each only if the key's newest record is
+//! still the very one that was copied; then, when that memtable is in a table and the copies are
+//! synced, a manifest is installed that does not list the segment; then its file is removed. Until
+//! that manifest is durable the old places are good, and the copies are only garbage.
+//!
+//! Invariants: only segments that replay does not read are emptied; a segment whose records cannot all
+//! be read is never given up; what has expired becomes a tombstone, as in a merge.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future;
+
+use super::{SegmentKey, bytes_of};
+use crate::error::{Error, Result};
+use crate::rt::{self, Bug};
+use crate::storage::lookup::{Found, Want};
+use crate::storage::maintain::Edit;
+use crate::storage::manifest::SegmentInfo;
+use crate::storage::memtable::Inserted;
+use crate::storage::merge::Item;
+use crate::storage::record::{KeyRef, Meta, Pointer, Record};
+use crate::storage::wal::format::{Entry, Stream};
+use crate::storage::wal::replay::{Read, SegmentReader};
+use crate::storage::{RECOVERED, Store};
+use crate::types::Lsn;
+
+/// After a failure the disk is asked again so often.
+const RETRY: Duration = Duration::from_millis(500);
+/// So many emptied segments wait for a memtable to be flushed before it is flushed for them.
+const EMPTIED_MAX: usize = 4;
+/// The collector rests so many times as long as it has worked...
+const REST_RATIO: u32 = 1;
+/// ...but no longer than this at a time, and not at all when garbage is this much above its bound.
+const REST_MAX: Duration = Duration::from_millis(20);
+const URGENT_PERCENT: u64 = 10;
+
+/// What the collector does next.
+enum Step {
+    /// Move what is alive out of this segment.
+    Empty(SegmentKey),
+    /// These may go.
+    Remove(Vec<SegmentKey>),
+    Stop,
+}
+
+/// Bytes of a segment that collecting it would give back, as far as is known.
+fn waste(info: &SegmentInfo) -> u64 {
+    let live = info.written - info.garbage;
+    // What `values` loses to padding the mover packs. A segment of `moved` is packed as well as it
+    // may be, unless a start has cut it short.
+    match info.stream == Stream::Values || info.written < info.bytes / 2 {
+        true => info.bytes.saturating_sub(live),
+        false => info.garbage,
+    }
+}
+
+/// The share of garbage in `segments`, in hundredths, and the one that has most.
+fn worst<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> Option<(u64, SegmentKey)> {
+    let (mut bytes, mut wasted) = (0, 0);
+    let mut worst: Option<(u64, SegmentKey)> = None;
+    for info in segments {
+        bytes += info.bytes;
+        wasted += waste(info);
+        let share = waste(info) * 1000 / info.bytes.max(1);
+        if worst.is_none_or(|(most, _)| share > most) {
+            worst = Some((share, (info.stream, info.id)));
+        }
+    }
+    let (share, key) = worst?;
+    (share > 0).then_some((wasted * 100 / bytes.max(1), key))
+}
+
+impl Store {
+    /// Collects segments until the store stops.
+    pub(in crate::storage) async fn collect_values(self: Rc<Self>) {
+        loop {
+            let done = match self.changed.wait_for(|| self.next_step()).await {
+                Step::Stop => return,
+                Step::Remove(gone) => {
+                    let count = gone.len() as u64;
+                    let installed = self.install(Edit::without(gone)).await;
+                    if installed.is_ok() {
+                        self.state.borrow_mut().stats.collections += count;
+                    }
+                    installed
+                }
+                Step::Empty(key) => self.empty(key).await,
+            };
+            if let Err(error) = done {
+                log::warn!("the value log cannot be collected, trying again: {error}");
+                let stopping = self
+                    .changed
+                    .wait_for(|| self.state.borrow().stopping.then_some(()));
+                future::or(rt::sleep(RETRY), stopping).await;
+            }
+        }
+    }
+
+    fn next_step(&self) -> Option<Step> {
+        let state = self.state.borrow();
+        if state.stopping || state.flusher_ended {
+            return Some(Step::Stop);
+        }
+        if self.has_failed() {
+            return None;
+        }
+        let ready = |barrier: u64| state.is_flushed(barrier);
+        let emptied = state.emptied.iter();
+        let gone: Vec<SegmentKey> = emptied
+            .filter(|(_, barrier)| ready(*barrier))
+            .map(|(key, _)| *key)
+            .collect();
+        if !gone.is_empty() {
+            return Some(Step::Remove(gone));
+        }
+        let (percent, key) = self.worst(&state)?;
+        (percent > self.options.value_garbage_percent_max).then_some(Step::Empty(key))
+    }
+
+    /// The share of garbage in the segments that may be collected, and the one that has most.
+    fn worst(&self, state: &crate::storage::State) -> Option<(u64, SegmentKey)> {
+        let now = self.moved.segment_now();
+        let moved_now = state.moving_from.map_or(now, |from| from.min(now));
+        let may = |info: &&SegmentInfo| {
+            let is_quiet = match info.stream {
+                Stream::Values => info.id < state.manifest.values_floor.segment,
+                _ => info.id < moved_now,
+            };
+            let key = (info.stream, info.id);
+            let is_open = !state.damaged.contains(&key);
+            is_quiet && is_open && !state.emptied.iter().any(|(emptied, _)| *emptied == key)
+        };
+        worst(state.values.infos().filter(may))
+    }
+
+    /// Moves all that is alive out of a segment.
+    async fn empty(&self, key: SegmentKey) -> Result<()> {
+        let (segment, info) = {
+            let state = self.state.borrow();
+            let segment = state.values.segments().get(&key).map(Rc::clone);
+            let info = state
+                .values
+                .infos()
+                .find(|info| (info.stream, info.id) == key);
+            let Some((segment, info)) = segment.zip(info.copied()) else {
+                return Ok(());
+            };
+            (segment, info)
+        };
+        if info.version_max > self.state.borrow().manifest.cleared {
+            let mut reader = SegmentReader::of(segment).await?;
+            let mut seen = 0;
+            loop {
+                let began = rt::now();
+                let mut records = Vec::new();
+                let mut take = |read: Read<'_>| {
+                    if let Entry::Record(view) = read.entry {
+                        let place = Pointer {
+                            stream: key.0,
+                            segment: key.1,
+                            offset: read.offset as u32,
+                            length: view.bytes().len() as u32,
+                            crc: crc32c::crc32c(view.bytes()),
+                        };
+                        seen += bytes_of(place);
+                        records.extend(Record::decode(view.bytes()).map(|record| (place, record)));
+                    }
+                    Ok(())
+                };
+                if !reader.next_batch(&mut take).await? {
+                    break;
+                }
+                self.move_live(records).await?;
+                if self.state.borrow().stopping {
+                    return Ok(());
+                }
+                self.rest(rt::now().saturating_sub(began)).await;
+            }
+            if seen < info.written {
+                self.state.borrow_mut().damaged.insert(key);
+                let why = "records in it cannot be read; it is not collected";
+                let error = reader.damaged(0, why);
+                log::error!("{error}");
+                return Ok(());
+            }
+        }
+        self.note_emptied(key);
+        Ok(())
+    }
+
+    fn note_emptied(&self, key: SegmentKey) {
+        let must_flush = {
+            let mut state = self.state.borrow_mut();
+            let barrier = state.active.number;
+            state.emptied.push((key, barrier));
+            let is_due = state.emptied.len() >= EMPTIED_MAX || self.values.is_refused();
+            is_due && state.frozen.is_empty() && !state.active.memtable.borrow().is_empty()
+        };
+        if must_flush {
+            self.freeze();
+        }
+    }
+
+    async fn rest(&self, worked: Duration) {
+        let percent = self
+            .worst(&self.state.borrow())
+            .map_or(0, |(percent, _)| percent);
+        let is_urgent = percent > self.options.value_garbage_percent_max + URGENT_PERCENT;
+        if !is_urgent && !self.values.is_refused() {
+            rt::sleep((worked * REST_RATIO).min(REST_MAX)).await;
+        }
+    }
+
+    /// Moves those of `records`, which were read at their places, that are alive.
+    async fn move_live(&self, records: Vec<(Pointer, Record)>) -> Result<()> {
+        let mut live = Vec::new();
+        let mut places = Vec::new();
+        for (place, record) in records {
+            let key = KeyRef::of(record.key());
+            let position = key.position;
+            if self.current(&key, place).await?.is_none() {
+                continue;
+            }
+            let now = rt::wall_ms();
+            if record.view().is_live(now) {
+                live.push(Item { position, record });
+                places.push(place);
+            } else {
+                let tombstone = Meta {
+                    tombstone: true,
+                    expiry: 0,
+                    ..record.meta()
+                };
+                let tombstone = Record::new(tombstone, record.key(), b"");
+                self.put_if_current(
+                    place,
+                    Item {
+                        position,
+                        record: tombstone,
+                    },
+                )
+                .await?;
+            }
+        }
+        let moved = self.move_records(&live).await?;
+        for ((item, place), record) in live.iter().zip(places).zip(moved) {
+            let item = Item {
+                position: item.position,
+                record,
+            };
+            self.put_if_current(place, item).await?;
+        }
+        Ok(())
+    }
+
+    /// The newest record of `key`, if it is the pointer to `place`, with the moment of that answer.
+    async fn current(&self, key: &KeyRef<'_>, place: Pointer) -> Result<Option<(Found, u64)>> {
+        loop {
+            let epoch = self.state.borrow().epoch;
+            let found = self.get(key, Want::Meta).await?;
+            if epoch == self.state.borrow().epoch {
+                let is_it = |found: &Found| found.record.pointer() == Some(place);
+                return Ok(found.filter(is_it).map(|found| (found, epoch)));
+            }
+        }
+    }
+
+    /// Puts `item`, the same version of the same key, in the place of the pointer to `place`, if that
+    /// is still the newest record of its key.
+    async fn put_if_current(&self, place: Pointer, item: Item) -> Result<()> {
+        let bytes = item.record.key().to_vec();
+        let key = KeyRef::of(&bytes);
+        let lsn = loop {
+            let Some((found, epoch)) = self.current(&key, place).await? else {
+                if rt::planted(Bug::MoveUnchecked) {
+                    break RECOVERED;
+                }
+                if let Some(copy) = item.record.pointer() {
+                    self.state.borrow_mut().values.note_garbage(copy);
+                }
+                return Ok(());
+            };
+            // Between that answer and now only this task has run, unless it had to wait.
+            let state = self.state.borrow();
+            let is_still = match state.in_memory(&key) {
+                Some(now) => now.record.pointer() == Some(place),
+                None => true,
+            };
+            if is_still && state.epoch == epoch {
+                break found.lsn;
+            }
+        };
+        self.put_moved(item, lsn);
+        self.state.borrow_mut().values.note_garbage(place);
+        Ok(())
+    }
+
+    fn put_moved(&self, item: Item, lsn: Lsn) {
+        let state = self.state.borrow();
+        let mut memtable = state.active.memtable.borrow_mut();
+        let is_tombstone = item.record.meta().tombstone;
+        if !is_tombstone && memtable.point(item.record.clone(), item.position, lsn) {
+            return;
+        }
+        // A tombstone of one version hides the record of that version.
+        let inserted = memtable.insert(item.record, item.position, lsn);
+        assert!(
+            !matches!(inserted, Inserted::Stale) || rt::planted(Bug::MoveUnchecked),
+            "nothing newer is there"
+        );
+    }
+
+    /// Copies `items`, whole records, to `moved`; gives the pointers to the copies, in order. They are
+    /// written, and as durable as durability asks.
+    pub(in crate::storage) async fn move_records(&self, items: &[Item]) -> Result<Vec<Record>> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.changed
+            .wait_for(|| (!self.moving.replace(true)).then_some(()))
+            .await;
+        let appended = self.append_moved(items).await;
+        let written = self.moved.wait_written(self.moved_last.get()).await;
+        let mut pointers = Vec::with_capacity(items.len());
+        {
+            let mut state = self.state.borrow_mut();
+            for placed in self.moved.take_placed() {
+                let version = placed.record.meta().version;
+                state
+                    .values
+                    .note_written(&placed.segment, placed.pointer, version);
+                state.stats.value_bytes_moved += bytes_of(placed.pointer);
+                pointers.push(Record::pointing(placed.record.view(), placed.pointer));
+            }
+        }
+        self.moving.set(false);
+        self.changed.wake_all();
+        if let Err(error) = appended.and(written) {
+            let mut state = self.state.borrow_mut();
+            let copies = pointers.iter().filter_map(Record::pointer);
+            copies.for_each(|copy| state.values.note_garbage(copy));
+            return Err(error);
+        }
+        assert!(pointers.len() == items.len(), "each copy has its place");
+        Ok(pointers)
+    }
+
+    async fn append_moved(&self, items: &[Item]) -> Result<(), Error> {
+        for item in items {
+            self.moved
+                .wait_admitted(item.record.bytes().len(), 1)
+                .await?;
+            let lsn = Lsn(self.moved_last.get().0 + 1);
+            self.moved_last.set(lsn);
+            self.moved.append_value(lsn, item.position, &item.record);
+        }
+        Ok(())
+    }
+}
+
+impl crate::storage::State {
+    /// True if the layer with this number, and all before it, are in tables, or died with a clear.
+    fn is_flushed(&self, number: u64) -> bool {
+        let is_empty = self.active.memtable.borrow().is_empty();
+        let oldest = match self.frozen.front() {
+            Some(layer) => layer.number,
+            None if is_empty => self.active.number + 1,
+            None => self.active.number,
+        };
+        oldest > number
+    }
+}
