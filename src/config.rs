@@ -49,6 +49,16 @@ impl DurabilityName {
     }
 }
 
+/// `storage.compaction` as it is written in config.toml.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompactionName {
+    /// Levels of growing size.
+    Leveled,
+    /// Runs of similar size.
+    SizeTiered,
+}
+
 /// All of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -91,6 +101,12 @@ pub struct Storage {
     pub wal_batch: ByteSize,
     /// A table is begun anew at this size.
     pub table_max: ByteSize,
+    /// Which tables are merged with which.
+    pub compaction: CompactionName,
+    /// What level 1 may hold.
+    pub level_base: ByteSize,
+    /// How many times as much each further level may hold.
+    pub level_ratio: u64,
 }
 
 /// What a client may ask for.
@@ -138,7 +154,10 @@ impl Default for Storage {
             wal_max: ByteSize::mib(256),
             wal_segment: ByteSize::mib(16),
             wal_batch: ByteSize::mib(4),
-            table_max: ByteSize::gib(1),
+            table_max: ByteSize::mib(64),
+            compaction: CompactionName::Leveled,
+            level_base: ByteSize::mib(256),
+            level_ratio: 10,
         }
     }
 }
@@ -194,8 +213,16 @@ impl Config {
                 "`storage.wal-batch` is 4 KiB to 64 MiB",
             ),
             (
-                fits(storage.table_max, 1 << 20, 1 << 40),
-                "`storage.table-max` is 1 MiB to 1 TiB",
+                fits(storage.table_max, 64 << 10, 1 << 40),
+                "`storage.table-max` is 64 KiB to 1 TiB",
+            ),
+            (
+                fits(storage.level_base, 64 << 10, 1 << 40),
+                "`storage.level-base` is 64 KiB to 1 TiB",
+            ),
+            (
+                (2..=100).contains(&storage.level_ratio),
+                "`storage.level-ratio` is 2 to 100",
             ),
             (
                 limits.clients_max >= 1,
@@ -255,6 +282,12 @@ pub const PIPELINE_COMMANDS_MAX: usize = 1024;
 pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
 /// Values of one connection that are read from tables at once: how large they are is not known before.
 pub const PIPELINE_READS_MAX: usize = 16;
+/// Unmerged runs of a core up to which merges take only what clients leave.
+pub const RUNS_CALM: usize = 4;
+/// Unmerged runs beyond which writers are slowed, and the more the more there are.
+pub const RUNS_SOFT: usize = 12;
+/// Unmerged runs at which writers wait.
+pub const RUNS_HARD: usize = 36;
 /// Keys that one core looks at, at most, for one page of SCAN.
 pub const SCAN_COUNT_MAX: usize = 100_000;
 /// Bytes that a client's name, library name or library version may have.

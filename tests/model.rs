@@ -12,14 +12,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use quoit::config::Durability;
 use quoit::error::Error;
-use quoit::rt;
 use quoit::rt::sim::{NodeId, Options, World};
+use quoit::rt::{self, Bug};
+use quoit::storage::compaction::{Shape, Style};
 use quoit::storage::record::{KeyRef, Meta, Record};
 use quoit::storage::wal::WalLimits;
 use quoit::storage::{Batch, Opened, Store, StoreOptions};
@@ -181,7 +183,17 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
             segment_bytes,
             batch_bytes_max: 4096 * chance.usize(1..6),
         },
-        table_bytes_max: [20_000, 200_000][chance.usize(..2)],
+        compaction: shape(&mut chance),
+    }
+}
+
+/// Small sizes, so that a short run fills several levels.
+fn shape(chance: &mut fastrand::Rng) -> Shape {
+    Shape {
+        style: [Style::Leveled, Style::SizeTiered][chance.usize(..2)],
+        table_bytes: [5_000, 20_000, 200_000][chance.usize(..3)],
+        base_bytes: [10_000, 40_000, 200_000][chance.usize(..3)],
+        ratio: chance.u64(2..5),
     }
 }
 
@@ -408,7 +420,17 @@ enum End {
 
 /// Several lives of one store. `durability` says for each of them how it is opened.
 fn simulate(seed: u64, durability: impl Fn(usize) -> Durability) -> (Rc<Model>, u64) {
-    let world = World::new(Options::random(seed));
+    simulate_with(seed, &[], durability)
+}
+
+fn simulate_with(
+    seed: u64,
+    planted: &[Bug],
+    durability: impl Fn(usize) -> Durability,
+) -> (Rc<Model>, u64) {
+    let mut world = Options::random(seed);
+    world.planted = planted.to_vec();
+    let world = World::new(world);
     let model = Rc::new(Model::default());
     let mut chance = fastrand::Rng::with_seed(seed);
     let keys = [5, 40, 400][chance.usize(..3)];
@@ -494,6 +516,22 @@ fn with_sync_every_acknowledged_step_is_there_after_any_end() {
         );
         assert!(lost > 100, "no crash lost anything: nothing was tested");
     }
+}
+
+/// Plants `bug` and says after how many seeds it is found.
+fn finds(bug: Bug) {
+    const FINDING_SEEDS: u64 = 100;
+    let run = |seed| simulate_with(seed, &[bug], |_| Durability::Sync);
+    let is_found = |seed: &u64| catch_unwind(|| run(*seed)).is_err();
+    let Some(seed) = (0..FINDING_SEEDS).find(is_found) else {
+        panic!("{bug:?} is planted, and {FINDING_SEEDS} seeds do not find it");
+    };
+    println!("{bug:?} is found after {} seeds", seed + 1);
+}
+
+#[test]
+fn a_tombstone_that_goes_while_it_hides_something_is_found() {
+    finds(Bug::TombstoneTooEarly);
 }
 
 #[test]

@@ -262,6 +262,11 @@ fn a_directory_that_is_not_synced_is_found() {
 }
 
 #[test]
+fn a_tombstone_that_goes_while_it_hides_something_is_found() {
+    finds(Bug::TombstoneTooEarly);
+}
+
+#[test]
 fn a_full_disk_refuses_writes_until_there_is_space() {
     let name = "a_full_disk_refuses_writes_until_there_is_space";
     let total = for_seeds(name, 150, full_disk);

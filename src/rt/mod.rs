@@ -169,6 +169,8 @@ pub enum Bug {
     ManifestBeforeTable,
     /// A directory whose entries changed is not synced.
     NoDirectorySync,
+    /// A merge drops a tombstone though something older below may have its key.
+    TombstoneTooEarly,
 }
 
 /// True in a simulated world that has `bug` planted.

@@ -13,10 +13,11 @@ use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
 use super::{Shard, Stage};
 use crate::cluster::ring::Map;
-use crate::config::{Config, VNODES};
+use crate::config::{CompactionName, Config, VNODES};
 use crate::error::{Error, Result};
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue};
+use crate::storage::compaction::{Shape, Style};
 use crate::storage::identity::{self, Identity};
 use crate::storage::wal::WalLimits;
 use crate::storage::{Opened, Store, StoreOptions, Undecided};
@@ -143,7 +144,15 @@ async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
             segment_bytes: storage.wal_segment.0,
             batch_bytes_max: storage.wal_batch.0 as usize,
         },
-        table_bytes_max: storage.table_max.0,
+        compaction: Shape {
+            style: match storage.compaction {
+                CompactionName::Leveled => Style::Leveled,
+                CompactionName::SizeTiered => Style::SizeTiered,
+            },
+            table_bytes: storage.table_max.0,
+            base_bytes: storage.level_base.0,
+            ratio: storage.level_ratio,
+        },
     };
     Store::open(&dir, options).await
 }

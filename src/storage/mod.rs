@@ -5,7 +5,7 @@
 //! frozen and flushed to a table; then the manifest names the table and the log's new floor.
 //!
 //! Invariants: of the records of one key, the one found first in the order active memtable, frozen
-//! memtables from newest to oldest, tables from newest to oldest is the newest; records with a version
+//! memtables from newest to oldest, tables from newest to oldest (levels.rs) is the newest; records with a version
 //! at or below `cleared` are dead wherever they are; the log keeps every record, and every part of a
 //! transaction over several cores, until what it says is in a table that the manifest names.
 //!
@@ -15,8 +15,10 @@
 pub mod block;
 pub mod bloom;
 mod codec;
+mod compact;
 pub mod compaction;
 pub mod identity;
+pub mod levels;
 mod maintain;
 pub mod manifest;
 pub mod memtable;
@@ -37,6 +39,8 @@ use futures_lite::future;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, Lsn, Position, Version};
+use compact::Pace;
+use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
 use record::{KeyRef, Record};
@@ -149,14 +153,14 @@ pub struct Store {
     changed: Signal,
     /// Held while a manifest is written: one at a time.
     installing: Cell<bool>,
+    pace: Pace,
 }
 
 struct State {
     active: Layer,
     /// Oldest first.
     frozen: VecDeque<Layer>,
-    /// Oldest first, as in the manifest.
-    tables: Vec<Rc<Table>>,
+    tables: Levels,
     manifest: Manifest,
     cleared: Version,
     /// The highest version of a record, or of a clear, that may have left no trace of its keys.
@@ -205,8 +209,12 @@ struct Held {
 pub struct Stats {
     /// Memtables flushed.
     pub flushes: u64,
-    /// Compactions.
+    /// Merges of tables.
     pub compactions: u64,
+    /// Tables that went to another level without being rewritten.
+    pub tables_moved: u64,
+    /// Bytes of tables that were merged.
+    pub table_bytes_read: u64,
     /// Bytes written to tables.
     pub table_bytes_written: u64,
     /// Expired records that were taken out of the memtable.
@@ -231,12 +239,12 @@ pub struct Sizes {
 impl Store {
     /// What memory knows of `key`: everything if no table may have it.
     pub fn peek(&self, key: &KeyRef) -> Peek {
+        self.pace.count(0);
         let state = self.state.borrow();
         if let Some(found) = state.in_memory(key) {
             return Peek::Known(Some(found));
         }
-        let may = |table: &&Rc<Table>| table.may_contain(key);
-        let tables: Vec<_> = state.tables.iter().rev().filter(may).cloned().collect();
+        let tables = state.tables.candidates(key);
         if tables.is_empty() {
             return Peek::Known(None);
         }
@@ -266,19 +274,27 @@ impl Store {
         let layers = [&state.active].into_iter().chain(frozen);
         Snapshot {
             memtables: layers.map(|layer| Rc::clone(&layer.memtable)).collect(),
-            tables: state.tables.iter().rev().cloned().collect(),
+            runs: state.tables.runs().to_vec(),
             cleared: state.cleared,
         }
     }
 
     /// May a record of `bytes` be written now?
     pub fn admit(&self, bytes: usize) -> Admission {
-        self.admit_entries(bytes, 1)
+        self.admit_in_turn(bytes, 1)
     }
 
     /// May `batch` be written now?
     pub fn admit_batch(&self, batch: &Batch) -> Admission {
-        self.admit_entries(batch.log_bytes(self.options.cores), batch.entries())
+        self.admit_in_turn(batch.log_bytes(self.options.cores), batch.entries())
+    }
+
+    /// Writers are slowed, and at last stopped, while merges are behind.
+    fn admit_in_turn(&self, bytes: usize, entries: usize) -> Admission {
+        match self.admit_entries(bytes, entries) {
+            Admission::Ready if !self.pass_gate(bytes) => Admission::Wait,
+            admission => admission,
+        }
     }
 
     fn admit_entries(&self, bytes: usize, entries: usize) -> Admission {
@@ -290,6 +306,10 @@ impl Store {
         if state.frozen.len() >= FROZEN_MAX {
             return state.flush_refused.unwrap_or(Admission::Wait);
         }
+        drop(state);
+        if self.is_stopped_by_merges() {
+            return Admission::Wait;
+        }
         match &self.wal {
             Some(wal) => wal.admit(bytes, entries),
             None => Admission::Ready,
@@ -298,21 +318,24 @@ impl Store {
 
     /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
     pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
+        let (bytes, entries) = (batch.log_bytes(self.options.cores), batch.entries());
+        self.wait_at_gate(bytes).await;
         loop {
             let decided = self.changed.wait_for(|| {
                 let state = self.state.borrow();
                 let full = state.frozen.len() >= FROZEN_MAX && state.flush_refused.is_none();
-                (!full || state.stopping || self.has_failed()).then_some(())
+                let over = state.stopping || self.has_failed();
+                drop(state);
+                (over || !(full || self.is_stopped_by_merges())).then_some(())
             });
             match &self.wal {
                 Some(wal) => {
                     future::or(decided, wal.failure()).await;
-                    let bytes = batch.log_bytes(self.options.cores);
-                    wal.wait_admitted(bytes, batch.entries()).await?;
+                    wal.wait_admitted(bytes, entries).await?;
                 }
                 None => decided.await,
             }
-            match self.admit_batch(batch) {
+            match self.admit_entries(bytes, entries) {
                 Admission::Ready => return Ok(()),
                 Admission::Wait => {}
                 Admission::DiskFull => return Err(Error::DiskFull),
@@ -406,6 +429,7 @@ impl Store {
     }
 
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
+        self.pace.count(record.bytes().len());
         let active = Rc::clone(&self.state.borrow().active.memtable);
         let inserted = active.borrow_mut().insert(record, position, lsn);
         assert!(
@@ -431,7 +455,7 @@ impl Store {
             ..Layer::default()
         };
         state.frozen.clear();
-        state.tables.clear();
+        state.tables = Levels::default();
         drop(state);
         self.changed.wake_all();
     }
@@ -579,7 +603,7 @@ impl Store {
                 .frozen
                 .iter()
                 .any(|layer| layer.memtable.borrow().get(&key).is_some())
-                || state.tables.iter().any(|table| table.may_contain(&key));
+                || state.tables.may_contain(&key);
             if !below {
                 forgotten = forgotten.max(record.meta().version);
                 memtable.remove(&key);
@@ -624,7 +648,7 @@ impl Store {
     pub fn sizes(&self) -> Sizes {
         let state = self.state.borrow();
         let mut sizes = Sizes {
-            tables: state.tables.len() as u64,
+            tables: state.tables.iter().count() as u64,
             wal_bytes: self.wal.as_ref().map_or(0, Wal::bytes),
             ..Sizes::default()
         };
@@ -633,7 +657,7 @@ impl Store {
             sizes.memtable_bytes += memtable.bytes() as u64;
             sizes.records += memtable.len() as u64;
         }
-        for table in &state.tables {
+        for table in state.tables.iter() {
             sizes.table_bytes += table.info().bytes;
             sizes.records += table.info().records;
         }

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
 
+use super::compact::Pace;
+use super::compaction::Shape;
+use super::levels::Levels;
 use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Memtable;
@@ -38,8 +41,8 @@ pub struct StoreOptions {
     pub wal_bytes_max: u64,
     /// Sizes of the log.
     pub wal: WalLimits,
-    /// A table of this size is long enough.
-    pub table_bytes_max: u64,
+    /// How tables are merged.
+    pub compaction: Shape,
 }
 
 /// A store that was opened, and what others must know or say about it. When all that is undecided is
@@ -148,7 +151,7 @@ impl Store {
                 ..Layer::default()
             },
             frozen: VecDeque::new(),
-            tables,
+            tables: Levels::new(tables),
             manifest,
             cleared: replayed.cleared,
             forgotten: Version::ZERO,
@@ -171,6 +174,7 @@ impl Store {
             state: RefCell::new(state),
             changed: Signal::default(),
             installing: Cell::new(false),
+            pace: Pace::default(),
         });
         let undecided = store.take_prepared(replayed.prepared, &replayed.committed);
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());

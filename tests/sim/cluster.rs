@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_lite::future;
-use quoit::config::Config;
+use quoit::config::{CompactionName, Config};
 use quoit::error::Error;
 use quoit::rt::sim::{NodeId, Task, World};
 use quoit::rt::sync::Signal;
@@ -45,7 +45,10 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     storage.wal_segment = ByteSize::kib([64, 64, 96, 128][chance.usize(..4)]);
     storage.wal_max = ByteSize(storage.wal_segment.0 * chance.u64(2..5));
     storage.wal_batch = ByteSize::kib([4, 16, 64, 256][chance.usize(..4)]);
-    storage.table_max = ByteSize::mib(1);
+    storage.table_max = ByteSize::kib([64, 128, 1024][chance.usize(..3)]);
+    storage.compaction = [CompactionName::Leveled, CompactionName::SizeTiered][chance.usize(..2)];
+    storage.level_base = ByteSize::kib([64, 128, 512][chance.usize(..3)]);
+    storage.level_ratio = chance.u64(2..5);
     config.check().expect("these sizes are allowed");
     config
 }

@@ -347,8 +347,11 @@ fn a_block_that_was_written_at_a_wrong_place_is_noticed() {
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
         let mut bytes = disk.read(&path).expect("it was written");
         let table = Table::open(&dir(), &info).await.expect("undamaged");
-        let length = table.index.length(0);
-        assert_eq!((table.index.blocks(), length), (2, table.index.length(1)));
+        let length = table.parts.index.length(0);
+        assert_eq!(
+            (table.parts.index.blocks(), length),
+            (2, table.parts.index.length(1))
+        );
         let (first, second) = bytes[..2 * length].split_at_mut(length);
         first.swap_with_slice(second);
         disk.put(&path, &bytes);
