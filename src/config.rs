@@ -81,6 +81,8 @@ pub struct Config {
     pub durability_interval_ms: u64,
     /// What clients must say with AUTH; empty: nothing.
     pub password: String,
+    /// Memory for data, of all cores together; 0: half of what the machine has.
+    pub memory: ByteSize,
     /// Sizes of each core's storage.
     pub storage: Storage,
     /// What a client may ask for.
@@ -141,6 +143,7 @@ impl Default for Config {
             durability: DurabilityName::Sync,
             durability_interval_ms: 1000,
             password: String::new(),
+            memory: ByteSize(0),
             storage: Storage::default(),
             limits: Limits::default(),
         }
@@ -176,6 +179,47 @@ impl Default for Limits {
     }
 }
 
+fn fits(bytes: ByteSize, low: u64, high: u64) -> bool {
+    (low..=high).contains(&bytes.0)
+}
+
+impl Storage {
+    /// What must hold, and how it is said.
+    fn rules(&self) -> [(bool, &'static str); 7] {
+        [
+            (
+                fits(self.memtable, 64 << 10, 64 << 30),
+                "`storage.memtable` is 64 KiB to 64 GiB",
+            ),
+            (
+                fits(self.wal_segment, 64 << 10, 4 << 30)
+                    && self.wal_segment.0.is_multiple_of(4096),
+                "`storage.wal-segment` is 64 KiB to 4 GiB in steps of 4 KiB",
+            ),
+            (
+                self.wal_max.0 >= 2 * self.wal_segment.0,
+                "`storage.wal-max` is at least two of `storage.wal-segment`",
+            ),
+            (
+                fits(self.wal_batch, 4 << 10, 64 << 20),
+                "`storage.wal-batch` is 4 KiB to 64 MiB",
+            ),
+            (
+                fits(self.table_max, 64 << 10, 1 << 40),
+                "`storage.table-max` is 64 KiB to 1 TiB",
+            ),
+            (
+                fits(self.level_base, 64 << 10, 1 << 40),
+                "`storage.level-base` is 64 KiB to 1 TiB",
+            ),
+            (
+                (2..=100).contains(&self.level_ratio),
+                "`storage.level-ratio` is 2 to 100",
+            ),
+        ]
+    }
+}
+
 impl Config {
     /// Reads a configuration; what it does not name keeps its default.
     pub fn parse(text: &str) -> Result<Config> {
@@ -184,45 +228,19 @@ impl Config {
 
     /// Refuses what cannot work, naming the key.
     pub fn check(&self) -> Result<()> {
-        let storage = &self.storage;
         let limits = &self.limits;
-        let fits = |bytes: ByteSize, low: u64, high: u64| (low..=high).contains(&bytes.0);
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
+            (
+                self.memory.0 == 0
+                    || self.memory.0 / u64::from(self.cores.max(1)) >= MEMORY_CORE_MIN,
+                "`memory` is at least 1 MiB for each of `cores`",
+            ),
             (self.cores <= CORES_MAX, "`cores` is at most 1024"),
             (
                 self.durability_interval_ms > 0,
                 "`durability-interval-ms` is at least 1",
-            ),
-            (
-                fits(storage.memtable, 64 << 10, 64 << 30),
-                "`storage.memtable` is 64 KiB to 64 GiB",
-            ),
-            (
-                fits(storage.wal_segment, 64 << 10, 4 << 30)
-                    && storage.wal_segment.0.is_multiple_of(4096),
-                "`storage.wal-segment` is 64 KiB to 4 GiB in steps of 4 KiB",
-            ),
-            (
-                storage.wal_max.0 >= 2 * storage.wal_segment.0,
-                "`storage.wal-max` is at least two of `storage.wal-segment`",
-            ),
-            (
-                fits(storage.wal_batch, 4 << 10, 64 << 20),
-                "`storage.wal-batch` is 4 KiB to 64 MiB",
-            ),
-            (
-                fits(storage.table_max, 64 << 10, 1 << 40),
-                "`storage.table-max` is 64 KiB to 1 TiB",
-            ),
-            (
-                fits(storage.level_base, 64 << 10, 1 << 40),
-                "`storage.level-base` is 64 KiB to 1 TiB",
-            ),
-            (
-                (2..=100).contains(&storage.level_ratio),
-                "`storage.level-ratio` is 2 to 100",
             ),
             (
                 limits.clients_max >= 1,
@@ -254,7 +272,8 @@ impl Config {
                 "`limits.reply-max` is at least `limits.value-max`",
             ),
         ];
-        match rules.iter().find(|(holds, _)| !holds) {
+        let storage = self.storage.rules();
+        match storage.iter().chain(&rules).find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(Error::Setup(format!("configuration: {rule}"))),
             None => Ok(()),
         }
@@ -282,6 +301,10 @@ pub const PIPELINE_COMMANDS_MAX: usize = 1024;
 pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
 /// Values of one connection that are read from tables at once: how large they are is not known before.
 pub const PIPELINE_READS_MAX: usize = 16;
+/// Memory that each core needs at least.
+pub const MEMORY_CORE_MIN: u64 = 1 << 20;
+/// A memtable takes at most this part of its core's memory; there may be three at a time.
+pub const MEMTABLE_SHARE: u64 = 8;
 /// Unmerged runs of a core up to which merges take only what clients leave.
 pub const RUNS_CALM: usize = 4;
 /// Unmerged runs beyond which writers are slowed, and the more the more there are.
@@ -319,6 +342,8 @@ mod tests {
         let cases = [
             ("cores = 2\npin = [0]", "pin"),
             ("durability-interval-ms = 0", "durability-interval-ms"),
+            ("cores = 4\nmemory = \"3MiB\"", "memory"),
+            ("[storage]\nlevel-ratio = 1", "level-ratio"),
             ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
             ("[limits]\nkey-max = \"1MiB\"", "key-max"),
             ("[limits]\nvalue-max = \"128MiB\"", "request-max"),

@@ -183,6 +183,7 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
             segment_bytes,
             batch_bytes_max: 4096 * chance.usize(1..6),
         },
+        memory_bytes: [0, 10_000, 1 << 20][chance.usize(..3)],
         compaction: shape(&mut chance),
     }
 }
@@ -532,6 +533,11 @@ fn finds(bug: Bug) {
 #[test]
 fn a_tombstone_that_goes_while_it_hides_something_is_found() {
     finds(Bug::TombstoneTooEarly);
+}
+
+#[test]
+fn a_stale_row_of_the_cache_is_found() {
+    finds(Bug::StaleRow);
 }
 
 #[test]

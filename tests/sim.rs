@@ -267,6 +267,11 @@ fn a_tombstone_that_goes_while_it_hides_something_is_found() {
 }
 
 #[test]
+fn a_stale_row_of_the_cache_is_found() {
+    finds(Bug::StaleRow);
+}
+
+#[test]
 fn a_full_disk_refuses_writes_until_there_is_space() {
     let name = "a_full_disk_refuses_writes_until_there_is_space";
     let total = for_seeds(name, 150, full_disk);

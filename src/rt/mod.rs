@@ -171,6 +171,8 @@ pub enum Bug {
     NoDirectorySync,
     /// A merge drops a tombstone though something older below may have its key.
     TombstoneTooEarly,
+    /// A write leaves the old record of its key in the row cache.
+    StaleRow,
 }
 
 /// True in a simulated world that has `bug` planted.

@@ -13,7 +13,7 @@ use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
 use super::{Shard, Stage};
 use crate::cluster::ring::Map;
-use crate::config::{CompactionName, Config, VNODES};
+use crate::config::{CompactionName, Config, MEMTABLE_SHARE, VNODES};
 use crate::error::{Error, Result};
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue};
@@ -134,11 +134,13 @@ async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> bool {
 async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
     let dir = config.dir.join(format!("core-{:03}", id.0));
     let storage = &config.storage;
+    let memory_bytes = config.memory.0 / u64::from(cores);
     let options = StoreOptions {
         core: id,
         cores,
         durability: config.durability(),
-        memtable_bytes: storage.memtable.0,
+        memtable_bytes: storage.memtable.0.min(memory_bytes / MEMTABLE_SHARE),
+        memory_bytes,
         wal_bytes_max: storage.wal_max.0,
         wal: WalLimits {
             segment_bytes: storage.wal_segment.0,

@@ -203,3 +203,105 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Durability, RUNS_HARD, RUNS_SOFT};
+    use crate::rt::sim::{NodeId, Options, World};
+    use crate::storage::compaction::{Shape, Style};
+    use crate::storage::record::{KeyRef, Meta, Record};
+    use crate::storage::wal::{Admission, WalLimits};
+    use crate::storage::{Batch, StoreOptions};
+    use crate::types::{CoreId, Version};
+    use std::path::Path;
+
+    const OPTIONS: StoreOptions = StoreOptions {
+        core: CoreId(0),
+        cores: 1,
+        durability: Durability::None,
+        memtable_bytes: 2 << 20,
+        wal_bytes_max: 1 << 30,
+        wal: WalLimits {
+            segment_bytes: 1 << 20,
+            batch_bytes_max: 1 << 20,
+        },
+        memory_bytes: 8 << 20,
+        compaction: Shape {
+            style: Style::Leveled,
+            table_bytes: 4 << 20,
+            base_bytes: 1 << 30,
+            ratio: 10,
+        },
+    };
+
+    async fn open(options: StoreOptions) -> Rc<Store> {
+        let opened = Store::open(Path::new("/data/core-000"), options).await;
+        opened.expect("a sound disk").store
+    }
+
+    fn batch(clock: u64, bytes: usize) -> Batch {
+        let version = Version {
+            clock,
+            coordinator: 1,
+        };
+        let meta = Meta {
+            version,
+            expiry: 0,
+            tombstone: false,
+        };
+        let key = clock.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+        let record = Record::new(meta, &key, &vec![7; bytes]);
+        Batch {
+            clear: None,
+            records: vec![(KeyRef::of(&key).position, record)],
+        }
+    }
+
+    /// A merge reads all of a large level 1 each time, and writers are much faster than that.
+    #[test]
+    fn writers_that_are_too_fast_are_slowed_and_never_stopped() {
+        let world = World::new(Options::calm(3));
+        world.run_on(NodeId(1), async {
+            let store = open(OPTIONS).await;
+            for clock in 1..=16_000 {
+                let batch = batch(clock, 2_000);
+                store.wait_admitted(&batch).await.expect("a sound disk");
+                store.write_batch(batch);
+            }
+            store.stop().await.expect("a sound disk");
+            let store = open(StoreOptions {
+                memtable_bytes: 64 << 10,
+                ..OPTIONS
+            })
+            .await;
+            let (mut slowed, mut longest, mut most) = (0, Duration::ZERO, 0.0f64);
+            for clock in 16_001..86_000 {
+                let (batch, start) = (batch(clock, 100), rt::now());
+                if store.admit_batch(&batch) != Admission::Ready {
+                    store.wait_admitted(&batch).await.expect("a sound disk");
+                    slowed += 1;
+                }
+                longest = longest.max(rt::now() - start);
+                store.write_batch(batch);
+                most = most.max(store.runs_unmerged());
+            }
+            println!("{slowed} of 70000 slowed, for {longest:?} at most, with {most} runs at most");
+            assert!(
+                most > RUNS_SOFT as f64,
+                "merges keep up: nothing was tested"
+            );
+            assert!(most < RUNS_HARD as f64, "writers came to the hard limit");
+            assert!(slowed > 100, "writers were hardly slowed: {slowed}");
+            assert!(
+                longest < Duration::from_millis(100),
+                "a stall of {longest:?}"
+            );
+            rt::sleep(Duration::from_secs(20)).await;
+            let left = store.runs_unmerged();
+            assert!(left < 5.0, "{left} runs are left when nobody writes");
+            assert!(store.write_rate().is_none());
+            store.stop().await.expect("a sound disk");
+        });
+    }
+}

@@ -128,6 +128,11 @@ impl Levels {
         self.runs.iter().filter(is_young).count()
     }
 
+    /// Memory that filters and indexes take.
+    pub fn memory_bytes(&self) -> u64 {
+        self.iter().map(|table| table.memory_bytes() as u64).sum()
+    }
+
     /// The deepest level that has a table.
     pub fn depth(&self) -> u8 {
         self.runs

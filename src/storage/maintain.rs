@@ -309,6 +309,7 @@ impl Store {
                 }
             }
         }
+        self.share_memory();
         if let Some(wal) = &self.wal {
             wal.release(floor);
         }

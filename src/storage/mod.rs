@@ -9,11 +9,11 @@
 //! at or below `cleared` are dead wherever they are; the log keeps every record, and every part of a
 //! transaction over several cores, until what it says is in a table that the manifest names.
 //!
-//! Values live in the log and in tables for now. The value log, the caches and leveled compaction
-//! have their place between [`Store::get`] and the tables.
+//! A record that is in no memtable may come from the row cache (cache.rs), else from the tables.
 
 pub mod block;
 pub mod bloom;
+pub mod cache;
 mod codec;
 mod compact;
 pub mod compaction;
@@ -38,7 +38,8 @@ use futures_lite::future;
 
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
-use crate::types::{CoreId, Lsn, Position, Version};
+use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
+use cache::{CacheStats, Caches, Ticket};
 use compact::Pace;
 use levels::Levels;
 use manifest::Manifest;
@@ -54,6 +55,10 @@ pub use scan::Snapshot;
 const RECOVERED: Lsn = Lsn(1);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
+/// Memtables that there may be at once: one is written to while others wait.
+const MEMTABLES_MAX: u64 = FROZEN_MAX as u64 + 1;
+/// The caches get at least this part of a core's memory, however much the rest takes.
+const CACHES_SHARE_MIN: u64 = 16;
 /// Transactions that are settled with the other cores at a time.
 const UNSETTLED_MAX: usize = 1024;
 
@@ -79,14 +84,19 @@ pub struct Lookup {
     /// Newest first.
     tables: Vec<Rc<Table>>,
     cleared: Version,
+    ticket: Ticket,
+    caches: Rc<Caches>,
 }
 
 impl Lookup {
     /// Reads them in turn, one device read each, until one has it.
     pub async fn read(self, key: &KeyRef<'_>) -> Result<Option<Found>> {
         for table in self.tables {
-            if let Some(record) = table.get(key).await? {
+            if let Some(record) = table.get(key, &self.caches.blocks).await? {
                 let alive = record.meta().version > self.cleared;
+                if alive {
+                    self.caches.rows.fill(self.ticket, &record);
+                }
                 return Ok(alive.then_some(Found {
                     record,
                     lsn: RECOVERED,
@@ -154,6 +164,7 @@ pub struct Store {
     /// Held while a manifest is written: one at a time.
     installing: Cell<bool>,
     pace: Pace,
+    caches: Rc<Caches>,
 }
 
 struct State {
@@ -234,6 +245,12 @@ pub struct Sizes {
     pub table_bytes: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
+    /// Memory that filters and indexes take.
+    pub index_bytes: u64,
+    /// The row cache.
+    pub rows: CacheStats,
+    /// The block cache.
+    pub blocks: CacheStats,
 }
 
 impl Store {
@@ -244,6 +261,15 @@ impl Store {
         if let Some(found) = state.in_memory(key) {
             return Peek::Known(Some(found));
         }
+        if state.tables.is_empty() {
+            return Peek::Known(None);
+        }
+        if let Some(record) = self.caches.rows.get(key) {
+            return Peek::Known(Some(Found {
+                record,
+                lsn: RECOVERED,
+            }));
+        }
         let tables = state.tables.candidates(key);
         if tables.is_empty() {
             return Peek::Known(None);
@@ -251,6 +277,8 @@ impl Store {
         Peek::OnDisk(Lookup {
             tables,
             cleared: state.cleared,
+            ticket: self.caches.rows.ticket(key.hash),
+            caches: Rc::clone(&self.caches),
         })
     }
 
@@ -430,6 +458,7 @@ impl Store {
 
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
         self.pace.count(record.bytes().len());
+        self.caches.rows.forget(KeyHash::of(record.key()));
         let active = Rc::clone(&self.state.borrow().active.memtable);
         let inserted = active.borrow_mut().insert(record, position, lsn);
         assert!(
@@ -457,7 +486,18 @@ impl Store {
         state.frozen.clear();
         state.tables = Levels::default();
         drop(state);
+        self.caches.rows.clear();
+        self.share_memory();
         self.changed.wake_all();
+    }
+
+    /// Gives the caches what memtables, filters and indexes leave of this core's memory.
+    fn share_memory(&self) {
+        let fixed = MEMTABLES_MAX * self.options.memtable_bytes;
+        let taken = fixed + self.state.borrow().tables.memory_bytes();
+        let all = self.options.memory_bytes;
+        let left = all.saturating_sub(taken).max(all / CACHES_SHARE_MIN);
+        self.caches.set_budget(left);
     }
 
     fn next_lsn(&self) -> Lsn {
@@ -650,6 +690,9 @@ impl Store {
         let mut sizes = Sizes {
             tables: state.tables.iter().count() as u64,
             wal_bytes: self.wal.as_ref().map_or(0, Wal::bytes),
+            index_bytes: state.tables.memory_bytes(),
+            rows: self.caches.rows.stats(),
+            blocks: self.caches.blocks.stats(),
             ..Sizes::default()
         };
         for layer in state.frozen.iter().chain([&state.active]) {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
 
+use super::cache::Caches;
 use super::compact::Pace;
 use super::compaction::Shape;
 use super::levels::Levels;
@@ -41,6 +42,8 @@ pub struct StoreOptions {
     pub wal_bytes_max: u64,
     /// Sizes of the log.
     pub wal: WalLimits,
+    /// Memory for memtables, filters, indexes and caches.
+    pub memory_bytes: u64,
     /// How tables are merged.
     pub compaction: Shape,
 }
@@ -175,7 +178,9 @@ impl Store {
             changed: Signal::default(),
             installing: Cell::new(false),
             pace: Pace::default(),
+            caches: Rc::new(Caches::new(0)),
         });
+        store.share_memory();
         let undecided = store.take_prepared(replayed.prepared, &replayed.committed);
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
         rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());

@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, File};
 use crate::storage::block::{Block, Damage, Identity};
 use crate::storage::bloom::Filter;
+use crate::storage::cache::{Blocks, CachedBlock};
 use crate::storage::codec::Reader;
 use crate::storage::merge::{Bound, Item};
 use crate::storage::record::{KeyRef, Record};
@@ -45,6 +46,8 @@ const FOOTER_CRC_AT: usize = 12;
 const CRC_BYTES: usize = 4;
 /// Index and filter are read in pieces of at most this size.
 const READ_BYTES_MAX: usize = 1024 * 1024;
+/// Longer blocks are not kept in memory: one large value each.
+const CACHED_BLOCK_BYTES_MAX: usize = 32 * 1024;
 /// After this many bytes of records others get their turn.
 const TURN_BYTES: usize = 32 * 1024;
 const _: () = assert!(FOOTER_BYTES == 8 + 4 + 4 + 6 * 8);
@@ -162,21 +165,31 @@ impl Table {
         self.info.covers(key.position, key.key) && self.parts.filter.may_contain(key.hash)
     }
 
-    /// The record of `key`, tombstones too, by one device read. Ask [`Table::may_contain`] first.
-    pub async fn get(&self, key: &KeyRef<'_>) -> Result<Option<Record>> {
+    /// The record of `key`, tombstones too, by one device read at most. Ask [`Table::may_contain`] first.
+    pub async fn get(&self, key: &KeyRef<'_>, blocks: &Blocks) -> Result<Option<Record>> {
         let Parts { file, index, .. } = &*self.parts;
         let block = index.find(key.position, key.key);
         if block == index.blocks() {
             return Ok(None);
         }
         let (offset, length) = (index.offsets[block], index.length(block));
+        let damaged = |damage| self.corrupt(offset, damage);
+        if let Some(block) = blocks.get(self.info.id, offset) {
+            return block.get(key).map_err(damaged);
+        }
         let bytes = read_exactly(file, offset, length).await?;
         let at = Identity {
             table: self.info.id.0,
             offset,
         };
-        let found = Block::decode(&bytes[..], at).and_then(|block| block.get(key));
-        found.map_err(|damage| self.corrupt(offset, damage))
+        if length > CACHED_BLOCK_BYTES_MAX {
+            let block = Block::decode(&bytes[..], at).map_err(damaged)?;
+            return block.get(key).map_err(damaged);
+        }
+        let block: CachedBlock = Rc::new(Block::decode(bytes.to_vec(), at).map_err(damaged)?);
+        let found = block.get(key).map_err(damaged);
+        blocks.fill(self.info.id, offset, block);
+        found
     }
 
     /// Closes its file, if nobody else has it.

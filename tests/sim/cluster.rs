@@ -40,6 +40,7 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
         cores,
         ..Config::default()
     };
+    config.memory = ByteSize::mib(u64::from(cores) * [1, 2, 8][chance.usize(..3)]);
     let storage = &mut config.storage;
     storage.memtable = ByteSize::kib([64, 64, 128, 256][chance.usize(..4)]);
     storage.wal_segment = ByteSize::kib([64, 64, 96, 128][chance.usize(..4)]);
