@@ -72,6 +72,7 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
         sizes.records += report.sizes.records;
         sizes.tables += report.sizes.tables;
         sizes.table_bytes += report.sizes.table_bytes;
+        sizes.table_runs = sizes.table_runs.max(report.sizes.table_runs);
         sizes.wal_bytes += report.sizes.wal_bytes;
         sizes.index_bytes += report.sizes.index_bytes;
         sizes.rows.add(&report.sizes.rows);
@@ -215,6 +216,7 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "memtable_bytes", sizes.memtable_bytes);
     line(out, "tables", sizes.tables);
     line(out, "table_bytes", sizes.table_bytes);
+    line(out, "table_runs_max", sizes.table_runs);
     line(out, "log_bytes", sizes.wal_bytes);
     line(out, "flushes", sum(|report| report.stats.flushes));
     line(out, "compactions", sum(|report| report.stats.compactions));

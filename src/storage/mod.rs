@@ -243,6 +243,8 @@ pub struct Sizes {
     pub tables: u64,
     /// Bytes of all tables.
     pub table_bytes: u64,
+    /// Levels, and runs of level 0: the tables that one lookup asks at most.
+    pub table_runs: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
     /// Memory that filters and indexes take.
@@ -690,6 +692,7 @@ impl Store {
         let mut sizes = Sizes {
             tables: state.tables.iter().count() as u64,
             wal_bytes: self.wal.as_ref().map_or(0, Wal::bytes),
+            table_runs: state.tables.runs().len() as u64,
             index_bytes: state.tables.memory_bytes(),
             rows: self.caches.rows.stats(),
             blocks: self.caches.blocks.stats(),
