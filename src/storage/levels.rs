@@ -87,7 +87,7 @@ impl Levels {
     }
 
     /// The tables, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Rc<Table>> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Rc<Table>> {
         self.runs.iter().rev().flat_map(|run| &run.tables)
     }
 
