@@ -6,7 +6,6 @@
 //! record: whoever stores records stores their total length and a checksum over all of it.
 //! A tombstone has no value. Log, memtable and tables all hold these very bytes.
 
-use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::rc::Rc;
 
@@ -18,15 +17,6 @@ const _: () = assert!(RECORD_HEADER_BYTES == 1 + 4 + 8 + 8 + 4);
 
 const TOMBSTONE: u8 = 1;
 const KNOWN_FLAGS: u8 = TOMBSTONE;
-
-/// A scratch that has grown beyond this is cut back.
-const SCRATCH_BYTES_MAX: usize = 1 << 20;
-
-thread_local! {
-    /// Where a record's parts are put together: a shared record is made of bytes in one piece, and
-    /// memory taken and given back for each would cost more than copying them.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// What a record says of its key, besides the value's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +36,9 @@ pub struct Record(Rc<[u8]>);
 impl Record {
     /// Makes a record. A tombstone's `value` must be empty.
     pub fn new(meta: Meta, key: &[u8], value: &[u8]) -> Record {
-        SCRATCH.with_borrow_mut(|scratch| {
-            encode(meta, key, value, scratch);
-            let record = Record(Rc::from(&scratch[..]));
-            scratch.clear();
-            scratch.shrink_to(SCRATCH_BYTES_MAX);
-            record
-        })
+        let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + key.len() + value.len());
+        encode(meta, key, value, &mut bytes);
+        Record(Rc::from(bytes))
     }
 
     /// Takes over bytes that a log or table held. `None` unless they are a well-formed record.

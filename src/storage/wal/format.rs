@@ -13,7 +13,7 @@
 //! version := clock u64 | coordinator u32
 //!
 //! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the
-//! last entry. A batch is never written again; it names its segment, so that what
+//! last entry. A batch never changes (a recovery may write the same bytes again); it names its segment, so that what
 //! a recycled file still holds of an earlier life is never taken for its own. `sequence` rises by
 //! one from batch to batch, across segments; `synced` is the highest sequence known to be durable
 //! when the batch was written.

@@ -2,8 +2,8 @@
 //!
 //! Group commit: writers append to the pending batch and wait; the committer writes it (with one
 //! aligned write, or a few if it is large), syncs it once, and wakes them; meanwhile the next batch
-//! forms. A batch is never written again, so a torn write can only hurt what nobody was told of
-//! (`format`, `replay`).
+//! forms. A batch is never written with other bytes, so a torn write can only hurt what nobody was
+//! told of (`format`, `replay`).
 //!
 //! Segments are filled with zeros before their first use and recycled afterwards, so that a sync
 //! waits for no file-system metadata, and so that a full disk is met by the preparer, which can
