@@ -49,6 +49,16 @@ impl DurabilityName {
     }
 }
 
+/// `storage.compaction` as it is written in config.toml.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompactionName {
+    /// Levels of growing size.
+    Leveled,
+    /// Runs of similar size.
+    SizeTiered,
+}
+
 /// All of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -71,6 +81,8 @@ pub struct Config {
     pub durability_interval_ms: u64,
     /// What clients must say with AUTH; empty: nothing.
     pub password: String,
+    /// Memory for data, of all cores together; 0: half of what the machine has.
+    pub memory: ByteSize,
     /// Sizes of each core's storage.
     pub storage: Storage,
     /// How large values are kept.
@@ -93,6 +105,12 @@ pub struct Storage {
     pub wal_batch: ByteSize,
     /// A table is begun anew at this size.
     pub table_max: ByteSize,
+    /// Which tables are merged with which.
+    pub compaction: CompactionName,
+    /// What level 1 may hold.
+    pub level_base: ByteSize,
+    /// How many times as much each further level may hold.
+    pub level_ratio: u64,
 }
 
 /// How large values are kept.
@@ -141,6 +159,7 @@ impl Default for Config {
             durability: DurabilityName::Sync,
             durability_interval_ms: 1000,
             password: String::new(),
+            memory: ByteSize(0),
             storage: Storage::default(),
             value_log: ValueLog::default(),
             limits: Limits::default(),
@@ -155,7 +174,10 @@ impl Default for Storage {
             wal_max: ByteSize::mib(256),
             wal_segment: ByteSize::mib(16),
             wal_batch: ByteSize::mib(4),
-            table_max: ByteSize::gib(1),
+            table_max: ByteSize::mib(64),
+            compaction: CompactionName::Leveled,
+            level_base: ByteSize::mib(256),
+            level_ratio: 10,
         }
     }
 }
@@ -185,6 +207,71 @@ impl Default for Limits {
     }
 }
 
+fn fits(bytes: ByteSize, low: u64, high: u64) -> bool {
+    (low..=high).contains(&bytes.0)
+}
+
+impl Storage {
+    /// What must hold, and how it is said.
+    fn rules(&self) -> [(bool, &'static str); 7] {
+        [
+            (
+                fits(self.memtable, 64 << 10, 64 << 30),
+                "`storage.memtable` is 64 KiB to 64 GiB",
+            ),
+            (
+                fits(self.wal_segment, 64 << 10, 4 << 30)
+                    && self.wal_segment.0.is_multiple_of(4096),
+                "`storage.wal-segment` is 64 KiB to 4 GiB in steps of 4 KiB",
+            ),
+            (
+                self.wal_max.0 >= 2 * self.wal_segment.0,
+                "`storage.wal-max` is at least two of `storage.wal-segment`",
+            ),
+            (
+                fits(self.wal_batch, 4 << 10, 64 << 20),
+                "`storage.wal-batch` is 4 KiB to 64 MiB",
+            ),
+            (
+                fits(self.table_max, 64 << 10, 1 << 40),
+                "`storage.table-max` is 64 KiB to 1 TiB",
+            ),
+            (
+                fits(self.level_base, 64 << 10, 1 << 40),
+                "`storage.level-base` is 64 KiB to 1 TiB",
+            ),
+            (
+                (2..=100).contains(&self.level_ratio),
+                "`storage.level-ratio` is 2 to 100",
+            ),
+        ]
+    }
+}
+
+impl ValueLog {
+    /// What must hold, and how it is said.
+    fn rules(&self) -> [(bool, &'static str); 4] {
+        [
+            (
+                fits(self.threshold, 1, 1 << 30),
+                "`value-log.threshold` is 1 B to 1 GiB",
+            ),
+            (
+                fits(self.segment, 64 << 10, 2 << 30) && self.segment.0.is_multiple_of(4096),
+                "`value-log.segment` is 64 KiB to 2 GiB in steps of 4 KiB",
+            ),
+            (
+                self.replay_max.0 >= 2 * self.segment.0,
+                "`value-log.replay-max` is at least two of `value-log.segment`",
+            ),
+            (
+                (5..=90).contains(&self.garbage_max_percent),
+                "`value-log.garbage-max-percent` is 5 to 90",
+            ),
+        ]
+    }
+}
+
 impl Config {
     /// Reads a configuration; what it does not name keeps its default.
     pub fn parse(text: &str) -> Result<Config> {
@@ -193,54 +280,19 @@ impl Config {
 
     /// Refuses what cannot work, naming the key.
     pub fn check(&self) -> Result<()> {
-        let storage = &self.storage;
-        let values = &self.value_log;
         let limits = &self.limits;
-        let fits = |bytes: ByteSize, low: u64, high: u64| (low..=high).contains(&bytes.0);
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
+            (
+                self.memory.0 == 0
+                    || self.memory.0 / u64::from(self.cores.max(1)) >= MEMORY_CORE_MIN,
+                "`memory` is at least 1 MiB for each of `cores`",
+            ),
             (self.cores <= CORES_MAX, "`cores` is at most 1024"),
             (
                 self.durability_interval_ms > 0,
                 "`durability-interval-ms` is at least 1",
-            ),
-            (
-                fits(storage.memtable, 64 << 10, 64 << 30),
-                "`storage.memtable` is 64 KiB to 64 GiB",
-            ),
-            (
-                fits(storage.wal_segment, 64 << 10, 4 << 30)
-                    && storage.wal_segment.0.is_multiple_of(4096),
-                "`storage.wal-segment` is 64 KiB to 4 GiB in steps of 4 KiB",
-            ),
-            (
-                storage.wal_max.0 >= 2 * storage.wal_segment.0,
-                "`storage.wal-max` is at least two of `storage.wal-segment`",
-            ),
-            (
-                fits(storage.wal_batch, 4 << 10, 64 << 20),
-                "`storage.wal-batch` is 4 KiB to 64 MiB",
-            ),
-            (
-                fits(storage.table_max, 1 << 20, 1 << 40),
-                "`storage.table-max` is 1 MiB to 1 TiB",
-            ),
-            (
-                fits(values.threshold, 1, 1 << 30),
-                "`value-log.threshold` is 1 B to 1 GiB",
-            ),
-            (
-                fits(values.segment, 64 << 10, 2 << 30) && values.segment.0.is_multiple_of(4096),
-                "`value-log.segment` is 64 KiB to 2 GiB in steps of 4 KiB",
-            ),
-            (
-                values.replay_max.0 >= 2 * values.segment.0,
-                "`value-log.replay-max` is at least two of `value-log.segment`",
-            ),
-            (
-                (5..=90).contains(&values.garbage_max_percent),
-                "`value-log.garbage-max-percent` is 5 to 90",
             ),
             (
                 limits.clients_max >= 1,
@@ -272,7 +324,9 @@ impl Config {
                 "`limits.reply-max` is at least `limits.value-max`",
             ),
         ];
-        match rules.iter().find(|(holds, _)| !holds) {
+        let sizes = (self.storage.rules(), self.value_log.rules());
+        let mut all = sizes.0.iter().chain(&sizes.1).chain(&rules);
+        match all.find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(Error::Setup(format!("configuration: {rule}"))),
             None => Ok(()),
         }
@@ -300,6 +354,16 @@ pub const PIPELINE_COMMANDS_MAX: usize = 1024;
 pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
 /// Values of one connection that are read from tables at once: how large they are is not known before.
 pub const PIPELINE_READS_MAX: usize = 16;
+/// Memory that each core needs at least.
+pub const MEMORY_CORE_MIN: u64 = 1 << 20;
+/// A memtable takes at most this part of its core's memory; there may be three at a time.
+pub const MEMTABLE_SHARE: u64 = 8;
+/// Unmerged runs of a core up to which merges take only what clients leave.
+pub const RUNS_CALM: usize = 4;
+/// Unmerged runs beyond which writers are slowed, and the more the more there are.
+pub const RUNS_SOFT: usize = 12;
+/// Unmerged runs at which writers wait.
+pub const RUNS_HARD: usize = 36;
 /// Keys that one core looks at, at most, for one page of SCAN.
 pub const SCAN_COUNT_MAX: usize = 100_000;
 /// Bytes that a client's name, library name or library version may have.
@@ -331,6 +395,8 @@ mod tests {
         let cases = [
             ("cores = 2\npin = [0]", "pin"),
             ("durability-interval-ms = 0", "durability-interval-ms"),
+            ("cores = 4\nmemory = \"3MiB\"", "memory"),
+            ("[storage]\nlevel-ratio = 1", "level-ratio"),
             ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
             ("[value-log]\nsegment = \"5000B\"", "value-log.segment"),
             ("[value-log]\ngarbage-max-percent = 0", "garbage-max"),

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
-use quoit::config::{CORES_MAX, Config, DurabilityName};
+use quoit::config::{CORES_MAX, Config, DurabilityName, MEMORY_CORE_MIN};
 use quoit::error::{Error, Result};
 use quoit::rt::{self, CoreOptions};
 use quoit::shard::{self, NodeFacts};
@@ -52,6 +53,9 @@ struct Serve {
     /// When a write is acknowledged.
     #[arg(long, env = "QUOIT_DURABILITY")]
     durability: Option<DurabilityName>,
+    /// Memory for data, of all cores together, such as 4GiB; 0B: half of what the machine has.
+    #[arg(long, value_name = "SIZE", env = "QUOIT_MEMORY")]
+    memory: Option<ByteSize>,
     /// This node's number.
     #[arg(long, value_name = "ID", env = "QUOIT_NODE_ID")]
     node_id: Option<u16>,
@@ -93,6 +97,7 @@ fn configure(serve: Serve) -> Result<Config> {
     set(&mut config.durability, serve.durability);
     set(&mut config.node_id, serve.node_id);
     set(&mut config.password, serve.password);
+    set(&mut config.memory, serve.memory);
     if config.cores == 0 {
         let cores = if config.pin.is_empty() {
             rt::cpu_count()
@@ -118,6 +123,10 @@ fn run(mut config: Config) -> Result<()> {
     let cores = usize::from(config.cores);
     let host = rt::check_host(&config.dir, cores)?;
     let address = rt::reserve_port(SocketAddr::new(config.bind, config.port)).map_err(in_use)?;
+    if config.memory.0 == 0 {
+        let least = MEMORY_CORE_MIN * cores as u64;
+        config.memory = ByteSize((host.memory_bytes / 2).max(least));
+    }
     config.port = address.port(); // CONFIG GET tells the port that clients can use
     if !config.bind.is_loopback() && config.password.is_empty() {
         log::warn!(
@@ -148,8 +157,9 @@ fn run(mut config: Config) -> Result<()> {
         without_kick: false,
     };
     log::info!(
-        "data in {}, {cores} cores, durability {}",
+        "data in {}, {cores} cores, {} of memory, durability {}",
         config.dir.display(),
+        config.memory,
         config.durability.name()
     );
     let results = rt::run_cores(options, move |core| {

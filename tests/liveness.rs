@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -116,6 +116,13 @@ async fn accept(listener: Listener, quit: Rc<(Signal, Cell<bool>)>) {
     }
 }
 
+/// Keeps this thread, and those it starts, on one CPU.
+fn stay_on(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).unwrap();
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+}
+
 /// Threads that take as much of one CPU as they get, while this lives.
 struct Hogs(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
 
@@ -125,9 +132,7 @@ impl Hogs {
         let start = |_| {
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
-                let mut set = nix::sched::CpuSet::new();
-                set.set(cpu).unwrap();
-                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+                stay_on(cpu);
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
@@ -145,40 +150,98 @@ impl Drop for Hogs {
     }
 }
 
-#[derive(Debug, Default)]
+/// What clients saw of a server.
+#[derive(Default)]
 struct Soak {
     rounds: u32,
+    /// Rounds in which a reply did not come at all.
     hung: u32,
     requests: u64,
+    /// Replies that took longer than [`LATE`].
+    slow: Vec<Duration>,
     worst: Duration,
 }
 
 /// A reply that takes longer never comes, or might as well not.
 const REPLY_MAX: Duration = Duration::from_secs(1);
+/// A reply that takes so much longer than the hogs alone account for is late.
+const LATE: Duration = Duration::from_millis(20);
+/// The length of a round.
+const ROUND: Duration = Duration::from_millis(1300);
+/// Clients in a round, in turn.
+const CLIENTS: [usize; 6] = [1, 8, 2, 50, 4, 16];
+/// One round in so many is the peer's.
+const PEER_ONE_IN: u32 = 5;
 
-/// Rounds of 1 to 16 clients that wait for each reply, beside two hogs on the server's CPU.
-fn soak(length: Duration, without_kick: bool) -> Soak {
-    let cpu = rt::pins_for(1)[0].unwrap();
-    let echo = Echo::start(vec![Some(cpu)], without_kick);
-    let hogs = Hogs::start(2, cpu);
-    let end = Instant::now() + length;
-    let mut soak = Soak::default();
-    while Instant::now() < end {
-        let clients = [1, 8, 2, 16, 4, 8][soak.rounds as usize % 6];
-        let address = echo.address;
-        let until = Instant::now() + Duration::from_millis(1300);
+impl Soak {
+    /// A round of clients that wait for each reply.
+    fn round(&mut self, address: SocketAddr, clients: usize) {
+        let until = Instant::now() + ROUND;
         let clients: Vec<_> = (0..clients)
             .map(|_| thread::spawn(move || closed_loop(address, until)))
             .collect();
-        let results: Vec<_> = clients
-            .into_iter()
-            .map(|client| client.join().unwrap())
-            .collect();
-        soak.rounds += 1;
-        soak.hung += u32::from(results.iter().any(|(_, worst)| *worst >= REPLY_MAX));
-        for (requests, worst) in results {
-            soak.requests += requests;
-            soak.worst = soak.worst.max(worst);
+        let mut worst = Duration::ZERO;
+        for client in clients {
+            let (requests, slowest, slow) = client.join().unwrap();
+            self.requests += requests;
+            worst = worst.max(slowest);
+            self.slow.extend(slow);
+        }
+        self.rounds += 1;
+        self.hung += u32::from(worst >= REPLY_MAX);
+        self.worst = self.worst.max(worst);
+    }
+
+    fn report(&self, who: &str, late_from: Duration) -> usize {
+        let late = self.slow.iter().filter(|took| **took > late_from).count();
+        println!(
+            "{who}: {} rounds, {} hung; {} requests, {} took longer than {LATE:?}, {late} longer \
+             than {late_from:?}; the slowest {:?}",
+            self.rounds,
+            self.hung,
+            self.requests,
+            self.slow.len(),
+            self.worst
+        );
+        late
+    }
+}
+
+/// A plain echo server on `cpu`, a thread for each connection: it waits as long as the hogs, and the
+/// kernel, make anybody wait. Its threads end with the process.
+fn start_peer(cpu: usize) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        stay_on(cpu); // and so do the threads that it starts
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 512];
+                while let Ok(count) = stream.read(&mut buffer)
+                    && count > 0
+                    && stream.write_all(&buffer[..count]).is_ok()
+                {}
+            });
+        }
+    });
+    address
+}
+
+/// Rounds beside two hogs on the server's CPU; some of them on the `peer`, if there is one.
+fn soak(length: Duration, without_kick: bool, peer: Option<(SocketAddr, &mut Soak)>) -> Soak {
+    let cpu = rt::pins_for(1)[0].unwrap();
+    let echo = Echo::start(vec![Some(cpu)], without_kick);
+    let hogs = Hogs::start(2, cpu);
+    let mut soak = Soak::default();
+    let mut peer = peer;
+    while soak.rounds * ROUND < length {
+        let clients = CLIENTS[soak.rounds as usize % CLIENTS.len()];
+        soak.round(echo.address, clients);
+        if let Some((address, of_peer)) = &mut peer
+            && soak.rounds.is_multiple_of(PEER_ONE_IN)
+        {
+            of_peer.round(*address, clients);
         }
     }
     drop(hogs);
@@ -186,22 +249,28 @@ fn soak(length: Duration, without_kick: bool) -> Soak {
     soak
 }
 
-/// How many requests were answered until then, and how long the slowest took.
-fn closed_loop(address: SocketAddr, until: Instant) -> (u64, Duration) {
+/// How many requests were answered until then, how long the slowest took, and the times of those
+/// that took longer than [`LATE`].
+fn closed_loop(address: SocketAddr, until: Instant) -> (u64, Duration, Vec<Duration>) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(REPLY_MAX)).unwrap();
-    let (mut requests, mut worst) = (0, Duration::ZERO);
+    let (mut requests, mut slow) = (0, Vec::new());
     let mut buffer = [0; 64];
+    let mut worst = Duration::ZERO;
     while Instant::now() < until && worst < REPLY_MAX {
         let asked = Instant::now();
         stream.write_all(&[b'x'; 64]).unwrap();
         if stream.read_exact(&mut buffer).is_ok() {
             requests += 1;
         }
-        worst = worst.max(asked.elapsed());
+        let took = asked.elapsed();
+        worst = worst.max(took);
+        if took > LATE {
+            slow.push(took);
+        }
     }
-    (requests, worst)
+    (requests, worst, slow)
 }
 
 #[test]
@@ -210,19 +279,22 @@ fn no_reply_is_stranded_beside_busy_neighbours() {
     let seconds = match std::env::var("QUOIT_SOAK_SECONDS") {
         Ok(seconds) => seconds.parse().unwrap(),
         Err(_) if is_long() => 600,
-        Err(_) => 5,
+        Err(_) => 7,
     };
     let length = Duration::from_secs(seconds);
     let kicks = rt::kicks();
-    let cured = soak(length, false);
-    println!("with the cure: {cured:?}, {} kicks", rt::kicks() - kicks);
-    let bare = soak(length, true);
-    println!("without it: {bare:?}");
-    assert_eq!(cured.hung, 0, "a core slept with runnable tasks: {cured:?}");
-    assert!(
-        !is_long() || bare.hung > 0,
-        "the cure is for nothing: {bare:?}"
-    );
+    let mut plain = Soak::default();
+    let address = start_peer(rt::pins_for(1)[0].unwrap());
+    let cured = soak(length, false, Some((address, &mut plain)));
+    let late_from = LATE + plain.worst;
+    plain.report("a plain server", late_from);
+    let late = cured.report("with the cure", late_from);
+    println!("{late} late replies, {} kicks", rt::kicks() - kicks);
+    let bare = soak(length, true, None);
+    bare.report("without the cure", late_from);
+    assert_eq!(cured.hung, 0, "a core slept with runnable tasks");
+    assert!(!is_long() || late == 0, "replies came late");
+    assert!(!is_long() || bare.hung > 0, "the cure is for nothing");
 }
 
 /// Two cores on one CPU with two hogs, that do nothing but wait: for each other's messages, and

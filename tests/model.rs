@@ -12,14 +12,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use quoit::config::Durability;
 use quoit::error::Error;
-use quoit::rt;
 use quoit::rt::sim::{NodeId, Options, World};
+use quoit::rt::{self, Bug};
+use quoit::storage::compaction::{Shape, Style};
 use quoit::storage::record::{KeyRef, Meta, Record};
 use quoit::storage::wal::WalLimits;
 use quoit::storage::{Batch, Opened, Store, StoreOptions, Want};
@@ -182,11 +184,22 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
             segment_bytes,
             batch_bytes_max: 4096 * chance.usize(1..6),
         },
-        table_bytes_max: [20_000, 200_000][chance.usize(..2)],
+        memory_bytes: [0, 10_000, 1 << 20][chance.usize(..3)],
+        compaction: shape(&mut chance),
         value_bytes_min: [30, 100, 1_000, 1_000_000][chance.usize(..4)],
         value_segment_bytes: 4096 * chance.u64(4..24),
         value_replay_bytes_max: 4096 * chance.u64(8..80),
         value_garbage_percent_max: chance.u64(5..40),
+    }
+}
+
+/// Small sizes, so that a short run fills several levels.
+fn shape(chance: &mut fastrand::Rng) -> Shape {
+    Shape {
+        style: [Style::Leveled, Style::SizeTiered][chance.usize(..2)],
+        table_bytes: [5_000, 20_000, 200_000][chance.usize(..3)],
+        base_bytes: [10_000, 40_000, 200_000][chance.usize(..3)],
+        ratio: chance.u64(2..5),
     }
 }
 
@@ -430,14 +443,16 @@ enum End {
 
 /// Several lives of one store. `durability` says for each of them how it is opened.
 fn simulate(seed: u64, durability: impl Fn(usize) -> Durability) -> (Rc<Model>, u64) {
-    simulate_with(Options::random(seed), seed, durability)
+    simulate_with(seed, &[], durability)
 }
 
 fn simulate_with(
-    world: Options,
     seed: u64,
+    planted: &[Bug],
     durability: impl Fn(usize) -> Durability,
 ) -> (Rc<Model>, u64) {
+    let mut world = Options::random(seed);
+    world.planted = planted.to_vec();
     let world = World::new(world);
     let model = Rc::new(Model::default());
     let mut chance = fastrand::Rng::with_seed(seed);
@@ -530,6 +545,32 @@ fn with_sync_every_acknowledged_step_is_there_after_any_end() {
     }
 }
 
+/// Plants `bug` and says after how many seeds it is found.
+fn finds(bug: Bug, durability: Durability) {
+    const FINDING_SEEDS: u64 = 300;
+    let run = |seed| simulate_with(seed, &[bug], |_| durability);
+    let is_found = |seed: &u64| catch_unwind(|| run(*seed)).is_err();
+    let Some(seed) = (0..FINDING_SEEDS).find(is_found) else {
+        panic!("{bug:?} is planted, and {FINDING_SEEDS} seeds do not find it");
+    };
+    println!("{bug:?} is found after {} seeds", seed + 1);
+}
+
+#[test]
+fn a_tombstone_that_goes_while_it_hides_something_is_found() {
+    finds(Bug::TombstoneTooEarly, Durability::Sync);
+}
+
+#[test]
+fn a_stale_row_of_the_cache_is_found() {
+    finds(Bug::StaleRow, Durability::Sync);
+}
+
+#[test]
+fn a_table_that_points_to_values_that_are_not_synced_is_found() {
+    finds(Bug::TableBeforeValues, PERIODIC);
+}
+
 #[test]
 fn with_periodic_only_the_end_is_lost_and_never_a_part_of_a_batch() {
     let mut lost = 0;
@@ -551,18 +592,6 @@ fn durability_may_be_changed_from_one_life_to_the_next() {
             .collect();
         simulate(seed, |life| order[life]);
     });
-}
-
-#[test]
-fn a_table_that_points_to_values_that_are_not_synced_is_found() {
-    let found = (0..300).find(|&seed| {
-        let mut world = Options::random(seed);
-        world.planted = vec![rt::Bug::TableBeforeValues];
-        let run = || drop(simulate_with(world, seed, |_| PERIODIC));
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
-    });
-    println!("found after {found:?} seeds");
-    assert!(found.is_some(), "300 seeds do not find it");
 }
 
 #[test]

@@ -277,6 +277,16 @@ fn a_segment_of_the_value_log_that_goes_too_early_is_found() {
 }
 
 #[test]
+fn a_tombstone_that_goes_while_it_hides_something_is_found() {
+    finds(Bug::TombstoneTooEarly);
+}
+
+#[test]
+fn a_stale_row_of_the_cache_is_found() {
+    finds(Bug::StaleRow);
+}
+
+#[test]
 fn a_full_disk_refuses_writes_until_there_is_space() {
     let name = "a_full_disk_refuses_writes_until_there_is_space";
     let total = for_seeds(name, 150, full_disk);

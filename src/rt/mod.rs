@@ -177,6 +177,10 @@ pub enum Bug {
     SegmentBeforeManifest,
     /// A table is installed that points to values which are not synced.
     TableBeforeValues,
+    /// A merge drops a tombstone though something older below may have its key.
+    TombstoneTooEarly,
+    /// A write leaves the old record of its key in the row cache.
+    StaleRow,
 }
 
 /// True in a simulated world that has `bug` planted.

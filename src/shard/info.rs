@@ -9,6 +9,7 @@ use crate::config::DurabilityName;
 use crate::protocol::ArgView;
 use crate::rt;
 use crate::storage::Sizes;
+use crate::storage::cache::CacheStats;
 
 type Section = fn(&Shard, &[Report], &mut String);
 
@@ -71,8 +72,12 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
         sizes.records += report.sizes.records;
         sizes.tables += report.sizes.tables;
         sizes.table_bytes += report.sizes.table_bytes;
+        sizes.table_runs = sizes.table_runs.max(report.sizes.table_runs);
         sizes.wal_bytes += report.sizes.wal_bytes;
         sizes.values.add(&report.sizes.values);
+        sizes.index_bytes += report.sizes.index_bytes;
+        sizes.rows.add(&report.sizes.rows);
+        sizes.blocks.add(&report.sizes.blocks);
     }
     (counters, sizes)
 }
@@ -182,6 +187,15 @@ fn keyspace(_: &Shard, reports: &[Report], out: &mut String) {
     }
 }
 
+fn cache(out: &mut String, name: &str, stats: &CacheStats) {
+    let rate = stats.hits as f64 / (stats.hits + stats.misses).max(1) as f64;
+    line(out, &format!("{name}_bytes"), stats.bytes);
+    line(out, &format!("{name}_budget"), stats.budget);
+    line(out, &format!("{name}_hits"), stats.hits);
+    line(out, &format!("{name}_misses"), stats.misses);
+    line(out, &format!("{name}_hit_rate"), format_args!("{rate:.4}"));
+}
+
 fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     let (counters, sizes) = total(reports);
     let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
@@ -203,6 +217,7 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "memtable_bytes", sizes.memtable_bytes);
     line(out, "tables", sizes.tables);
     line(out, "table_bytes", sizes.table_bytes);
+    line(out, "table_runs_max", sizes.table_runs);
     line(out, "log_bytes", sizes.wal_bytes);
     line(out, "value_log_segments", sizes.values.segments);
     line(out, "value_log_bytes", sizes.values.bytes);
@@ -225,5 +240,15 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
         "table_bytes_written",
         sum(|report| report.stats.table_bytes_written),
     );
+    line(out, "tables_moved", sum(|report| report.stats.tables_moved));
+    line(
+        out,
+        "table_bytes_read_by_merges",
+        sum(|report| report.stats.table_bytes_read),
+    );
+    line(out, "memory_budget", shard.config.memory.0);
+    line(out, "filter_and_index_bytes", sizes.index_bytes);
+    cache(out, "row_cache", &sizes.rows);
+    cache(out, "block_cache", &sizes.blocks);
     line(out, "kicks", rt::kicks());
 }

@@ -13,10 +13,11 @@ use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
 use super::{Shard, Stage};
 use crate::cluster::ring::Map;
-use crate::config::{Config, VNODES};
+use crate::config::{CompactionName, Config, MEMTABLE_SHARE, VNODES};
 use crate::error::{Error, Result};
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue};
+use crate::storage::compaction::{Shape, Style};
 use crate::storage::identity::{self, Identity};
 use crate::storage::wal::WalLimits;
 use crate::storage::{Opened, Store, StoreOptions, Undecided};
@@ -133,17 +134,27 @@ async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> bool {
 async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
     let dir = config.dir.join(format!("core-{:03}", id.0));
     let (storage, values) = (&config.storage, &config.value_log);
+    let memory_bytes = config.memory.0 / u64::from(cores);
     let options = StoreOptions {
         core: id,
         cores,
         durability: config.durability(),
-        memtable_bytes: storage.memtable.0,
+        memtable_bytes: storage.memtable.0.min(memory_bytes / MEMTABLE_SHARE),
+        memory_bytes,
         wal_bytes_max: storage.wal_max.0,
         wal: WalLimits {
             segment_bytes: storage.wal_segment.0,
             batch_bytes_max: storage.wal_batch.0 as usize,
         },
-        table_bytes_max: storage.table_max.0,
+        compaction: Shape {
+            style: match storage.compaction {
+                CompactionName::Leveled => Style::Leveled,
+                CompactionName::SizeTiered => Style::SizeTiered,
+            },
+            table_bytes: storage.table_max.0,
+            base_bytes: storage.level_base.0,
+            ratio: storage.level_ratio,
+        },
         value_bytes_min: values.threshold.0 as usize,
         value_segment_bytes: values.segment.0,
         value_replay_bytes_max: values.replay_max.0,

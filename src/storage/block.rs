@@ -155,6 +155,11 @@ struct Entry<'a> {
 }
 
 impl<B: Deref<Target = [u8]>> Block<B> {
+    /// Its length as stored.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Checks the bytes of the block that stands at `at`.
     pub fn decode(bytes: B, at: Identity) -> Result<Block<B>, Damage> {
         let Some(kind_at) = bytes.len().checked_sub(TRAILER_BYTES) else {

@@ -1,282 +1,251 @@
 //! Compaction: tables are merged, so that reads ask few of them and what is dead gives its space back.
 //!
-//! [`plan`] decides and [`run`] does. Tables stand in the order of their age, in runs (what one
-//! merge wrote, disjoint tables). Only neighbours are merged: then every table outside of a merge
-//! is wholly older or wholly newer, and a tombstone may go when nothing older is left outside.
+//! [`plan`] decides (pure), `job` merges, `pace` says how fast (pure). Tables stand in one list, the
+//! oldest first: the deepest level, up to level 1, then level 0. A level from 1 on is one sorted run
+//! of disjoint tables; level 0 holds runs (what one flush or one merge wrote: disjoint tables) from
+//! the oldest to the newest. Of the records of one key the one that stands last is the newest, and
+//! every plan keeps it so ([`keeps_order`]). The styles:
 //!
-//! - Size-tiered: four or more neighbouring runs of similar size, the newest such, become one. A
-//!   run that is not more than twice as big as the biggest newer one beside it counts as similar,
-//!   so at most three runs stand between one size and its double, and runs stay few.
-//! - A run of which half the bytes have expired is rewritten alone.
+//! - `leveled` (see compaction/leveled.rs): level 0 is merged into level 1 and so on, each level ten
+//!   times as large as the one above it.
+//! - `tiered` (see compaction/tiered.rs): neighbouring runs of similar size become one.
 //!
-//! In a merge, of one key only the newest record lives on. Records at or below the version of the
-//! last FLUSHALL go. An expired record becomes a tombstone of the same version, for it may hide
-//! older records; tombstones go where they hide nothing.
+//! Either understands what the other has left. With both, tables of which half the bytes have
+//! expired are rewritten where they stand.
 
-use std::ops::Range;
-use std::path::PathBuf;
-use std::rc::Rc;
+pub mod job;
+mod leveled;
+pub mod pace;
+mod tiered;
 
-use crate::error::Result;
-use crate::rt;
-use crate::storage::merge::{Bound, Item, Merge, Step};
-use crate::storage::record::{Meta, Record};
-use crate::storage::sstable::{Table, TableCursor, TableId, TableInfo, TableWriter};
-use crate::storage::vlog::Garbage;
-use crate::types::{UnixMillis, Version};
+use std::cmp::Reverse;
 
-/// Fewer neighbouring runs of similar size are left alone.
-const MERGE_RUNS_MIN: usize = 4;
-/// More are not merged at once.
+use crate::storage::sstable::{KeyBuf, TableId, TableInfo};
+use crate::types::UnixMillis;
+
+/// The deepest level.
+pub const LEVEL_MAX: u8 = 7;
+/// More runs of level 0 are not merged at once.
 const MERGE_RUNS_MAX: usize = 16;
-/// A run is similar to newer ones if it is at most so many times as big as the biggest of them.
-const SIMILAR_RATIO: u64 = 2;
-/// Each input is read in pieces of this size.
-const READ_BYTES: usize = 256 * 1024;
-/// After this many bytes of input others get their turn.
-const TURN_BYTES: usize = 64 * 1024;
-const _: () = assert!(MERGE_RUNS_MIN <= MERGE_RUNS_MAX);
+
+/// Which tables are merged with which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Levels of growing size.
+    Leveled,
+    /// Runs of similar size.
+    SizeTiered,
+}
+
+/// What plans are made by.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Which tables are merged with which.
+    pub style: Style,
+    /// An output is ended when it is this long, and another one begun.
+    pub table_bytes: u64,
+    /// Level 1 may have so many bytes.
+    pub base_bytes: u64,
+    /// Each further level may have so many times as many.
+    pub ratio: u64,
+}
+
+impl Shape {
+    /// How many bytes `level` may have before some of it goes on to the next.
+    fn level_bytes(&self, level: u8) -> u64 {
+        assert!((1..=LEVEL_MAX).contains(&level));
+        self.base_bytes
+            .saturating_mul(self.ratio.saturating_pow(u32::from(level) - 1))
+    }
+}
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// Nothing.
     Idle,
-    /// Merge these neighbours into one run that takes their place.
+    /// Say that these tables, disjoint and in order, belong to `level`. They are not rewritten.
+    Move {
+        /// Which.
+        tables: Vec<TableId>,
+        /// Where to.
+        level: u8,
+    },
+    /// Merge these tables into a run of `level`.
     Merge {
-        /// Which of the tables that the plan was made for.
-        inputs: Range<usize>,
-        /// True: nothing older is outside, so tombstones need not be kept.
-        drop_tombstones: bool,
+        /// Which, in the order of the list.
+        inputs: Vec<TableId>,
+        /// Where the outputs belong.
+        level: u8,
     },
 }
 
-/// Decides what to merge of `tables`, which stand from the oldest to the newest.
-pub fn plan(tables: &[TableInfo], now: UnixMillis) -> Plan {
-    let runs = runs_of(tables);
-    let inputs = similar_neighbours(&runs).or_else(|| half_expired(tables, &runs, now));
-    match inputs {
-        None => Plan::Idle,
-        Some(inputs) => {
-            assert!(!inputs.is_empty());
-            let drop_tombstones = inputs.start == 0;
-            Plan::Merge {
-                inputs,
-                drop_tombstones,
-            }
-        }
-    }
+/// Decides what to do with `tables`, which stand in order.
+pub fn plan(tables: &[TableInfo], shape: &Shape, now: UnixMillis) -> Plan {
+    let planned = match shape.style {
+        Style::Leveled => leveled::plan(tables, shape),
+        Style::SizeTiered => tiered::plan(tables),
+    };
+    let plan = planned.or_else(|| half_expired(tables, now));
+    plan.unwrap_or(Plan::Idle)
 }
 
-/// Tables that were written together.
-struct Run {
-    tables: Range<usize>,
+/// A level from 1 on, or a run of level 0.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    tables: &'a [TableInfo],
     bytes: u64,
 }
 
-fn runs_of(tables: &[TableInfo]) -> Vec<Run> {
-    let mut start = 0;
-    let chunks = tables.chunk_by(|one, two| one.run == two.run);
-    let run = |chunk: &[TableInfo]| {
-        let tables = start..start + chunk.len();
-        start = tables.end;
-        Run {
-            tables,
-            bytes: chunk.iter().map(|table| table.bytes).sum(),
-        }
+impl Run<'_> {
+    fn level(&self) -> u8 {
+        self.tables[0].level
+    }
+}
+
+/// True if two neighbours in the list belong to one run.
+pub fn is_one_run(one: &TableInfo, two: &TableInfo) -> bool {
+    one.level == two.level && (one.level > 0 || one.run == two.run)
+}
+
+/// The oldest first.
+fn runs_of(tables: &[TableInfo]) -> Vec<Run<'_>> {
+    let run = |tables| Run {
+        tables,
+        bytes: bytes_of(tables),
     };
-    chunks.map(run).collect()
+    tables.chunk_by(is_one_run).map(run).collect()
 }
 
-/// The tables of the newest group of neighbouring runs that are many and similar enough.
-fn similar_neighbours(runs: &[Run]) -> Option<Range<usize>> {
-    for newest in (0..runs.len()).rev() {
-        let mut biggest = runs[newest].bytes;
-        let mut oldest = newest;
-        while oldest > 0
-            && newest - oldest + 1 < MERGE_RUNS_MAX
-            && runs[oldest - 1].bytes <= biggest.saturating_mul(SIMILAR_RATIO)
-        {
-            oldest -= 1;
-            biggest = biggest.max(runs[oldest].bytes);
-        }
-        if newest - oldest + 1 >= MERGE_RUNS_MIN {
-            return Some(runs[oldest].tables.start..runs[newest].tables.end);
-        }
-    }
-    None
+fn bytes_of<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> u64 {
+    tables.into_iter().map(|table| table.bytes).sum()
 }
 
-/// The tables of the oldest run half of whose bytes are in tables that are half expired.
-fn half_expired(tables: &[TableInfo], runs: &[Run], now: UnixMillis) -> Option<Range<usize>> {
-    let is_due = |table: &&TableInfo| table.half_expired_at != 0 && table.half_expired_at <= now;
-    let due = runs.iter().find(|run| {
-        let due = tables[run.tables.clone()].iter().filter(is_due);
-        due.map(|table| table.bytes).sum::<u64>() * 2 >= run.bytes
-    });
-    due.map(|run| run.tables.clone())
+fn ids_of<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> Vec<TableId> {
+    tables.into_iter().map(|table| table.id).collect()
 }
 
-/// What lives on of the newest record of a key.
-fn survivor(item: Item, rules: &Rules) -> Option<Item> {
-    let meta = item.record.meta();
-    if meta.version <= rules.cleared {
-        return None;
-    }
-    if item.record.view().is_live(rules.now) {
-        return Some(item);
-    }
-    if rules.drop_tombstones {
-        return None;
-    }
-    if meta.tombstone {
-        return Some(item);
-    }
-    let tombstone = Meta {
-        tombstone: true,
-        expiry: 0,
-        ..meta
-    };
-    let record = Record::new(tombstone, item.record.key(), b"");
-    Some(Item { record, ..item })
+/// Keys from the first to the last that any of some tables may hold.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    first: &'a KeyBuf,
+    last: &'a KeyBuf,
 }
 
-/// What a merge may leave out.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// As planned.
-    pub drop_tombstones: bool,
-    /// Records at or below it are dead.
-    pub cleared: Version,
-    /// Records that have expired by then are dead.
-    pub now: UnixMillis,
-}
-
-/// A merge to be run.
-pub struct Job {
-    /// Where tables live.
-    pub dir: PathBuf,
-    /// The planned inputs, the oldest first.
-    pub inputs: Vec<Rc<Table>>,
-    /// What may be left out.
-    pub rules: Rules,
-    /// An output is ended when it is this long, and another one begun.
-    pub table_bytes_max: u64,
-}
-
-/// Merges the inputs into new tables, numbered by `next_id`, which are synced when this returns;
-/// their names are the caller's to sync, and the manifest is the caller's to change. There may be
-/// none, if nothing lives on. After an error no output is left. Run it in `Queue::Background`.
-///
-/// What it gives up of the value log is added to `garbage`.
-pub async fn run(
-    job: &Job,
-    next_id: impl FnMut() -> TableId,
-    garbage: &mut Garbage,
-) -> Result<Vec<TableInfo>> {
-    let mut outputs = Outputs {
-        job,
-        next_id,
-        open: None,
-        done: Vec::new(),
-    };
-    let merged = merge(job, &mut outputs, garbage).await;
-    let finished = match merged {
-        Ok(()) => outputs.end_table().await,
-        Err(failure) => Err(failure),
-    };
-    match finished {
-        Ok(()) => Ok(outputs.done),
-        Err(failure) => {
-            outputs.remove_all().await;
-            Err(failure)
-        }
-    }
-}
-
-async fn merge(
-    job: &Job,
-    outputs: &mut Outputs<'_, impl FnMut() -> TableId>,
-    garbage: &mut Garbage,
-) -> Result<()> {
-    let cursor = |table: &Rc<Table>| TableCursor::new(Rc::clone(table), Bound::START, READ_BYTES);
-    // The newest first: of two places of one version the newer one counts.
-    let mut cursors: Vec<TableCursor> = job.inputs.iter().rev().map(cursor).collect();
-    let mut merge = Merge::new(cursors.len());
-    let mut turn_bytes = 0;
-    loop {
-        match merge.step() {
-            Step::Fetch(source) => merge.feed(source, cursors[source].next_chunk().await?),
-            Step::Emit(item) => {
-                turn_bytes += item.record.bytes().len();
-                let place = item.record.pointer();
-                let survivor = survivor(item, &job.rules);
-                let kept = survivor.as_ref().and_then(|item| item.record.pointer());
-                let given_up = place.filter(|_| kept.is_none());
-                let dropped = merge.take_dropped().into_iter().chain(given_up);
-                dropped.for_each(|place| garbage.add(place));
-                if let Some(item) = survivor {
-                    outputs.add(&item).await?;
-                }
-                if turn_bytes >= TURN_BYTES {
-                    turn_bytes = 0;
-                    rt::yield_if_needed().await;
-                }
-            }
-            Step::End => return Ok(()),
-        }
-    }
-}
-
-/// The tables that a merge writes.
-struct Outputs<'a, F> {
-    job: &'a Job,
-    next_id: F,
-    open: Option<TableWriter>,
-    done: Vec<TableInfo>,
-}
-
-impl<F: FnMut() -> TableId> Outputs<'_, F> {
-    async fn add(&mut self, item: &Item) -> Result<()> {
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|table| table.bytes() >= self.job.table_bytes_max)
-        {
-            self.end_table().await?;
-        }
-        let mut table = match self.open.take() {
-            Some(table) => table,
-            None => {
-                let id = (self.next_id)();
-                let run = self.done.first().map_or(id, |first| first.run);
-                TableWriter::create(&self.job.dir, id, run).await?
-            }
+impl<'a> Span<'a> {
+    /// `None` for no tables.
+    fn of(tables: impl IntoIterator<Item = &'a TableInfo>) -> Option<Span<'a>> {
+        let one = |table: &'a TableInfo| Span {
+            first: &table.first_key,
+            last: &table.last_key,
         };
-        table.add(&item.record, item.position).await?;
-        self.open = Some(table);
-        Ok(())
+        let both = |a: Span<'a>, b: Span<'a>| Span {
+            first: a.first.min(b.first),
+            last: a.last.max(b.last),
+        };
+        tables.into_iter().map(one).reduce(both)
     }
 
-    async fn end_table(&mut self) -> Result<()> {
-        if let Some(table) = self.open.take() {
-            let info = table.finish().await?;
-            self.done.push(info);
-        }
-        Ok(())
+    fn overlaps(&self, table: &TableInfo) -> bool {
+        table.first_key <= *self.last && *self.first <= table.last_key
     }
+}
 
-    async fn remove_all(mut self) {
-        if let Some(table) = self.open.take() {
-            table.abandon().await;
+/// Rewrites, where it stands, the oldest table (of level 0: run) of which half has expired.
+fn half_expired(tables: &[TableInfo], now: UnixMillis) -> Option<Plan> {
+    let is_due = |table: &&TableInfo| table.half_expired_at != 0 && table.half_expired_at <= now;
+    let rewrite = |tables: &[TableInfo]| Plan::Merge {
+        inputs: ids_of(tables),
+        level: tables[0].level,
+    };
+    runs_of(tables).iter().find_map(|run| {
+        let mut due = run.tables.iter().filter(is_due);
+        if run.level() > 0 {
+            return due.next().map(|table| rewrite(std::slice::from_ref(table)));
         }
-        for table in self.done {
-            if let Err(failure) = rt::remove_file(&table.path(&self.job.dir)).await {
-                // It stays as an orphan, which the next start removes.
-                log::warn!("{failure}");
-            }
-        }
+        (bytes_of(due) * 2 >= run.bytes).then(|| rewrite(run.tables))
+    })
+}
+
+/// True if the tables that are left stand in the right order once `plan` is carried out: none that
+/// shares keys with what is merged is older than some of it and newer than some.
+pub fn keeps_order(tables: &[TableInfo], plan: &Plan) -> bool {
+    let (ids, level) = match plan {
+        Plan::Idle => return true,
+        Plan::Move { tables, level } => (tables, *level),
+        Plan::Merge { inputs, level } => (inputs, *level),
+    };
+    let place = |id: &TableId| tables.iter().position(|table| table.id == *id);
+    let places: Option<Vec<usize>> = ids.iter().map(place).collect();
+    let Some(places) = places.filter(|places| places.is_sorted()) else {
+        return false;
+    };
+    let Some(span) = Span::of(places.iter().map(|&at| &tables[at])) else {
+        return false;
+    };
+    let newest = *places.last().expect("there is a span, so there are tables");
+    let others = (0..tables.len()).filter(|at| !places.contains(at) && span.overlaps(&tables[*at]));
+    others.into_iter().all(|at| {
+        let other = &tables[at];
+        let shares = |input: &&usize| {
+            Span::of([&tables[**input]]).is_some_and(|input| input.overlaps(other))
+        };
+        let is_below = match level {
+            0 => other.level > 0 || at < newest,
+            _ => other.level > level,
+        };
+        let is_beside = level > 0 && other.level == level;
+        let is_right = |input: &usize| (at < *input) == is_below;
+        !is_beside && places.iter().filter(shares).all(is_right)
+    })
+}
+
+/// Changes the list: `remove` go, and `add`, which came out of them or is a flush, takes its place.
+pub fn apply(tables: &mut Vec<TableInfo>, remove: &[TableId], add: Vec<TableInfo>) {
+    let is_removed = |table: &TableInfo| remove.contains(&table.id);
+    let newest = tables.iter().rposition(is_removed);
+    let at = newest.map_or(tables.len(), |newest| {
+        tables[..newest].iter().filter(|t| !is_removed(t)).count()
+    });
+    tables.retain(|table| !is_removed(table));
+    let Some(level) = add.first().map(|table| table.level) else {
+        return;
+    };
+    assert!(add.iter().all(|table| table.level == level));
+    if level == 0 {
+        tables.splice(at..at, add);
+        return;
     }
+    for table in add {
+        let place = |table: &TableInfo| (Reverse(table.level), table.first_key.clone());
+        let at = tables.partition_point(|other| {
+            other.level > level || (other.level == level && place(other) < place(&table))
+        });
+        tables.insert(at, table);
+    }
+}
+
+/// True if `tables` stand as this module's header says.
+pub fn is_in_order(tables: &[TableInfo]) -> bool {
+    let levels = tables.iter().map(|table| Reverse(table.level));
+    let runs = runs_of(tables);
+    let is_disjoint = |run: &Run<'_>| {
+        run.tables
+            .windows(2)
+            .all(|two| two[0].last_key < two[1].first_key)
+    };
+    let mut young: Vec<TableId> = runs
+        .iter()
+        .filter(|run| run.level() == 0)
+        .map(|run| run.tables[0].run)
+        .collect();
+    let count = young.len();
+    young.sort();
+    young.dedup();
+    levels.is_sorted()
+        && tables.iter().all(|table| table.level <= LEVEL_MAX)
+        && young.len() == count
+        && runs.iter().all(is_disjoint)
 }
 
 #[cfg(test)]

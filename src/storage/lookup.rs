@@ -1,10 +1,12 @@
 //! Point reads: what memory knows of a key, which tables may have it, where its value lies.
 //!
 //! A [`Lookup`] pins the tables and the segments of the value log of its moment, so that what it
-//! finds stays readable whatever is merged or collected meanwhile.
+//! finds stays readable whatever is merged or collected meanwhile. It leaves the whole record, never
+//! a pointer, in the row cache, unless the key was written to since.
 
 use std::rc::Rc;
 
+use super::cache::{Caches, Ticket};
 use super::record::{KeyRef, Record};
 use super::scan::Snapshot;
 use super::sstable::Table;
@@ -29,6 +31,8 @@ pub enum Want {
     Value,
     /// Version and expiry: what is found may be a pointer.
     Meta,
+    /// What memtables or tables have: the row cache is not asked, and gets nothing.
+    Stored,
 }
 
 /// What memory knows of a key.
@@ -48,6 +52,8 @@ pub struct Lookup {
     segments: Segments,
     cleared: Version,
     want: Want,
+    ticket: Ticket,
+    caches: Rc<Caches>,
 }
 
 impl Lookup {
@@ -60,16 +66,23 @@ impl Lookup {
         let Some(found) = found else {
             return Ok(None);
         };
-        if self.want == Want::Meta || found.record.pointer().is_none() {
+        let is_whole = found.record.pointer().is_none();
+        if self.want != Want::Value && !is_whole {
             return Ok(Some(found));
         }
-        let record = vlog::read(&self.segments, &found.record).await?;
+        let record = match is_whole {
+            true => found.record,
+            false => vlog::read(&self.segments, &found.record).await?,
+        };
+        if self.want != Want::Stored {
+            self.caches.rows.fill(self.ticket, &record);
+        }
         Ok(Some(Found { record, ..found }))
     }
 
     async fn find(&self, key: &KeyRef<'_>) -> Result<Option<Found>> {
         for table in &self.tables {
-            if let Some(record) = table.get(key).await? {
+            if let Some(record) = table.get(key, &self.caches.blocks).await? {
                 let alive = record.meta().version > self.cleared;
                 return Ok(alive.then_some(Found {
                     record,
@@ -92,20 +105,42 @@ impl Store {
                 segments: state.values.segments(),
                 cleared: state.cleared,
                 want,
+                ticket: self.caches.rows.ticket(key.hash),
+                caches: Rc::clone(&self.caches),
             })
         };
+        if want != Want::Stored {
+            self.pace.count(0);
+        }
         if let Some(found) = state.in_memory(key) {
-            return match want == Want::Value && found.record.pointer().is_some() {
-                true => lookup(Some(found), Vec::new()),
-                false => Peek::Known(Some(found)),
+            if want != Want::Value || found.record.pointer().is_none() {
+                return Peek::Known(Some(found));
+            }
+            return match self.row(key, &found.record) {
+                Some(record) => Peek::Known(Some(Found { record, ..found })),
+                None => lookup(Some(found), Vec::new()),
             };
         }
-        let may = |table: &&Rc<Table>| table.may_contain(key);
-        let tables: Vec<_> = state.tables.iter().rev().filter(may).cloned().collect();
+        if state.tables.is_empty() {
+            return Peek::Known(None);
+        }
+        if want != Want::Stored
+            && let Some(record) = self.caches.rows.get(key)
+        {
+            let lsn = RECOVERED;
+            return Peek::Known(Some(Found { record, lsn }));
+        }
+        let tables = state.tables.candidates(key);
         match tables.is_empty() {
             true => Peek::Known(None),
             false => lookup(None, tables),
         }
+    }
+
+    /// The whole record that `pointing` stands for, if the row cache has it.
+    fn row(&self, key: &KeyRef, pointing: &Record) -> Option<Record> {
+        let row = self.caches.rows.get(key);
+        row.filter(|row| row.meta() == pointing.meta())
     }
 
     /// Makes the next lookups of keys at `positions` cheaper, if there are several of them.
@@ -141,7 +176,7 @@ impl Store {
         let layers = [&state.active].into_iter().chain(frozen);
         Snapshot {
             memtables: layers.map(|layer| Rc::clone(&layer.memtable)).collect(),
-            tables: state.tables.iter().rev().cloned().collect(),
+            runs: state.tables.runs().to_vec(),
             segments: state.values.segments(),
             cleared: state.cleared,
         }

@@ -1,16 +1,17 @@
-//! What a store does in the background: flush memtables, merge tables, keep the manifest.
+//! What a store does in the background: flush memtables, keep the manifest. (Merges: compact.rs.)
 //!
 //! Every change of the set of live tables is an [`Edit`], installed by writing a new manifest; one at
 //! a time. The state in memory changes only after the manifest is durable, and then at once. A clear
 //! is the exception: it takes the tables out of memory first, and the manifest follows.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::future;
 
-use super::compaction::{self, Job, Plan, Rules};
+use super::levels::Levels;
 use super::manifest::Manifest;
 use super::merge::{Bound, Item};
 use super::record::{KeyRef, Meta, Record};
@@ -20,12 +21,10 @@ use super::wal::Admission;
 use super::{Layer, Store};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
-use crate::types::{Lsn, Version};
+use crate::types::Lsn;
 
 /// After a refused write the disk is asked again so often.
-const RETRY: Duration = Duration::from_millis(500);
-/// What has expired in tables is looked for at least so often.
-const EXPIRY_CHECK: Duration = Duration::from_secs(30);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// So long a flush waits for other cores to note transactions. If one of them cannot, the table is
 /// installed without, and the log keeps its part.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
@@ -34,9 +33,9 @@ const CHUNK_RECORDS: usize = 64;
 
 /// A change of the set of live tables.
 pub(super) struct Edit {
-    /// These tables go. They are neighbours.
+    /// These tables go, or come again on another level.
     remove: Vec<TableId>,
-    /// These come, in their place, or at the newest end.
+    /// These come, as `compaction::apply` says.
     add: Vec<Rc<Table>>,
     /// This memtable is in `add`.
     flushed: Option<Layer>,
@@ -143,7 +142,7 @@ impl Store {
     }
 
     /// Makes tables that were written and synced part of the store; they go if that fails.
-    async fn install_written(&self, infos: &[TableInfo], edit: Edit) -> Result<()> {
+    pub(super) async fn install_written(&self, infos: &[TableInfo], edit: Edit) -> Result<()> {
         let installed = match self.open_written(infos).await {
             Ok(add) => self.install(Edit { add, ..edit }).await,
             Err(error) => Err(error),
@@ -168,7 +167,7 @@ impl Store {
         Ok(tables)
     }
 
-    fn take_table_id(&self) -> TableId {
+    pub(super) fn take_table_id(&self) -> TableId {
         self.state.borrow_mut().manifest.take_id()
     }
 
@@ -245,12 +244,7 @@ impl Store {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        let hides = self
-            .state
-            .borrow()
-            .tables
-            .iter()
-            .any(|table| table.may_contain(&key));
+        let hides = self.state.borrow().tables.may_contain(&key);
         if !hides {
             self.forget(meta.version);
             return None;
@@ -356,13 +350,14 @@ impl Store {
         }
         self.release(&manifest);
         self.take_effect(&edit, manifest, adds);
-        let unused = if adds { Vec::new() } else { infos };
-        let gone = edit
-            .remove
-            .iter()
-            .filter(|_| adds)
-            .map(|id| self.dir.join(id.file_name()));
-        let dead = dead.iter().chain(&unused).map(|info| info.path(&self.dir));
+        self.share_memory();
+        // What was only moved is among both, and stays whether it was or not.
+        let is_new = |info: &TableInfo| !edit.remove.contains(&info.id);
+        let is_moved = |id: &TableId| infos.iter().any(|info| info.id == *id);
+        let unused = infos.iter().filter(|info| !adds && is_new(info));
+        let gone = edit.remove.iter().filter(|id| adds && !is_moved(id));
+        let gone = gone.map(|id| self.dir.join(id.file_name()));
+        let dead = dead.iter().chain(unused).map(|info| info.path(&self.dir));
         for path in gone.chain(dead).collect::<Vec<_>>() {
             self.remove_file(&path).await;
         }
@@ -448,77 +443,6 @@ impl Store {
         manifest.voids.retain(|void| void.1 > safe);
     }
 
-    /// Merges tables, as [`compaction::plan`] says, until the store stops.
-    pub(super) async fn merge_tables(self: Rc<Self>) {
-        while !self.state.borrow().stopping {
-            let infos: Vec<TableInfo> = self
-                .state
-                .borrow()
-                .tables
-                .iter()
-                .map(|table| table.info().clone())
-                .collect();
-            let pause = match compaction::plan(&infos, rt::wall_ms()) {
-                Plan::Idle => EXPIRY_CHECK,
-                Plan::Merge {
-                    inputs,
-                    drop_tombstones,
-                } => {
-                    let Err(error) = self.merge(&infos[inputs], drop_tombstones).await else {
-                        rt::yield_if_needed().await;
-                        continue;
-                    };
-                    log::warn!("tables cannot be merged, trying again: {error}");
-                    RETRY
-                }
-            };
-            let changed = self.changed.wait_for(|| {
-                let state = self.state.borrow();
-                let now = state.tables.iter().map(|table| table.info().id);
-                let same = now.eq(infos.iter().map(|info| info.id));
-                (state.stopping || !same).then_some(())
-            });
-            future::or(changed, rt::sleep(pause)).await;
-        }
-    }
-
-    async fn merge(&self, inputs: &[TableInfo], drop_tombstones: bool) -> Result<()> {
-        let ids: Vec<TableId> = inputs.iter().map(|info| info.id).collect();
-        let job = {
-            let state = self.state.borrow();
-            let wanted = |table: &&Rc<Table>| ids.contains(&table.info().id);
-            Job {
-                dir: self.dir.clone(),
-                inputs: state.tables.iter().filter(wanted).cloned().collect(),
-                rules: Rules {
-                    drop_tombstones,
-                    cleared: state.cleared,
-                    now: rt::wall_ms(),
-                },
-                table_bytes_max: self.options.table_bytes_max,
-            }
-        };
-        if job.inputs.len() < ids.len() {
-            return Ok(()); // a clear was faster
-        }
-        if drop_tombstones {
-            let newest = inputs.iter().map(|info| info.version_max).max();
-            self.forget(newest.unwrap_or(Version::ZERO));
-        }
-        let mut garbage = Garbage::default();
-        let infos = compaction::run(&job, || self.take_table_id(), &mut garbage).await?;
-        let edit = Edit {
-            remove: ids,
-            garbage,
-            ..Edit::nothing()
-        };
-        self.install_written(&infos, edit).await?;
-        let mut state = self.state.borrow_mut();
-        state.stats.compactions += 1;
-        state.stats.table_bytes_written += infos.iter().map(|info| info.bytes).sum::<u64>();
-        Ok(())
-    }
-
     /// Flushes everything and ends the background work. Nothing may be written any more.
     /// An error: something that was written is not on disk.
     pub async fn stop(&self) -> Result<()> {
@@ -553,9 +477,22 @@ impl Edit {
     }
 
     pub(super) fn nothing() -> Edit {
+        Edit::replace(Vec::new(), Vec::new())
+    }
+
+    /// What a merge made of `remove` comes in their place; it has given up `garbage`.
+    pub(super) fn merged(remove: Vec<TableId>, garbage: Garbage) -> Edit {
         Edit {
-            remove: Vec::new(),
-            add: Vec::new(),
+            garbage,
+            ..Edit::replace(remove, Vec::new())
+        }
+    }
+
+    /// `add` in the place of `remove`.
+    pub(super) fn replace(remove: Vec<TableId>, add: Vec<Rc<Table>>) -> Edit {
+        Edit {
+            remove,
+            add,
             flushed: None,
             garbage: Garbage::default(),
             gone: Vec::new(),
@@ -566,8 +503,8 @@ impl Edit {
 impl super::State {
     /// True if readers see all of these tables: a clear hides them before the manifest follows.
     fn has_all(&self, ids: &[TableId]) -> bool {
-        ids.iter()
-            .all(|id| self.tables.iter().any(|table| table.info().id == *id))
+        let live: BTreeSet<TableId> = self.tables.iter().map(|table| table.info().id).collect();
+        ids.iter().all(|id| live.contains(id))
     }
 
     /// Up to which write all is in tables, or needed no more, once `flushed` is in one.
@@ -588,26 +525,20 @@ impl super::State {
         first_held.map_or(safe, |lsn| safe.min(Lsn(lsn.0 - 1)))
     }
 
-    /// Shows the tables of an installed edit to readers.
+    /// Shows the tables of an installed edit to readers, in the order of the manifest.
     fn take_in(&mut self, edit: &Edit) {
-        let at = |id: &TableId| self.tables.iter().position(|table| table.info().id == *id);
-        let start = edit
-            .remove
-            .first()
-            .and_then(at)
-            .unwrap_or(self.tables.len());
-        let end = start + edit.remove.len();
-        self.tables.splice(start..end, edit.add.iter().cloned());
+        let mut open: BTreeMap<TableId, Rc<Table>> = BTreeMap::new();
+        for table in self.tables.iter().chain(&edit.add) {
+            open.insert(table.info().id, Rc::clone(table)); // one that was moved comes twice
+        }
+        let table = |info: &TableInfo| {
+            let table = open.remove(&info.id);
+            assert!(table.as_ref().is_none_or(|table| table.info() == info));
+            table
+        };
+        self.tables = Levels::new(self.manifest.tables.iter().filter_map(table).collect());
         if let Some(layer) = &edit.flushed {
             self.flushed = layer.last;
         }
-    }
-}
-
-impl Manifest {
-    /// True if all of these tables are live.
-    fn has_all(&self, ids: &[TableId]) -> bool {
-        ids.iter()
-            .all(|id| self.tables.iter().any(|table| table.id == *id))
     }
 }

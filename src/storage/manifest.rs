@@ -11,16 +11,16 @@
 //! A table is what `TableInfo::encode` writes. The crc32c covers all bytes before it.
 //!
 //! It is small and always written whole: to `MANIFEST.tmp`, synced, renamed to `MANIFEST`, and the
-//! directory synced. A crash leaves the old one or the new one. Invariants: tables stand from the
-//! oldest to the newest; tables of one run are adjacent; every id is below `next_id`.
+//! directory synced. A crash leaves the old one or the new one. Invariants: tables stand in the order
+//! that compaction.rs describes, the oldest first; every id is below `next_id`.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::codec::Reader;
+use crate::storage::compaction;
 use crate::storage::sstable::{TableId, TableInfo};
 use crate::storage::wal::format::{SegmentId, Stream};
 use crate::storage::wal::replay::Floor;
@@ -162,15 +162,19 @@ impl Manifest {
         self.check();
     }
 
-    /// Puts what a merge wrote in the place of what it read. The inputs must be live and adjacent.
+    /// Puts what a merge wrote, or tables on their new level, in the place of what was there. The
+    /// inputs must be live.
     pub fn replace(&mut self, inputs: &[TableId], outputs: Vec<TableInfo>) {
-        let range = self.range_of(inputs);
+        assert!(
+            !inputs.is_empty() && self.has_all(inputs),
+            "inputs are live"
+        );
         let version_max = outputs.iter().map(|table| table.version_max).max();
         assert!(
             version_max <= Some(self.version_max),
             "a merge makes no versions"
         );
-        self.tables.splice(range, outputs);
+        compaction::apply(&mut self.tables, inputs, outputs);
         self.check();
     }
 
@@ -358,10 +362,6 @@ impl Manifest {
     /// What `store` asserts and `load` checks.
     fn is_sane(&self) -> bool {
         let ids: BTreeSet<TableId> = self.tables.iter().map(|table| table.id).collect();
-        let runs = self.tables.chunk_by(|one, two| one.run == two.run);
-        let run_ids: BTreeSet<TableId> = runs.clone().map(|run| run[0].run).collect();
-        let disjoint =
-            |run: &[TableInfo]| run.windows(2).all(|two| two[0].last_key < two[1].first_key);
         let in_order =
             |two: &[SegmentInfo]| (two[0].stream, two[0].id) < (two[1].stream, two[1].id);
         let fits = |segment: &SegmentInfo| {
@@ -378,8 +378,7 @@ impl Manifest {
                 .tables
                 .iter()
                 .all(|table| table.version_max <= self.version_max)
-            && run_ids.len() == runs.clone().count()
-            && runs.clone().all(disjoint)
+            && compaction::is_in_order(&self.tables)
     }
 
     fn check(&self) {
@@ -389,17 +388,10 @@ impl Manifest {
         );
     }
 
-    fn range_of(&self, inputs: &[TableId]) -> Range<usize> {
-        let first = inputs.first().expect("a merge has inputs");
-        let start = self.tables.iter().position(|table| table.id == *first);
-        let start = start.expect("inputs are live");
-        let range = start..start + inputs.len();
-        let found = self.tables.get(range.clone()).unwrap_or_default();
-        assert!(
-            found.iter().map(|table| &table.id).eq(inputs),
-            "inputs are live and adjacent"
-        );
-        range
+    /// True if all of these tables are live.
+    pub fn has_all(&self, ids: &[TableId]) -> bool {
+        let live: BTreeSet<TableId> = self.tables.iter().map(|table| table.id).collect();
+        ids.iter().all(|id| live.contains(id))
     }
 }
 

@@ -7,17 +7,23 @@
 //! a table; then the manifest names the table and the logs' new floors.
 //!
 //! Invariants: of the records of one key, the one found first in the order active memtable, frozen
-//! memtables from newest to oldest, tables from newest to oldest is the newest; records with a version
+//! memtables from newest to oldest, tables from newest to oldest (levels.rs) is the newest; records with a version
 //! at or below `cleared` are dead wherever they are; the log keeps every record, and every part of a
 //! transaction over several cores, until what it says is in a table that the manifest names; the
 //! writes of all logs have one order without gaps, of which a crash takes the end (`recover`).
+//!
+//! A record that is in no memtable, or only as a pointer, may come from the row cache (cache.rs).
 
+mod admit;
 mod batch;
 pub mod block;
 pub mod bloom;
+pub mod cache;
 mod codec;
+mod compact;
 pub mod compaction;
 pub mod identity;
+pub mod levels;
 mod lookup;
 mod maintain;
 pub mod manifest;
@@ -40,11 +46,13 @@ use futures_lite::future;
 
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
-use crate::types::{CoreId, Lsn, Position, Version};
+use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
+use cache::{CacheStats, Caches};
+use compact::Pace;
+use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
-use record::{KeyRef, RECORD_HEADER_BYTES, Record};
-use sstable::Table;
+use record::{KeyRef, Record};
 use vlog::{ValueSizes, Values};
 use wal::{Admission, Fate, Wal, format};
 
@@ -57,6 +65,10 @@ pub use scan::Snapshot;
 const RECOVERED: Lsn = Lsn(1);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
+/// Memtables that there may be at once: one is written to while others wait.
+const MEMTABLES_MAX: u64 = FROZEN_MAX as u64 + 1;
+/// The caches get at least this part of a core's memory, however much the rest takes.
+const CACHES_SHARE_MIN: u64 = 16;
 /// Transactions that are settled with the other cores at a time.
 const UNSETTLED_MAX: usize = 1024;
 
@@ -80,14 +92,15 @@ pub struct Store {
     changed: Signal,
     /// Held while a manifest is written: one at a time.
     installing: Cell<bool>,
+    pace: Pace,
+    caches: Rc<Caches>,
 }
 
 struct State {
     active: Layer,
     /// Oldest first.
     frozen: VecDeque<Layer>,
-    /// Oldest first, as in the manifest.
-    tables: Vec<Rc<Table>>,
+    tables: Levels,
     manifest: Manifest,
     cleared: Version,
     /// The highest version of a record, or of a clear, that may have left no trace of its keys.
@@ -148,8 +161,12 @@ struct Held {
 pub struct Stats {
     /// Memtables flushed.
     pub flushes: u64,
-    /// Compactions.
+    /// Merges of tables.
     pub compactions: u64,
+    /// Tables that went to another level without being rewritten.
+    pub tables_moved: u64,
+    /// Bytes of tables that were merged.
+    pub table_bytes_read: u64,
     /// Bytes written to tables.
     pub table_bytes_written: u64,
     /// Expired records that were taken out of the memtable.
@@ -171,94 +188,21 @@ pub struct Sizes {
     pub tables: u64,
     /// Bytes of all tables.
     pub table_bytes: u64,
+    /// Levels, and runs of level 0: the tables that one lookup asks at most.
+    pub table_runs: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
     /// The value log.
     pub values: ValueSizes,
+    /// Memory that filters and indexes take.
+    pub index_bytes: u64,
+    /// The row cache.
+    pub rows: CacheStats,
+    /// The block cache.
+    pub blocks: CacheStats,
 }
 
 impl Store {
-    /// May a record with a key and a value of so many bytes be written now?
-    pub fn admit(&self, key_bytes: usize, value_bytes: usize) -> Admission {
-        let bytes = RECORD_HEADER_BYTES + key_bytes + value_bytes;
-        self.admit_to(self.log_for(value_bytes), bytes, 1)
-    }
-
-    /// May `batch` be written now?
-    pub fn admit_batch(&self, batch: &Batch) -> Admission {
-        self.admit_whole(self.log_of(batch), batch)
-    }
-
-    fn admit_whole(&self, log: Option<&Wal>, batch: &Batch) -> Admission {
-        self.admit_to(log, batch.log_bytes(self.options.cores), batch.entries())
-    }
-
-    fn admit_to(&self, log: Option<&Wal>, bytes: usize, entries: usize) -> Admission {
-        let state = self.state.borrow();
-        // Once the last flush has begun, nothing would take a write to disk any more.
-        if self.has_failed() || state.stopping {
-            return Admission::Failed;
-        }
-        if state.frozen.len() >= FROZEN_MAX {
-            return state.flush_refused.unwrap_or(Admission::Wait);
-        }
-        match log {
-            Some(log) => log.admit(bytes, entries),
-            None => Admission::Ready,
-        }
-    }
-
-    /// The log that a record alone, with a value of so many bytes, is written to.
-    fn log_for(&self, value_bytes: usize) -> Option<&Wal> {
-        match value_bytes >= self.options.value_bytes_min {
-            true => Some(&self.values),
-            false => self.wal.as_ref(),
-        }
-    }
-
-    /// The log that `batch` is written to: whole, so that it survives whole.
-    fn log_of(&self, batch: &Batch) -> Option<&Wal> {
-        match (&batch.records[..], batch.clear) {
-            ([(_, record)], None) => self.log_for(record.view().value().len()),
-            _ => self.wal.as_ref(),
-        }
-    }
-
-    /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
-    pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
-        self.wait_admitted_to(self.log_of(batch), batch).await
-    }
-
-    /// Waits until `batch` may be prepared as a part of a transaction over several cores.
-    pub async fn wait_part_admitted(&self, batch: &Batch) -> Result<()> {
-        self.wait_admitted_to(self.wal.as_ref(), batch).await
-    }
-
-    async fn wait_admitted_to(&self, log: Option<&Wal>, batch: &Batch) -> Result<()> {
-        loop {
-            let decided = self.changed.wait_for(|| {
-                let state = self.state.borrow();
-                let full = state.frozen.len() >= FROZEN_MAX && state.flush_refused.is_none();
-                (!full || state.stopping || self.has_failed()).then_some(())
-            });
-            match log {
-                Some(log) => {
-                    future::or(decided, log.failure()).await;
-                    let bytes = batch.log_bytes(self.options.cores);
-                    log.wait_admitted(bytes, batch.entries()).await?;
-                }
-                None => decided.await,
-            }
-            match self.admit_whole(log, batch) {
-                Admission::Ready => return Ok(()),
-                Admission::Wait => {}
-                Admission::DiskFull => return Err(Error::DiskFull),
-                Admission::DiskFails => return Err(Error::DiskFails),
-                Admission::Failed => return Err(Error::LogFailed),
-            }
-        }
-    }
-
     /// Writes one record, which was admitted. Its version is above all of its key's.
     pub fn write(&self, position: Position, record: Record) -> Lsn {
         let lsn = self.next_lsn();
@@ -354,6 +298,8 @@ impl Store {
     }
 
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
+        self.pace.count(self.record_tree_bytes(&record));
+        self.caches.rows.forget(KeyHash::of(record.key()));
         let active = Rc::clone(&self.state.borrow().active.memtable);
         let inserted = active.borrow_mut().insert(record, position, lsn);
         match inserted {
@@ -386,6 +332,11 @@ impl Store {
             });
             if !found {
                 state.values.note_garbage(placed.pointer);
+            }
+            let key = KeyRef::of(placed.record.key());
+            let newest = state.in_memory(&key).and_then(|it| it.record.pointer());
+            if newest == Some(placed.pointer) {
+                self.caches.rows.keep(key.hash, &placed.record);
             }
         }
     }
@@ -426,10 +377,21 @@ impl Store {
         };
         state.epoch += 1;
         state.frozen.clear();
-        state.tables.clear();
+        state.tables = Levels::default();
         state.values.note_cleared();
         drop(state);
+        self.caches.rows.clear();
+        self.share_memory();
         self.changed.wake_all();
+    }
+
+    /// Gives the caches what memtables, filters and indexes leave of this core's memory.
+    fn share_memory(&self) {
+        let fixed = MEMTABLES_MAX * self.options.memtable_bytes;
+        let taken = fixed + self.state.borrow().tables.memory_bytes();
+        let all = self.options.memory_bytes;
+        let left = all.saturating_sub(taken).max(all / CACHES_SHARE_MIN);
+        self.caches.set_budget(left);
     }
 
     fn next_lsn(&self) -> Lsn {
@@ -595,7 +557,7 @@ impl Store {
                 .frozen
                 .iter()
                 .any(|layer| layer.memtable.borrow().get(&key).is_some())
-                || state.tables.iter().any(|table| table.may_contain(&key));
+                || state.tables.may_contain(&key);
             if !below {
                 forgotten = forgotten.max(record.meta().version);
                 memtable.remove(&key);
@@ -604,7 +566,10 @@ impl Store {
         }
         drop(memtable);
         drop(state);
-        removed.iter().for_each(|record| self.note_garbage(record));
+        for record in &removed {
+            self.caches.rows.forget(KeyHash::of(record.key()));
+            self.note_garbage(record);
+        }
         self.forget(forgotten);
         self.state.borrow_mut().stats.expired += removed.len() as u64;
         if came_to_end { Position(0) } else { next }
@@ -642,9 +607,13 @@ impl Store {
     pub fn sizes(&self) -> Sizes {
         let state = self.state.borrow();
         let mut sizes = Sizes {
-            tables: state.tables.len() as u64,
+            tables: state.tables.iter().count() as u64,
             wal_bytes: self.wal.as_ref().map_or(0, Wal::bytes),
             values: state.values.sizes(),
+            table_runs: state.tables.runs().len() as u64,
+            index_bytes: state.tables.memory_bytes(),
+            rows: self.caches.rows.stats(),
+            blocks: self.caches.blocks.stats(),
             ..Sizes::default()
         };
         for layer in state.frozen.iter().chain([&state.active]) {
@@ -652,7 +621,7 @@ impl Store {
             sizes.memtable_bytes += memtable.bytes() as u64;
             sizes.records += memtable.len() as u64;
         }
-        for table in &state.tables {
+        for table in state.tables.iter() {
             sizes.table_bytes += table.info().bytes;
             sizes.records += table.info().records;
         }

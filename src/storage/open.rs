@@ -10,6 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::cache::Caches;
+use super::compact::Pace;
+use super::compaction::Shape;
+use super::levels::Levels;
 use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::recover::{Heard, Recovered, without_cleared};
@@ -23,7 +27,7 @@ use crate::config::Durability;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::rt::{self, BLOCK_BYTES, File, Queue};
-use crate::types::{CoreId, Lsn, Version};
+use crate::types::{CoreId, KeyHash, Lsn, Version};
 
 /// How a store is to be.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +44,10 @@ pub struct StoreOptions {
     pub wal_bytes_max: u64,
     /// Sizes of the log.
     pub wal: WalLimits,
-    /// A table of this size is long enough.
-    pub table_bytes_max: u64,
+    /// Memory for memtables, filters, indexes and caches.
+    pub memory_bytes: u64,
+    /// How tables are merged.
+    pub compaction: Shape,
     /// A record with a value of this size goes to the value log.
     pub value_bytes_min: usize,
     /// Bytes of a segment of the value log.
@@ -199,7 +205,10 @@ impl Start<'_> {
             state: RefCell::new(self.state(floor_without_log, leftover)),
             changed: Signal::default(),
             installing: Cell::new(false),
+            pace: Pace::default(),
+            caches: Rc::new(Caches::new(0)),
         });
+        store.share_memory();
         let undecided = store.take_prepared(parts, &committed);
         rt::spawn(Rc::clone(&store).take_in_values());
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
@@ -239,7 +248,7 @@ impl Start<'_> {
                 ..Layer::default()
             },
             frozen: VecDeque::new(),
-            tables: self.tables,
+            tables: Levels::new(self.tables),
             values: self.values,
             emptied: Vec::new(),
             damaged: BTreeSet::new(),
@@ -302,6 +311,7 @@ impl Store {
         let state = self.state.borrow_mut();
         let cleared = state.cleared;
         for (position, record) in part.batch.records {
+            self.caches.rows.forget(KeyHash::of(record.key()));
             if record.meta().version > cleared {
                 // Unlike a new write it may be older than what the log brought back.
                 let _ = state
@@ -321,6 +331,7 @@ impl Store {
     fn clear_recovered(&self, version: Version) {
         let mut state = self.state.borrow_mut();
         state.cleared = state.cleared.max(version);
+        self.caches.rows.clear();
         let cleared = state.cleared;
         state
             .tables

@@ -8,9 +8,9 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
+use super::levels::{Run, RunCursor};
 use super::memtable::Memtable;
 use super::merge::{Bound, Item, Merge, Step};
-use super::sstable::{Table, TableCursor};
 use super::vlog::Segments;
 use crate::error::Result;
 use crate::rt;
@@ -24,7 +24,7 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 /// What is stored at one moment. Newest first.
 pub struct Snapshot {
     pub(super) memtables: Vec<Rc<RefCell<Memtable>>>,
-    pub(super) tables: Vec<Rc<Table>>,
+    pub(super) runs: Vec<Rc<Run>>,
     pub(super) segments: Segments,
     pub(super) cleared: Version,
 }
@@ -36,7 +36,7 @@ enum Source {
         after: Option<Item>,
         first: Position,
     },
-    Table(TableCursor),
+    Run(RunCursor),
 }
 
 impl Snapshot {
@@ -50,7 +50,7 @@ impl Snapshot {
     pub fn only(memtable: Rc<RefCell<Memtable>>) -> Snapshot {
         Snapshot {
             memtables: vec![memtable],
-            tables: Vec::new(),
+            runs: Vec::new(),
             segments: Segments::default(),
             cleared: Version::ZERO,
         }
@@ -69,18 +69,10 @@ impl Snapshot {
             after: None,
             first,
         });
-        let tables = self
-            .tables
-            .iter()
-            .filter(|table| table.info().overlaps(first, last));
-        let tables = tables.map(|table| {
-            Source::Table(TableCursor::new(
-                Rc::clone(table),
-                Bound::From(first),
-                READ_AHEAD_BYTES,
-            ))
-        });
-        let mut sources: Vec<Source> = memtables.chain(tables).collect();
+        let runs = self.runs.iter().filter(|run| run.overlaps(first, last));
+        let cursor = |run| RunCursor::new(Rc::clone(run), Bound::From(first), READ_AHEAD_BYTES);
+        let runs = runs.map(|run| Source::Run(cursor(run)));
+        let mut sources: Vec<Source> = memtables.chain(runs).collect();
         let mut merge = Merge::new(sources.len());
         loop {
             match merge.step() {
@@ -104,7 +96,7 @@ impl Snapshot {
 impl Source {
     async fn fetch(&mut self) -> Result<Vec<Item>> {
         match self {
-            Source::Table(cursor) => cursor.next_chunk().await,
+            Source::Run(cursor) => cursor.next_chunk().await,
             Source::Memtable {
                 memtable,
                 after,

@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, File};
 use crate::storage::block::{Block, Damage, Identity};
 use crate::storage::bloom::Filter;
+use crate::storage::cache::{Blocks, CachedBlock};
 use crate::storage::codec::Reader;
 use crate::storage::merge::{Bound, Item};
 use crate::storage::record::{KeyRef, Record};
@@ -45,6 +46,8 @@ const FOOTER_CRC_AT: usize = 12;
 const CRC_BYTES: usize = 4;
 /// Index and filter are read in pieces of at most this size.
 const READ_BYTES_MAX: usize = 1024 * 1024;
+/// Longer blocks are not kept in memory: one large value each.
+const CACHED_BLOCK_BYTES_MAX: usize = 32 * 1024;
 /// After this many bytes of records others get their turn.
 const TURN_BYTES: usize = 32 * 1024;
 const _: () = assert!(FOOTER_BYTES == 8 + 4 + 4 + 6 * 8);
@@ -53,6 +56,11 @@ const _: () = assert!(FOOTER_BYTES < BLOCK_BYTES);
 /// An open table: its filter and index are in memory.
 pub struct Table {
     info: TableInfo,
+    parts: Rc<Parts>,
+}
+
+/// What stays the same when a table moves to another level.
+struct Parts {
     file: File,
     filter: Filter,
     index: Index,
@@ -65,9 +73,11 @@ impl Table {
         match Table::load(&file, info).await {
             Ok((filter, index)) => Ok(Table {
                 info: info.clone(),
-                file,
-                filter,
-                index,
+                parts: Rc::new(Parts {
+                    file,
+                    filter,
+                    index,
+                }),
             }),
             Err(failure) => {
                 file.close().await;
@@ -128,6 +138,17 @@ impl Table {
         Ok((filter, index))
     }
 
+    /// The same table on another level.
+    pub fn at_level(&self, level: u8) -> Table {
+        Table {
+            info: TableInfo {
+                level,
+                ..self.info.clone()
+            },
+            parts: Rc::clone(&self.parts),
+        }
+    }
+
     /// What is known of it.
     pub fn info(&self) -> &TableInfo {
         &self.info
@@ -135,33 +156,47 @@ impl Table {
 
     /// Memory that its filter and index take.
     pub fn memory_bytes(&self) -> usize {
-        self.filter.bytes() + self.index.blocks() * (size_of::<Position>() + size_of::<u64>())
+        let Parts { filter, index, .. } = &*self.parts;
+        filter.bytes() + index.blocks() * (size_of::<Position>() + size_of::<u64>())
     }
 
     /// False: the key is not in it, neither as a value nor as a tombstone.
     pub fn may_contain(&self, key: &KeyRef<'_>) -> bool {
-        self.info.covers(key.position, key.key) && self.filter.may_contain(key.hash)
+        self.info.covers(key.position, key.key) && self.parts.filter.may_contain(key.hash)
     }
 
-    /// The record of `key`, tombstones too, by one device read. Ask [`Table::may_contain`] first.
-    pub async fn get(&self, key: &KeyRef<'_>) -> Result<Option<Record>> {
-        let block = self.index.find(key.position, key.key);
-        if block == self.index.blocks() {
+    /// The record of `key`, tombstones too, by one device read at most. Ask [`Table::may_contain`] first.
+    pub async fn get(&self, key: &KeyRef<'_>, blocks: &Blocks) -> Result<Option<Record>> {
+        let Parts { file, index, .. } = &*self.parts;
+        let block = index.find(key.position, key.key);
+        if block == index.blocks() {
             return Ok(None);
         }
-        let (offset, length) = (self.index.offsets[block], self.index.length(block));
-        let bytes = read_exactly(&self.file, offset, length).await?;
+        let (offset, length) = (index.offsets[block], index.length(block));
+        let damaged = |damage| self.corrupt(offset, damage);
+        if let Some(block) = blocks.get(self.info.id, offset) {
+            return block.get(key).map_err(damaged);
+        }
+        let bytes = read_exactly(file, offset, length).await?;
         let at = Identity {
             table: self.info.id.0,
             offset,
         };
-        let found = Block::decode(&bytes[..], at).and_then(|block| block.get(key));
-        found.map_err(|damage| self.corrupt(offset, damage))
+        if length > CACHED_BLOCK_BYTES_MAX {
+            let block = Block::decode(&bytes[..], at).map_err(damaged)?;
+            return block.get(key).map_err(damaged);
+        }
+        let block: CachedBlock = Rc::new(Block::decode(bytes.to_vec(), at).map_err(damaged)?);
+        let found = block.get(key).map_err(damaged);
+        blocks.fill(self.info.id, offset, block);
+        found
     }
 
-    /// Closes its file.
+    /// Closes its file, if nobody else has it.
     pub async fn close(self) {
-        self.file.close().await;
+        if let Ok(parts) = Rc::try_unwrap(self.parts) {
+            parts.file.close().await;
+        }
     }
 
     /// Appends the records of a block, from `start` on, to `items`.
@@ -172,7 +207,7 @@ impl Table {
         start: Option<&KeyStart>,
         items: &mut Vec<Item>,
     ) -> Result<()> {
-        let offset = self.index.offsets[block];
+        let offset = self.parts.index.offsets[block];
         let at = Identity {
             table: self.info.id.0,
             offset,
@@ -196,7 +231,7 @@ impl Table {
     }
 
     fn corrupt(&self, offset: u64, damage: Damage) -> Error {
-        corrupt(self.file.path(), offset, damage.0)
+        corrupt(self.parts.file.path(), offset, damage.0)
     }
 }
 
@@ -222,7 +257,7 @@ impl TableCursor {
             Bound::From(_) => (&[][..], None),
             Bound::After(_, key) => (key, Some(key.to_vec())),
         };
-        let block = table.index.find(bound.position(), key);
+        let block = table.parts.index.find(bound.position(), key);
         let start = Some(KeyStart {
             position: bound.position(),
             after,
@@ -239,7 +274,7 @@ impl TableCursor {
     /// is done, the walk is over: a chunk may be missing.
     pub async fn next_chunk(&mut self) -> Result<Vec<Item>> {
         let mut items = Vec::new();
-        let index = &self.table.index;
+        let Parts { file, index, .. } = &*self.table.parts;
         while items.is_empty() && self.block < index.blocks() {
             let (first, start) = (self.block, index.offsets[self.block]);
             self.block += 1;
@@ -248,7 +283,7 @@ impl TableCursor {
                 self.block += 1;
             }
             let length = (index.offsets[self.block] - start) as usize;
-            let bytes = read_exactly(&self.table.file, start, length).await?;
+            let bytes = read_exactly(file, start, length).await?;
             let mut turn_bytes = 0;
             for block in first..self.block {
                 let from = (index.offsets[block] - start) as usize;

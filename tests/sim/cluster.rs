@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_lite::future;
-use quoit::config::Config;
+use quoit::config::{CompactionName, Config};
 use quoit::error::Error;
 use quoit::rt::sim::{NodeId, Task, World};
 use quoit::rt::sync::Signal;
@@ -40,14 +40,18 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
         cores,
         ..Config::default()
     };
+    config.memory = ByteSize::mib(u64::from(cores) * [1, 2, 8][chance.usize(..3)]);
     let storage = &mut config.storage;
     storage.memtable = ByteSize::kib([64, 64, 128, 256][chance.usize(..4)]);
     storage.wal_segment = ByteSize::kib([64, 64, 96, 128][chance.usize(..4)]);
     storage.wal_max = ByteSize(storage.wal_segment.0 * chance.u64(2..5));
     storage.wal_batch = ByteSize::kib([4, 16, 64, 256][chance.usize(..4)]);
-    storage.table_max = ByteSize::mib(1);
+    storage.table_max = ByteSize::kib([64, 128, 1024][chance.usize(..3)]);
+    storage.compaction = [CompactionName::Leveled, CompactionName::SizeTiered][chance.usize(..2)];
+    storage.level_base = ByteSize::kib([64, 128, 512][chance.usize(..3)]);
+    storage.level_ratio = chance.u64(2..5);
     let values = &mut config.value_log;
-    values.threshold = ByteSize::b([16, 100, 1024][chance.usize(..3)]);
+    values.threshold = ByteSize::b([16, 100, 1024, 1 << 20][chance.usize(..4)]);
     values.segment = ByteSize::kib([64, 64, 96, 256][chance.usize(..4)]);
     values.replay_max = ByteSize(values.segment.0 * chance.u64(2..6));
     values.garbage_max_percent = chance.u64(5..40);

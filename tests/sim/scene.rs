@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use quoit::config::Config;
+use quoit::config::{CompactionName, Config};
 use quoit::rt::sim::{Options, Task, World};
 
 use crate::cluster::{Client, End, NODE, Node, Verdict, config};
@@ -172,6 +172,13 @@ impl Scene {
         }
         if self.chance.u8(..4) == 0 {
             world.jump_clock(NODE, self.chance.i64(-600_000..600_000));
+        }
+        if self.chance.u8(..4) == 0 {
+            // The next life merges in another style what this one leaves.
+            self.config.storage.compaction = match self.config.storage.compaction {
+                CompactionName::Leveled => CompactionName::SizeTiered,
+                CompactionName::SizeTiered => CompactionName::Leveled,
+            };
         }
         life.verdict()
     }

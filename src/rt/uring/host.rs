@@ -31,6 +31,8 @@ pub struct HostReport {
     pub nofile: u64,
     /// How much memory it may lock, in bytes; `u64::MAX` for no limit.
     pub memlock_bytes: u64,
+    /// Memory that this process may have: the machine's, or the limit of its control group.
+    pub memory_bytes: u64,
     /// The kernel's version.
     pub kernel: String,
     /// False for a kernel that runs a node, at half its speed.
@@ -72,9 +74,24 @@ pub fn check_host(dir: &Path, cores: usize) -> Result<HostReport> {
     Ok(HostReport {
         nofile,
         memlock_bytes,
+        memory_bytes: memory_bytes(),
         kernel,
         kernel_is_fast,
     })
+}
+
+fn memory_bytes() -> u64 {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let machine = parse_total(&read("/proc/meminfo")).unwrap_or(0);
+    let group = read("/sys/fs/cgroup/memory.max").trim().parse();
+    group.map_or(machine, |group: u64| group.min(machine))
+}
+
+/// The machine's memory by the first line of /proc/meminfo.
+fn parse_total(meminfo: &str) -> Option<u64> {
+    let total = meminfo.strip_prefix("MemTotal:")?;
+    let kilobytes: u64 = total.split_whitespace().next()?.parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 fn parse_version(kernel: &str) -> Option<(u32, u32)> {

@@ -1,15 +1,25 @@
-//! Plans by their effect on a growing store; merges against a map that does the same naively.
+//! Plans, by cases and by their effect on a small model of tables.
 
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::error::Error;
-use crate::storage::merge::supersedes;
-use crate::storage::sstable::KeyBuf;
-use crate::storage::sstable::tests::{NODE, dir, item, meta, on, read_all, sorted, world, write};
-use crate::types::Position;
+use crate::types::{Position, Version};
 
-fn info(id: u64, bytes: u64) -> TableInfo {
+mod merges;
+
+const TIERED: Shape = Shape {
+    style: Style::SizeTiered,
+    ..LEVELED
+};
+const LEVELED: Shape = Shape {
+    style: Style::Leveled,
+    table_bytes: 100,
+    base_bytes: 400,
+    ratio: 10,
+};
+
+/// A table of all keys from `first` to `last`, in a run of its own.
+fn table(id: u64, level: u8, keys: [u32; 2], bytes: u64) -> TableInfo {
     let key = |key: u32| KeyBuf {
         position: Position(key),
         key: Vec::new(),
@@ -17,15 +27,19 @@ fn info(id: u64, bytes: u64) -> TableInfo {
     TableInfo {
         id: TableId(id),
         run: TableId(id),
-        level: 0,
+        level,
         bytes,
         records: 1,
         tombstones: 0,
-        first_key: key(0),
-        last_key: key(u32::MAX),
+        first_key: key(keys[0]),
+        last_key: key(keys[1]),
         version_max: Version::ZERO,
         half_expired_at: 0,
     }
+}
+
+fn info(id: u64, bytes: u64) -> TableInfo {
+    table(id, 0, [0, u32::MAX], bytes)
 }
 
 fn tables(sizes: &[u64]) -> Vec<TableInfo> {
@@ -36,77 +50,180 @@ fn tables(sizes: &[u64]) -> Vec<TableInfo> {
         .collect()
 }
 
-fn merge_of(inputs: Range<usize>, drop_tombstones: bool) -> Plan {
+fn ids(ids: impl IntoIterator<Item = u64>) -> Vec<TableId> {
+    ids.into_iter().map(TableId).collect()
+}
+
+fn merge_of(inputs: impl IntoIterator<Item = u64>, level: u8) -> Plan {
     Plan::Merge {
-        inputs,
-        drop_tombstones,
+        inputs: ids(inputs),
+        level,
+    }
+}
+
+fn move_of(tables: impl IntoIterator<Item = u64>, level: u8) -> Plan {
+    Plan::Move {
+        tables: ids(tables),
+        level,
     }
 }
 
 #[test]
 fn similar_neighbours_are_merged_once_they_are_many() {
-    let plan = |sizes: &[u64]| plan(&tables(sizes), 0);
+    let plan = |sizes: &[u64]| plan(&tables(sizes), &TIERED, 0);
     assert_eq!(plan(&[]), Plan::Idle);
     assert_eq!(plan(&[9]), Plan::Idle);
     assert_eq!(plan(&[10, 10, 10]), Plan::Idle, "too few");
-    assert_eq!(
-        plan(&[10, 11, 9, 10]),
-        merge_of(0..4, true),
-        "all of them: tombstones may go"
-    );
-    assert_eq!(
-        plan(&[99, 10, 11, 9, 10]),
-        merge_of(1..5, false),
-        "an older one may hold the key"
-    );
-    assert_eq!(
-        plan(&[10, 11, 9, 10, 99]),
-        merge_of(0..5, true),
-        "small ones behind a big one"
-    );
-    assert_eq!(
-        plan(&[800, 400, 100, 40, 10, 1]),
-        Plan::Idle,
-        "each at least twice the next"
-    );
-    assert_eq!(
-        plan(&[90, 90, 90, 90, 20, 20]),
-        merge_of(0..4, true),
-        "not only the newest"
-    );
+    assert_eq!(plan(&[10, 11, 9, 10]), merge_of(1..=4, 0));
+    assert_eq!(plan(&[99, 10, 11, 9, 10]), merge_of(2..=5, 0));
+    let behind = plan(&[10, 11, 9, 10, 99]);
+    assert_eq!(behind, merge_of(1..=5, 0), "small ones behind a big one");
+    let growing = plan(&[800, 400, 100, 40, 10, 1]);
+    assert_eq!(growing, Plan::Idle, "each at least twice the next");
+    let older = plan(&[90, 90, 90, 90, 20, 20]);
+    assert_eq!(older, merge_of(1..=4, 0), "not only the newest");
 }
 
 #[test]
 fn tables_of_one_run_count_as_one_and_are_merged_together() {
     let mut tables = tables(&[50, 50, 50, 50, 10, 10, 10]);
-    tables[..4]
-        .iter_mut()
-        .for_each(|table| table.run = TableId(1));
+    for (table, at) in tables[..4].iter_mut().zip(0..) {
+        table.run = TableId(1);
+        table.first_key.position = Position(at * 10);
+        table.last_key.position = Position(at * 10 + 5);
+    }
+    let idle = plan(&tables, &TIERED, 0);
     assert_eq!(
-        plan(&tables, 0),
+        idle,
         Plan::Idle,
         "a run of four tables is merged again and again"
     );
     tables.push(info(8, 150));
+    let all = plan(&tables, &TIERED, 0);
+    assert_eq!(all, merge_of(1..=8, 0), "a run is taken whole");
+}
+
+#[test]
+fn what_has_half_expired_is_rewritten_where_it_stands() {
+    for shape in [TIERED, LEVELED] {
+        let mut live = tables(&[800, 100, 10]);
+        live[1].half_expired_at = 1000;
+        assert_eq!(plan(&live, &shape, 999), Plan::Idle, "too early");
+        assert_eq!(plan(&live, &shape, 1000), merge_of([2], 0));
+        live[0].half_expired_at = 500;
+        assert_eq!(
+            plan(&live, &shape, 1000),
+            merge_of([1], 0),
+            "the oldest first"
+        );
+        let mut levels = vec![
+            table(1, 2, [0, 10], 100),
+            table(2, 2, [20, 30], 100),
+            table(3, 1, [0, 50], 100),
+        ];
+        levels[1].half_expired_at = 1000;
+        let alone = plan(&levels, &shape, 1000);
+        assert_eq!(alone, merge_of([2], 2), "of a level one table is enough");
+    }
+}
+
+#[test]
+fn level_0_goes_into_level_1_with_all_that_it_overlaps() {
+    let mut live = vec![
+        table(1, 1, [0, 9], 50),
+        table(2, 1, [10, 19], 50),
+        table(3, 1, [30, 39], 50),
+        table(4, 1, [60, 69], 50),
+        table(5, 0, [12, 13], 50),
+        table(6, 0, [35, 50], 50),
+        table(7, 0, [12, 50], 50),
+    ];
     assert_eq!(
-        plan(&tables, 0),
-        merge_of(0..8, true),
-        "a run is taken whole"
+        plan(&live, &LEVELED, 0),
+        Plan::Idle,
+        "too few to be worth it"
+    );
+    live.push(table(8, 0, [12, 50], 50));
+    assert_eq!(plan(&live, &LEVELED, 0), merge_of([2, 3, 5, 6, 7, 8], 1));
+    // Between its tables a run may have keys of outputs that span them.
+    live[6].first_key.position = Position(5);
+    assert_eq!(plan(&live, &LEVELED, 0), merge_of([1, 2, 3, 5, 6, 7, 8], 1));
+}
+
+#[test]
+fn a_level_that_is_too_full_gives_up_the_table_that_is_cheapest_to_take() {
+    let mut live = vec![
+        table(1, 2, [0, 100], 300),
+        table(2, 2, [101, 200], 100),
+        table(3, 2, [201, 300], 300),
+        table(4, 1, [50, 60], 150),
+        table(5, 1, [150, 160], 150),
+        table(6, 1, [250, 260], 150),
+    ];
+    assert_eq!(plan(&live, &LEVELED, 0), merge_of([2, 5], 2));
+    live[5].tombstones = 1; // of one record: it counts twice
+    assert_eq!(plan(&live, &LEVELED, 0), merge_of([2, 5], 2));
+    live[1].bytes = 200;
+    assert_eq!(
+        plan(&live, &LEVELED, 0),
+        merge_of([3, 6], 2),
+        "for its tombstones"
+    );
+    live[5].bytes = 60;
+    assert_eq!(plan(&live, &LEVELED, 0), Plan::Idle, "there is room again");
+}
+
+#[test]
+fn what_overlaps_nothing_is_moved_unless_its_tombstones_can_go() {
+    let mut live = vec![
+        table(1, 3, [50, 60], 10),
+        table(2, 2, [0, 40], 100),
+        table(3, 1, [50, 60], 500),
+    ];
+    assert_eq!(plan(&live, &LEVELED, 0), move_of([3], 2));
+    live[2].tombstones = 1;
+    assert_eq!(
+        plan(&live, &LEVELED, 0),
+        move_of([3], 2),
+        "they may hide something"
+    );
+    let bottom = plan(&live[1..], &LEVELED, 0);
+    assert_eq!(
+        bottom,
+        merge_of([3], 2),
+        "tombstones that hide nothing are kept"
     );
 }
 
 #[test]
-fn a_run_is_rewritten_when_half_of_it_has_expired() {
-    let mut tables = tables(&[800, 100, 10]);
-    tables[1].half_expired_at = 1000;
-    assert_eq!(plan(&tables, 999), Plan::Idle, "too early");
-    assert_eq!(plan(&tables, 1000), merge_of(1..2, false));
-    tables[0].half_expired_at = 500;
+fn what_size_tiered_compaction_has_left_goes_down_to_a_level_of_its_size() {
+    let mut live = tables(&[30_000, 3_000, 200, 100]);
+    let first = plan(&live, &LEVELED, 0);
+    assert_eq!(first, move_of([1], 3), "not rewritten");
+    live[0].level = 3;
+    live.push(info(5, 90));
+    let second = plan(&live, &LEVELED, 0);
+    assert_eq!(second, move_of([2], 2), "above what overlaps it");
+}
+
+#[test]
+fn what_leveled_compaction_has_left_is_merged_like_runs() {
+    let live = vec![
+        table(1, 3, [0, 10], 900),
+        table(2, 3, [11, 20], 900),
+        table(3, 2, [0, 20], 120),
+        table(4, 1, [0, 5], 60),
+        table(5, 1, [6, 10], 60),
+        info(6, 100),
+        info(7, 100),
+    ];
     assert_eq!(
-        plan(&tables, 1000),
-        merge_of(0..1, true),
-        "the oldest first"
+        plan(&live, &TIERED, 0),
+        merge_of(3..=7, 0),
+        "newer runs stay on top"
     );
+    let deep = [&live[..3], &[table(8, 1, [0, 20], 100)]].concat();
+    assert_eq!(plan(&deep, &TIERED, 0), Plan::Idle);
 }
 
 #[test]
@@ -119,30 +236,27 @@ fn runs_stay_few_and_bytes_are_written_a_few_times_only() {
             let bytes = if seed == 0 { 64 } else { random.u64(1..200) };
             live.push(info(next, bytes));
             (flushed, next) = (flushed + bytes, next + 1);
-            while let Plan::Merge {
-                inputs,
-                drop_tombstones,
-            } = plan(&live, 0)
-            {
-                assert_eq!(drop_tombstones, inputs.start == 0);
+            while let Plan::Merge { inputs, level } = plan(&live, &TIERED, 0) {
                 // Overwritten records go: anything from a tenth to all of it lives on.
-                let total: u64 = live[inputs.clone()].iter().map(|table| table.bytes).sum();
+                let is_input = |table: &&TableInfo| inputs.contains(&table.id);
+                let total: u64 = live.iter().filter(is_input).map(|table| table.bytes).sum();
                 let kept = if seed < 10 {
                     total
                 } else {
                     (total * random.u64(1..=10) / 10).max(1)
                 };
                 merged += kept;
-                live.splice(inputs, [info(next, kept)]);
+                let output = TableInfo {
+                    level,
+                    ..info(next, kept)
+                };
+                apply(&mut live, &inputs, vec![output]);
                 next += 1;
             }
             let total: u64 = live.iter().map(|table| table.bytes).sum();
             let runs_max = 3 * (total.ilog2() as usize + 2);
-            assert!(
-                live.len() <= runs_max,
-                "seed {seed}: {} runs of {total}",
-                live.len()
-            );
+            let runs = live.len();
+            assert!(runs <= runs_max, "seed {seed}: {runs} runs of {total}");
         }
         let amplification = merged as f64 / flushed as f64;
         assert!(
@@ -152,289 +266,272 @@ fn runs_stay_few_and_bytes_are_written_a_few_times_only() {
     }
 }
 
-const NOW: UnixMillis = 1_000_000;
+/// A record of the model: its version, and whether it is a tombstone.
+type Mark = (u64, bool);
 
-/// Tables from the oldest to the newest, as a store would write them: versions rise with age, but
-/// for a few records that are there twice, as a log that is replayed makes them.
-fn random_tables(random: &mut fastrand::Rng) -> Vec<Vec<Item>> {
-    let mut clock = 0;
-    let mut written: Vec<Item> = Vec::new();
-    let count = random.usize(1..7);
-    let table = |_| {
-        let mut newest: BTreeMap<Vec<u8>, Item> = BTreeMap::new();
-        for _ in 0..random.usize(1..300) {
-            clock += 1;
-            let key = format!("key {}", random.u32(0..400)).into_bytes();
-            let tombstone = random.u8(0..4) == 0;
-            let expiry = if random.bool() {
-                0
-            } else {
-                random.u64(1..2 * NOW)
-            };
-            let value = vec![random.u8(..); if tombstone { 0 } else { random.usize(0..300) }];
-            let fresh = item(
-                &key,
-                &value,
-                Meta {
-                    tombstone,
-                    expiry,
-                    ..meta(clock)
-                },
-            );
-            newest.insert(key, fresh.clone());
-            written.push(fresh);
-        }
-        if random.u8(0..4) == 0 {
-            let again = written[random.usize(0..written.len())].clone();
-            newest.entry(again.record.key().to_vec()).or_insert(again);
-        }
-        sorted(newest.into_values().collect())
-    };
-    (0..count).map(table).collect()
+/// A table of the model.
+#[derive(Clone)]
+struct Toy {
+    info: TableInfo,
+    records: BTreeMap<u32, Mark>,
 }
 
-/// The newest record of each key.
-fn newest_of(tables: &[Vec<Item>]) -> BTreeMap<(Position, Vec<u8>), Item> {
-    let mut newest: BTreeMap<(Position, Vec<u8>), Item> = BTreeMap::new();
-    for item in tables.iter().flatten() {
-        let order = (item.position, item.record.key().to_vec());
-        let old = newest.get(&order);
-        if old.is_none_or(|old| supersedes(&item.record, &old.record)) {
-            newest.insert(order, item.clone());
-        }
+/// A store of the model: numbers for keys, plans carried out naively.
+struct Toys {
+    /// In the order of the list.
+    tables: Vec<Toy>,
+    next: u64,
+    clock: u64,
+    truth: BTreeMap<u32, Mark>,
+    flushed: u64,
+    written: u64,
+}
+
+impl Toys {
+    fn make(&mut self, records: BTreeMap<u32, Mark>, run: Option<u64>, level: u8) -> Toy {
+        let id = self.next;
+        self.next += 1;
+        let ends = records.first_key_value().zip(records.last_key_value());
+        let ((&first, _), (&last, _)) = ends.expect("a table has records");
+        let mut info = table(id, level, [first, last], records.len() as u64 * 10);
+        info.run = TableId(run.unwrap_or(id));
+        info.records = records.len() as u64;
+        info.tombstones = records.values().filter(|mark| mark.1).count() as u64;
+        Toy { info, records }
     }
-    newest
-}
 
-/// What a merge must write, said as plainly as possible.
-fn naive(tables: &[Vec<Item>], rules: &Rules) -> Vec<Item> {
-    let mut out = Vec::new();
-    for item in newest_of(tables).into_values() {
-        let meta = item.record.meta();
-        let expired = !meta.tombstone && meta.expiry != 0 && meta.expiry <= rules.now;
-        if meta.version <= rules.cleared || (rules.drop_tombstones && (meta.tombstone || expired)) {
-            continue;
+    fn infos(&self) -> Vec<TableInfo> {
+        self.tables.iter().map(|toy| toy.info.clone()).collect()
+    }
+
+    fn flush(&mut self, random: &mut fastrand::Rng, keys: u32) {
+        let mut records = BTreeMap::new();
+        for _ in 0..random.usize(1..30) {
+            self.clock += 1;
+            records.insert(random.u32(..keys), (self.clock, random.u8(..4) == 0));
         }
-        if expired {
-            let grave = Meta {
-                tombstone: true,
-                expiry: 0,
-                version: meta.version,
-            };
-            let record = Record::new(grave, item.record.key(), b"");
-            out.push(Item {
-                position: item.position,
-                record,
-            });
-        } else {
-            out.push(item);
+        self.truth.extend(records.clone());
+        self.flushed += records.len() as u64;
+        let toy = self.make(records, None, 0);
+        self.tables.push(toy);
+    }
+
+    /// True if a table below `at` that is none of the inputs has `key`.
+    fn is_hiding(&self, inputs: &[TableId], at: usize, key: u32) -> bool {
+        let below = self.tables[..at].iter();
+        let mut below = below.filter(|toy| !inputs.contains(&toy.info.id));
+        below.any(|toy| toy.records.contains_key(&key))
+    }
+
+    fn merge(&mut self, inputs: &[TableId], level: u8, table_records: usize) -> Vec<Toy> {
+        let is_input = |toy: &&Toy| inputs.contains(&toy.info.id);
+        let newest = self.tables.iter().rposition(|toy| is_input(&toy));
+        let newest = newest.expect("inputs are live");
+        let mut records = BTreeMap::new();
+        for toy in self.tables.iter().filter(is_input) {
+            records.extend(toy.records.clone());
         }
+        records.retain(|key, mark| !mark.1 || self.is_hiding(inputs, newest, *key));
+        self.written += records.len() as u64;
+        let records: Vec<_> = records.into_iter().collect();
+        let run = self.next;
+        let chunks = records.chunks(table_records);
+        chunks
+            .map(|chunk| self.make(chunk.iter().copied().collect(), Some(run), level))
+            .collect()
     }
-    out
-}
 
-/// What clients can see, and with which version.
-fn visible(tables: &[Vec<Item>], cleared: Version) -> Vec<Item> {
-    let mut newest: Vec<Item> = newest_of(tables).into_values().collect();
-    newest.retain(|item| item.record.meta().version > cleared && item.record.view().is_live(NOW));
-    newest
-}
-
-async fn open_all(tables: &[Vec<Item>]) -> Vec<Rc<Table>> {
-    let mut open = Vec::new();
-    for (table, id) in tables.iter().zip(1..) {
-        let info = write(id, table).await.expect("a sound disk");
-        open.push(Rc::new(
-            Table::open(&dir(), &info).await.expect("undamaged"),
-        ));
-    }
-    open
-}
-
-async fn merge_and_read(job: Job) -> (Vec<TableInfo>, Vec<Item>) {
-    let mut id = 100;
-    let next_id = || {
-        id += 1;
-        TableId(id)
-    };
-    let outputs = run(&job, next_id, &mut Garbage::default())
-        .await
-        .expect("a sound disk");
-    let mut all = Vec::new();
-    for info in &outputs {
-        let table = Table::open(&job.dir, info).await.expect("undamaged");
-        all.extend(
-            read_all(Rc::new(table), Bound::START)
-                .await
-                .expect("undamaged"),
-        );
-    }
-    (outputs, all)
-}
-
-#[test]
-fn a_merge_writes_what_a_naive_one_would_and_clients_see_no_difference() {
-    for seed in 0..150 {
-        let world = world(seed, &[]);
-        on(&world, async move {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let mut tables = random_tables(&mut random);
-            let start = random.usize(0..tables.len());
-            let end = random.usize(start + 1..=tables.len());
-            let cleared = if random.bool() { 0 } else { random.u64(0..300) };
-            let cleared = Version {
-                clock: cleared,
-                coordinator: 5,
-            };
-            let rules = Rules {
-                drop_tombstones: start == 0,
-                cleared,
-                now: NOW,
-            };
-            let table_bytes_max = [1, 5_000, u64::MAX][random.usize(0..3)];
-            let before = visible(&tables, cleared);
-            let inputs = open_all(&tables).await[start..end].to_vec();
-            let expected = naive(&tables[start..end], &rules);
-            let job = Job {
-                dir: dir(),
-                inputs,
-                rules,
-                table_bytes_max,
-            };
-            let (outputs, merged) = merge_and_read(job).await;
-            assert_eq!(merged, expected, "seed {seed}");
-            for (index, output) in outputs.iter().enumerate() {
-                assert_eq!(output.run, outputs[0].id, "seed {seed}: not one run");
-                let later = outputs.get(index + 1);
-                assert!(
-                    later.is_none_or(|later| output.last_key < later.first_key),
-                    "{seed}"
-                );
+    fn carry_out(&mut self, plan: &Plan, table_records: usize) {
+        let (ids, outputs) = match plan {
+            Plan::Idle => return,
+            Plan::Merge { inputs, level } => (inputs, self.merge(inputs, *level, table_records)),
+            Plan::Move { tables, level } => {
+                let moved = self
+                    .tables
+                    .iter()
+                    .filter(|toy| tables.contains(&toy.info.id));
+                let mut moved: Vec<Toy> = moved.cloned().collect();
+                moved.iter_mut().for_each(|toy| toy.info.level = *level);
+                (tables, moved)
             }
+        };
+        let mut infos = self.infos();
+        let mut all: BTreeMap<TableId, Toy> = self
+            .tables
+            .drain(..)
+            .map(|toy| (toy.info.id, toy))
+            .collect();
+        apply(
+            &mut infos,
+            ids,
+            outputs.iter().map(|toy| toy.info.clone()).collect(),
+        );
+        all.extend(outputs.into_iter().map(|toy| (toy.info.id, toy)));
+        let take = |info: &TableInfo| all.remove(&info.id).expect("listed once");
+        self.tables = infos.iter().map(take).collect();
+    }
+
+    /// What readers find: the last in the list that has a key, and no tombstone.
+    fn check(&self, seed: u64) {
+        let infos = self.infos();
+        assert!(is_in_order(&infos), "seed {seed}: {infos:?}");
+        for (key, mark) in &self.truth {
+            let found = self
+                .tables
+                .iter()
+                .rev()
+                .find_map(|toy| toy.records.get(key));
+            let is_right = match found {
+                Some(found) => found == mark,
+                None => mark.1,
+            };
             assert!(
-                table_bytes_max > 1 || outputs.len() >= merged.len().min(2),
-                "seed {seed}"
+                is_right,
+                "seed {seed}, key {key}: {found:?} is not {mark:?}"
             );
-            tables.splice(start..end, [merged]);
-            assert_eq!(
-                visible(&tables, cleared),
-                before,
-                "seed {seed}: something came back"
-            );
-        });
-    }
-}
-
-#[test]
-fn a_merge_of_what_is_dead_writes_nothing() {
-    let world = world(1, &[]);
-    let handle = world.handle();
-    on(&world, async move {
-        let tables = [
-            vec![item(b"k", b"v", meta(5))],
-            vec![item(b"k", b"w", meta(6))],
-        ];
-        let inputs = open_all(&tables).await;
-        let cleared = Version {
-            clock: 7,
-            coordinator: 0,
-        };
-        let rules = Rules {
-            drop_tombstones: false,
-            cleared,
-            now: NOW,
-        };
-        let job = Job {
-            dir: dir(),
-            inputs,
-            rules,
-            table_bytes_max: u64::MAX,
-        };
-        assert_eq!(merge_and_read(job).await, (Vec::new(), Vec::new()));
-        assert_eq!(
-            handle.disk(NODE).files().len(),
-            2,
-            "only the inputs are there"
-        );
-    });
-}
-
-/// Inputs of a few MB with keys in turn, so that a merge reads and writes for a while.
-async fn big_job() -> Job {
-    let table = |first: u32| {
-        let keys = (first..600).step_by(2);
-        sorted(
-            keys.map(|key| item(&key.to_le_bytes(), &[7; 4000], meta(1)))
-                .collect(),
-        )
-    };
-    let inputs = open_all(&[table(0), table(1)]).await;
-    let rules = Rules {
-        drop_tombstones: true,
-        cleared: Version::ZERO,
-        now: NOW,
-    };
-    Job {
-        dir: dir(),
-        inputs,
-        rules,
-        table_bytes_max: 300_000,
-    }
-}
-
-#[test]
-fn a_merge_that_finds_no_space_leaves_nothing_and_can_be_run_again() {
-    let world = world(2, &[]);
-    let handle = world.handle();
-    on(&world, async move {
-        let job = big_job().await;
-        let disk = handle.disk(NODE);
-        let mut id = 50;
-        let mut next_id = || {
-            id += 1;
-            TableId(id)
-        };
-        for free in [0, 100_000, 1_000_000, 2_000_000] {
-            disk.leave_free(free);
-            let failure = run(&job, &mut next_id, &mut Garbage::default())
-                .await
-                .expect_err("no room for 2.4 MB");
-            assert!(failure.is_disk_full(), "{failure}");
-            assert_eq!(disk.files().len(), 2, "an output was left behind");
         }
-        disk.change_faults(|faults| faults.capacity_bytes = u64::MAX);
-        let (outputs, merged) = merge_and_read(job).await;
-        assert!(outputs.len() > 5, "an output was not ended at its size");
-        assert_eq!(merged.len(), 600);
-    });
+    }
 }
 
+/// Random writes, flushes and plans, with a style that changes in the middle, against a map.
 #[test]
-fn a_merge_never_skips_damage() {
-    let world = world(3, &[]);
-    let handle = world.handle();
-    on(&world, async move {
-        let job = big_job().await;
-        let disk = handle.disk(NODE);
-        let path = job.inputs[1].info().path(&dir());
-        for byte in [0, 100_000, 1_100_000] {
-            assert!(disk.flip_bit(&path, byte, 3));
-            let mut garbage = Garbage::default();
-            let mut id = 50;
-            let failure = run(
-                &job,
-                || {
-                    id += 1;
-                    TableId(id)
-                },
-                &mut garbage,
-            );
-            match failure.await.expect_err("a flipped bit") {
-                Error::Corrupt { file, .. } => assert_eq!(file, path),
-                other => panic!("{other}"),
+fn whatever_is_planned_readers_find_the_newest_and_it_comes_to_rest() {
+    let mut moves = 0;
+    for seed in 0..400 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let keys = [40, 400, 4000][random.usize(..3)];
+        let mut shape = Shape {
+            style: [Style::Leveled, Style::SizeTiered][random.usize(..2)],
+            table_bytes: 0,
+            base_bytes: random.u64(50..600),
+            ratio: random.u64(2..11),
+        };
+        let table_records = random.usize(1..30);
+        let mut toys = Toys {
+            tables: Vec::new(),
+            next: 1,
+            clock: 0,
+            truth: BTreeMap::new(),
+            flushed: 0,
+            written: 0,
+        };
+        let mut idle = false;
+        for _ in 0..random.usize(20..200) {
+            if random.u8(..50) == 0 {
+                shape.style = match shape.style {
+                    Style::Leveled => Style::SizeTiered,
+                    Style::SizeTiered => Style::Leveled,
+                };
             }
-            assert_eq!(disk.files().len(), 2, "an output was left behind");
-            assert!(disk.flip_bit(&path, byte, 3));
+            if idle || random.bool() {
+                toys.flush(&mut random, keys);
+            }
+            // A flush may come while a merge runs: on top of what the plan was made for.
+            let infos = toys.infos();
+            let plan = plan(&infos, &shape, 0);
+            assert!(
+                keeps_order(&infos, &plan),
+                "seed {seed}: {plan:?} of {infos:?}"
+            );
+            if random.u8(..4) == 0 {
+                toys.flush(&mut random, keys);
+            }
+            idle = plan == Plan::Idle;
+            moves += u32::from(matches!(plan, Plan::Move { .. }));
+            toys.carry_out(&plan, table_records);
+            toys.check(seed);
         }
-    });
+        // Left alone it comes to rest.
+        for step in 0.. {
+            assert!(step < 10_000, "seed {seed}: it never comes to rest");
+            let plan = plan(&toys.infos(), &shape, 0);
+            if plan == Plan::Idle {
+                break;
+            }
+            toys.carry_out(&plan, table_records);
+        }
+        toys.check(seed);
+        let infos = toys.infos();
+        let young = runs_of(&infos)
+            .iter()
+            .filter(|run| run.level() == 0)
+            .count();
+        if shape.style == Style::Leveled {
+            assert!(young < 4, "seed {seed}: {young} runs in level 0");
+        }
+    }
+    assert!(moves > 100, "hardly ever is anything moved: {moves}");
+}
+
+/// Uniform overwrites of a set that fills three levels.
+#[test]
+fn leveled_compaction_keeps_space_and_rewrites_within_bounds() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let shape = Shape {
+        base_bytes: 4_000,
+        ..LEVELED
+    };
+    let mut toys = Toys {
+        tables: Vec::new(),
+        next: 1,
+        clock: 0,
+        truth: BTreeMap::new(),
+        flushed: 0,
+        written: 0,
+    };
+    for _ in 0..4000 {
+        toys.flush(&mut random, 20_000);
+        while let plan @ (Plan::Merge { .. } | Plan::Move { .. }) = plan(&toys.infos(), &shape, 0) {
+            toys.carry_out(&plan, 30);
+        }
+    }
+    toys.check(7);
+    let records: usize = toys.tables.iter().map(|toy| toy.records.len()).sum();
+    let alive = toys.truth.values().filter(|mark| !mark.1).count();
+    let space = records as f64 / alive as f64;
+    let rewritten = toys.written as f64 / toys.flushed as f64;
+    println!("leveled: {space:.2} records for each that lives, each written {rewritten:.1} times");
+    assert!(space < 1.6, "{space} records for each that lives");
+    assert!(
+        rewritten < 25.0,
+        "each record is rewritten {rewritten} times"
+    );
+}
+
+#[test]
+fn a_plan_that_would_put_old_over_new_is_told_from_one_that_does_not() {
+    let live = vec![
+        table(1, 2, [0, 9], 10),
+        table(2, 1, [0, 4], 10),
+        table(3, 1, [5, 9], 10),
+        table(4, 0, [3, 6], 10),
+        table(5, 0, [0, 2], 10),
+        table(6, 0, [2, 9], 10),
+    ];
+    let sound = [
+        merge_of([1, 2], 2),
+        merge_of([2, 3, 4], 1),
+        merge_of([2, 5], 1),
+        merge_of([4, 5], 0),
+        merge_of([5, 6], 0),
+        merge_of([3], 1),
+    ];
+    let unsound = [
+        (
+            merge_of([2, 6], 1),
+            "over 4 and under 5, which it was above",
+        ),
+        (merge_of([2], 2), "among tables that have its keys"),
+        (merge_of([4], 1), "among tables that have its keys"),
+        (merge_of([2, 3, 4, 6], 1), "under 5"),
+        (merge_of([2, 5], 0), "over 4"),
+        (merge_of([4, 2], 1), "out of order"),
+        (merge_of([9], 1), "not there"),
+    ];
+    for plan in sound {
+        assert!(keeps_order(&live, &plan), "{plan:?}");
+    }
+    for (plan, why) in unsound {
+        assert!(!keeps_order(&live, &plan), "{plan:?}: {why}");
+    }
 }

@@ -61,7 +61,7 @@ pub struct TableInfo {
     /// Tables that one merge wrote are one run: disjoint, and adjacent in the manifest. Named after
     /// its first table.
     pub run: TableId,
-    /// Its level; 0 until leveled compaction moves it.
+    /// Its level. One that was moved has another here than in its file.
     pub level: u8,
     /// Length of the file.
     pub bytes: u64,
@@ -131,6 +131,11 @@ impl TableInfo {
     pub fn covers(&self, position: Position, key: &[u8]) -> bool {
         let order = (position, key);
         self.first_key.order() <= order && order <= self.last_key.order()
+    }
+
+    /// True if all of its keys are below this one.
+    pub fn ends_before(&self, position: Position, key: &[u8]) -> bool {
+        self.last_key.order() < (position, key)
     }
 
     /// True if the table may hold keys from `first` to `last`, both included.

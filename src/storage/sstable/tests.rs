@@ -8,6 +8,7 @@ use super::writer::Expiries;
 use super::*;
 use crate::rt::Bug;
 use crate::rt::sim::{Handle, NodeId, Options, World};
+use crate::storage::cache::Caches;
 use crate::storage::record::Meta;
 use crate::types::{UnixMillis, Version};
 
@@ -58,6 +59,11 @@ pub(crate) fn sorted(mut items: Vec<Item>) -> Vec<Item> {
 
 pub(crate) fn key_ref(item: &Item) -> KeyRef<'_> {
     KeyRef::of(item.record.key())
+}
+
+/// Caches that keep nothing.
+fn uncached() -> Blocks {
+    Caches::new(0).blocks
 }
 
 pub(crate) async fn write(id: u64, items: &[Item]) -> Result<TableInfo> {
@@ -132,7 +138,7 @@ async fn check_contents(items: &[Item], info: &TableInfo, random: &mut fastrand:
             table.may_contain(&key),
             "a key is hidden by its filter or range"
         );
-        let found = table.get(&key).await.expect("undamaged");
+        let found = table.get(&key, &uncached()).await.expect("undamaged");
         assert_eq!(found.as_ref(), Some(&item.record));
     }
     for stranger in random_items(random, 30) {
@@ -141,7 +147,7 @@ async fn check_contents(items: &[Item], info: &TableInfo, random: &mut fastrand:
             position: stranger.position,
             ..key_ref(&stranger)
         };
-        let found = table.get(&key).await.expect("undamaged");
+        let found = table.get(&key, &uncached()).await.expect("undamaged");
         assert_eq!(found.as_ref(), known.map(|item| &item.record));
         for bound in [stranger.after(), Bound::From(stranger.position)] {
             let admitted = items
@@ -207,7 +213,7 @@ fn a_get_is_one_device_read() {
             let before = rt::now();
             assert!(
                 table
-                    .get(&key_ref(item))
+                    .get(&key_ref(item), &uncached())
                     .await
                     .expect("undamaged")
                     .is_some()
@@ -250,7 +256,7 @@ async fn first_error(info: &TableInfo, items: &[Item]) -> Result<()> {
             table.may_contain(&key_ref(item)),
             "a damaged filter or index hides a key"
         );
-        match table.get(&key_ref(item)).await {
+        match table.get(&key_ref(item), &uncached()).await {
             Ok(found) => assert_eq!(found.as_ref(), Some(&item.record), "a wrong answer"),
             Err(error) => failure = Some(error),
         }
@@ -347,8 +353,11 @@ fn a_block_that_was_written_at_a_wrong_place_is_noticed() {
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
         let mut bytes = disk.read(&path).expect("it was written");
         let table = Table::open(&dir(), &info).await.expect("undamaged");
-        let length = table.index.length(0);
-        assert_eq!((table.index.blocks(), length), (2, table.index.length(1)));
+        let length = table.parts.index.length(0);
+        assert_eq!(
+            (table.parts.index.blocks(), length),
+            (2, table.parts.index.length(1))
+        );
         let (first, second) = bytes[..2 * length].split_at_mut(length);
         first.swap_with_slice(second);
         disk.put(&path, &bytes);
@@ -423,7 +432,10 @@ fn a_failed_write_or_sync_is_an_error_and_a_failed_read_is_not_a_miss() {
         let info = write(2, &items).await.expect("a sound disk");
         let table = Rc::new(Table::open(&dir(), &info).await.expect("undamaged"));
         disk.change_faults(|faults| faults.eio_read = 1.0);
-        let failure = table.get(&key_ref(&items[0])).await.expect_err("EIO");
+        let failure = table
+            .get(&key_ref(&items[0]), &uncached())
+            .await
+            .expect_err("EIO");
         assert!(
             matches!(failure, Error::Io { action: "read", .. }),
             "{failure}"
@@ -537,5 +549,76 @@ fn a_record_out_of_order_is_a_bug_that_stops_the_writer() {
         let mut items = few_items();
         items.swap(0, 1);
         let _ = write(1, &items).await;
+    });
+}
+
+#[test]
+fn filter_and_index_take_less_than_two_bytes_for_each_small_record() {
+    const RECORDS: u32 = 20_000;
+    let world = world(1, &[]);
+    on(&world, async {
+        let key = |number: u32| format!("user:{number:010}");
+        let items = (0..RECORDS).map(|number| item(key(number).as_bytes(), &[7; 84], meta(1)));
+        let info = write(1, &sorted(items.collect())).await;
+        let table = Table::open(&dir(), &info.expect("a sound disk")).await;
+        let table = table.expect("undamaged");
+        let each = table.memory_bytes() as f64 / f64::from(RECORDS);
+        let strangers = (RECORDS..RECORDS + 100_000).map(key);
+        let passed = strangers.filter(|key| {
+            // What decides here is the filter: let the range admit every key.
+            table
+                .parts
+                .filter
+                .may_contain(KeyRef::of(key.as_bytes()).hash)
+        });
+        let passed = passed.count() as f64 / 100_000.0;
+        println!(
+            "{each:.2} bytes of memory a record; {:.2}% of strangers pass",
+            passed * 100.0
+        );
+        assert!(each < 2.0, "{each} bytes a record");
+        assert!(passed < 0.012, "{passed} of strangers cost a read");
+    });
+}
+
+#[test]
+fn a_block_that_is_cached_is_read_once_and_says_the_same() {
+    let world = world(2, &[]);
+    let handle = world.handle();
+    on(&world, async move {
+        let mut random = fastrand::Rng::with_seed(2);
+        let items = sorted(random_items(&mut random, 300));
+        let info = write(1, &items).await.expect("a sound disk");
+        let table = Table::open(&dir(), &info).await.expect("undamaged");
+        let blocks = Caches::new(64 << 20).blocks;
+        for item in &items {
+            let key = KeyRef {
+                position: item.position,
+                ..key_ref(item)
+            };
+            let first = table.get(&key, &blocks).await.expect("undamaged");
+            assert_eq!(first.as_ref(), Some(&item.record));
+        }
+        // Whatever becomes of the file: what was verified is in memory.
+        handle
+            .disk(NODE)
+            .change_faults(|faults| faults.eio_read = 1.0);
+        let small = items.iter().filter(|item| item.record.bytes().len() < 1000);
+        let mut cached = 0;
+        for item in small.clone() {
+            let key = KeyRef {
+                position: item.position,
+                ..key_ref(item)
+            };
+            if let Ok(found) = table.get(&key, &blocks).await {
+                assert_eq!(found.as_ref(), Some(&item.record));
+                cached += 1;
+            }
+        }
+        let count = small.count();
+        assert!(
+            cached > count * 9 / 10,
+            "{cached} of {count} did not ask the disk"
+        );
     });
 }

@@ -26,6 +26,7 @@ pub struct TableWriter {
     path: PathBuf,
     id: TableId,
     run: TableId,
+    level: u8,
     /// What comes after the first `written` bytes of the file.
     out: Vec<u8>,
     written: u64,
@@ -53,6 +54,7 @@ impl TableWriter {
             path,
             id,
             run,
+            level: 0,
             out: Vec::with_capacity(WRITE_BYTES + BLOCK_BYTES),
             written: 0,
             turn_bytes: 0,
@@ -67,6 +69,11 @@ impl TableWriter {
             version_max: Version::ZERO,
             expiries: Expiries::default(),
         })
+    }
+
+    /// The table is to stand on this level.
+    pub fn at_level(self, level: u8) -> TableWriter {
+        TableWriter { level, ..self }
     }
 
     /// Adds the next record in order. After an error the file is gone and the writer of no more use.
@@ -170,7 +177,7 @@ impl TableWriter {
         let mut info = TableInfo {
             id: self.id,
             run: self.run,
-            level: 0,
+            level: self.level,
             bytes: BLOCK_BYTES as u64,
             records: self.records,
             tombstones: self.tombstones,

@@ -27,7 +27,7 @@ use crate::storage::record::{KeyRef, Meta, Pointer, Record};
 use crate::storage::wal::format::{Entry, Stream};
 use crate::storage::wal::replay::{Read, SegmentReader};
 use crate::storage::{RECOVERED, Store};
-use crate::types::Lsn;
+use crate::types::{KeyHash, Lsn};
 
 /// After a failure the disk is asked again so often.
 const RETRY: Duration = Duration::from_millis(500);
@@ -262,7 +262,7 @@ impl Store {
     async fn current(&self, key: &KeyRef<'_>, place: Pointer) -> Result<Option<(Found, u64)>> {
         loop {
             let epoch = self.state.borrow().epoch;
-            let found = self.get(key, Want::Meta).await?;
+            let found = self.get(key, Want::Stored).await?;
             if epoch == self.state.borrow().epoch {
                 let is_it = |found: &Found| found.record.pointer() == Some(place);
                 return Ok(found.filter(is_it).map(|found| (found, epoch)));
@@ -301,6 +301,7 @@ impl Store {
     }
 
     fn put_moved(&self, item: Item, lsn: Lsn) {
+        self.caches.rows.forget(KeyHash::of(item.record.key()));
         let state = self.state.borrow();
         let mut memtable = state.active.memtable.borrow_mut();
         let is_tombstone = item.record.meta().tombstone;

@@ -1,0 +1,314 @@
+//! Carrying out what [`compaction::plan`] says, at the pace that `compaction/pace.rs` gives.
+//!
+//! One merge at a time: what it reads stays as it is until the edit that replaces it is installed, or
+//! until a clear takes all of it. While merges fail (a full disk, a damaged table) nobody is slowed
+//! for their sake: it would not help, and a full disk refuses writers by itself.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future;
+
+use super::compaction::job::{self, Job, Merged, Rules};
+use super::compaction::pace::{self, Gate, Load, Meter};
+use super::compaction::{self, Plan};
+use super::maintain::{Edit, RETRY};
+use super::sstable::{TableId, TableInfo};
+use super::{State, Store};
+use crate::error::Result;
+use crate::rt;
+
+/// What has expired in tables is looked for at least so often.
+const EXPIRY_CHECK: Duration = Duration::from_secs(30);
+/// After failing again and again a merge is tried so often.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// What a table takes besides records, at most, if it has the records of one memtable.
+const YOUNG_SLACK_BYTES: u64 = 16 << 10;
+
+/// What paces merges and writers.
+#[derive(Default)]
+pub(super) struct Pace {
+    gate: RefCell<Gate>,
+    meter: RefCell<Meter>,
+    /// The last merge failed.
+    is_failing: Cell<bool>,
+}
+
+impl Pace {
+    /// Counts a read, or a write of so many bytes.
+    pub(super) fn count(&self, written: usize) {
+        self.meter.borrow_mut().count(written);
+    }
+
+    fn load(&self) -> Load {
+        self.meter.borrow_mut().load(rt::now())
+    }
+}
+
+impl State {
+    /// Runs that no merge has taken up, and those that memory will yet become.
+    fn runs_unmerged(&self, memtable_bytes: u64) -> f64 {
+        let active = self.active.memtable.borrow().bytes() as f64 / memtable_bytes as f64;
+        let young = self.tables.young_runs(memtable_bytes + YOUNG_SLACK_BYTES);
+        let whole = young + self.frozen.len();
+        whole as f64 + active.min(1.0)
+    }
+}
+
+impl Store {
+    fn runs_unmerged(&self) -> f64 {
+        self.state
+            .borrow()
+            .runs_unmerged(self.options.memtable_bytes)
+    }
+
+    /// True if writers wait until something is merged.
+    pub(super) fn is_stopped_by_merges(&self) -> bool {
+        !self.pace.is_failing.get() && pace::is_stopped(self.runs_unmerged())
+    }
+
+    /// How fast writers may go.
+    fn write_rate(&self) -> Option<f64> {
+        match self.pace.is_failing.get() {
+            true => None,
+            false => pace::write_rate(self.runs_unmerged()),
+        }
+    }
+
+    /// True if a write of `bytes` may go on at once: it has had its turn then.
+    pub(super) fn pass_gate(&self, bytes: usize) -> bool {
+        let Some(rate) = self.write_rate() else {
+            return true;
+        };
+        let (mut gate, now) = (self.pace.gate.borrow_mut(), rt::now());
+        let is_open = gate.is_open(now);
+        if is_open {
+            gate.enter(bytes, rate, now);
+        }
+        is_open
+    }
+
+    /// Waits for one's turn to write `bytes`, unless the reason to wait goes away before.
+    pub(super) async fn wait_at_gate(&self, bytes: usize) {
+        let Some(rate) = self.write_rate() else {
+            return;
+        };
+        let pause = self.pace.gate.borrow_mut().enter(bytes, rate, rt::now());
+        let relieved = self.changed.wait_for(|| {
+            let is_over = self.state.borrow().stopping || self.has_failed();
+            (is_over || self.write_rate().is_none()).then_some(())
+        });
+        future::or(rt::sleep(pause), relieved).await;
+    }
+
+    /// Merges and moves tables until the store stops.
+    pub(super) async fn merge_tables(self: Rc<Self>) {
+        let mut retry = RETRY;
+        while !self.state.borrow().stopping {
+            let infos = self.table_infos();
+            let plan = compaction::plan(&infos, &self.options.compaction, rt::wall_ms());
+            let pause = match plan {
+                Plan::Idle => EXPIRY_CHECK,
+                plan => {
+                    assert!(compaction::keeps_order(&infos, &plan), "{plan:?}");
+                    let done = self.carry_out(plan).await;
+                    self.pace.is_failing.set(done.is_err());
+                    self.changed.wake_all();
+                    let Err(error) = done else {
+                        retry = RETRY;
+                        rt::yield_if_needed().await;
+                        continue;
+                    };
+                    log::warn!("tables cannot be merged, trying again: {error}");
+                    retry = (retry * 2).min(RETRY_MAX);
+                    retry
+                }
+            };
+            let changed = self.changed.wait_for(|| {
+                let state = self.state.borrow();
+                let now = state.tables.iter().map(|table| table.info().id);
+                let same = now.eq(infos.iter().map(|info| info.id));
+                (state.stopping || !same).then_some(())
+            });
+            future::or(changed, rt::sleep(pause)).await;
+        }
+    }
+
+    /// All that readers see, the oldest first.
+    fn table_infos(&self) -> Vec<TableInfo> {
+        let state = self.state.borrow();
+        let tables = state.tables.iter();
+        tables.map(|table| table.info().clone()).collect()
+    }
+
+    async fn carry_out(&self, plan: Plan) -> Result<()> {
+        match plan {
+            Plan::Idle => Ok(()),
+            Plan::Move { tables, level } => self.move_tables(tables, level).await,
+            Plan::Merge { inputs, level } => self.merge(inputs, level).await,
+        }
+    }
+
+    /// The same tables come on another level: no file changes.
+    async fn move_tables(&self, ids: Vec<TableId>, level: u8) -> Result<()> {
+        let moved = self.state.borrow().tables.only(&ids);
+        let at_level = moved.iter().map(|table| Rc::new(table.at_level(level)));
+        let edit = Edit::replace(ids, at_level.collect());
+        self.install(edit).await?;
+        self.state.borrow_mut().stats.tables_moved += moved.iter().count() as u64;
+        Ok(())
+    }
+
+    async fn merge(&self, inputs: Vec<TableId>, level: u8) -> Result<()> {
+        let job = {
+            let state = self.state.borrow();
+            Job {
+                dir: self.dir.clone(),
+                inputs: state.tables.only(&inputs),
+                below: state.tables.below(&inputs, level),
+                level,
+                rules: Rules {
+                    cleared: state.cleared,
+                    now: rt::wall_ms(),
+                },
+                table_bytes_max: self.options.compaction.table_bytes,
+            }
+        };
+        if job.inputs.iter().count() < inputs.len() {
+            return Ok(()); // a clear was faster
+        }
+        let next_id = || self.take_table_id();
+        let merged = job::run(&job, next_id, |bytes| self.pause(bytes)).await?;
+        let Merged {
+            tables, forgotten, ..
+        } = merged;
+        self.forget(forgotten);
+        let edit = Edit::merged(inputs, merged.garbage);
+        self.install_written(&tables, edit).await?;
+        let mut state = self.state.borrow_mut();
+        let bytes = |tables: &mut dyn Iterator<Item = u64>| tables.sum::<u64>();
+        let read = bytes(&mut job.inputs.iter().map(|table| table.info().bytes));
+        let written = bytes(&mut tables.iter().map(|info| info.bytes));
+        state.stats.compactions += 1;
+        state.stats.table_bytes_read += read;
+        state.stats.table_bytes_written += written;
+        Ok(())
+    }
+
+    /// How long a merge waits after so many bytes of input.
+    fn pause(&self, bytes: usize) -> Duration {
+        let depth = self.state.borrow().tables.depth();
+        let rate = pace::merge_rate(self.runs_unmerged(), depth, self.pace.load());
+        match self.state.borrow().stopping {
+            true => Duration::ZERO,
+            false => pace::merge_pause(bytes, rate),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Durability, RUNS_HARD, RUNS_SOFT};
+    use crate::rt::sim::{NodeId, Options, World};
+    use crate::storage::compaction::{Shape, Style};
+    use crate::storage::record::{KeyRef, Meta, Record};
+    use crate::storage::wal::{Admission, WalLimits};
+    use crate::storage::{Batch, StoreOptions};
+    use crate::types::{CoreId, Version};
+    use std::path::Path;
+
+    const OPTIONS: StoreOptions = StoreOptions {
+        core: CoreId(0),
+        cores: 1,
+        durability: Durability::None,
+        memtable_bytes: 2 << 20,
+        wal_bytes_max: 1 << 30,
+        wal: WalLimits {
+            segment_bytes: 1 << 20,
+            batch_bytes_max: 1 << 20,
+        },
+        memory_bytes: 8 << 20,
+        compaction: Shape {
+            style: Style::Leveled,
+            table_bytes: 4 << 20,
+            base_bytes: 1 << 30,
+            ratio: 10,
+        },
+        value_bytes_min: usize::MAX,
+        value_segment_bytes: 1 << 20,
+        value_replay_bytes_max: 1 << 30,
+        value_garbage_percent_max: 25,
+    };
+
+    async fn open(options: StoreOptions) -> Rc<Store> {
+        let opened = Store::open(Path::new("/data/core-000"), options).await;
+        opened.expect("a sound disk").store
+    }
+
+    fn batch(clock: u64, bytes: usize) -> Batch {
+        let version = Version {
+            clock,
+            coordinator: 1,
+        };
+        let meta = Meta {
+            version,
+            expiry: 0,
+            tombstone: false,
+        };
+        let key = clock.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+        let record = Record::new(meta, &key, &vec![7; bytes]);
+        Batch {
+            clear: None,
+            records: vec![(KeyRef::of(&key).position, record)],
+        }
+    }
+
+    /// A merge reads all of a large level 1 each time, and writers are much faster than that.
+    #[test]
+    fn writers_that_are_too_fast_are_slowed_and_never_stopped() {
+        let world = World::new(Options::calm(3));
+        world.run_on(NodeId(1), async {
+            let store = open(OPTIONS).await;
+            for clock in 1..=16_000 {
+                let batch = batch(clock, 2_000);
+                store.wait_admitted(&batch).await.expect("a sound disk");
+                store.write_batch(batch);
+            }
+            store.stop().await.expect("a sound disk");
+            let store = open(StoreOptions {
+                memtable_bytes: 64 << 10,
+                ..OPTIONS
+            })
+            .await;
+            let (mut slowed, mut longest, mut most) = (0, Duration::ZERO, 0.0f64);
+            for clock in 16_001..86_000 {
+                let (batch, start) = (batch(clock, 100), rt::now());
+                if store.admit_batch(&batch) != Admission::Ready {
+                    store.wait_admitted(&batch).await.expect("a sound disk");
+                    slowed += 1;
+                }
+                longest = longest.max(rt::now() - start);
+                store.write_batch(batch);
+                most = most.max(store.runs_unmerged());
+            }
+            println!("{slowed} of 70000 slowed, for {longest:?} at most, with {most} runs at most");
+            assert!(
+                most > RUNS_SOFT as f64,
+                "merges keep up: nothing was tested"
+            );
+            assert!(most < RUNS_HARD as f64, "writers came to the hard limit");
+            assert!(slowed > 100, "writers were hardly slowed: {slowed}");
+            assert!(
+                longest < Duration::from_millis(100),
+                "a stall of {longest:?}"
+            );
+            rt::sleep(Duration::from_secs(20)).await;
+            let left = store.runs_unmerged();
+            assert!(left < 5.0, "{left} runs are left when nobody writes");
+            assert!(store.write_rate().is_none());
+            store.stop().await.expect("a sound disk");
+        });
+    }
+}

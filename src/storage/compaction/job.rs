@@ -1,0 +1,228 @@
+//! Carrying out a merge: sorted inputs in, sorted outputs of bounded size out.
+//!
+//! Of one key only the newest record lives on. Records at or below the version of the last FLUSHALL go.
+//! An expired record becomes a tombstone of the same version, for it may hide older records;
+//! tombstones go where they hide nothing: where no table below the outputs may have the key, by its
+//! range and filter. The values in the value log of what goes are garbage. What is below stays the same while a merge runs, but for what a FLUSHALL takes
+//! out: merges run one at a time, and a flush comes on top.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::rt::{self, Bug};
+use crate::storage::levels::{Levels, RunCursor};
+use crate::storage::merge::{Bound, Item, Merge, Step};
+use crate::storage::record::{KeyRef, Meta, Record};
+use crate::storage::sstable::{TableId, TableInfo, TableWriter};
+use crate::storage::vlog::Garbage;
+use crate::types::{UnixMillis, Version};
+
+/// Each input is read in pieces of this size.
+const READ_BYTES: usize = 256 * 1024;
+/// After this many bytes of input others get their turn.
+const TURN_BYTES: usize = 64 * 1024;
+
+/// What a merge may leave out.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Records at or below it are dead.
+    pub cleared: Version,
+    /// Records that have expired by then are dead.
+    pub now: UnixMillis,
+}
+
+/// A merge to be run.
+pub struct Job {
+    /// Where tables live.
+    pub dir: PathBuf,
+    /// The planned inputs.
+    pub inputs: Levels,
+    /// What is older than all of them and stays: it may hold what a tombstone hides.
+    pub below: Levels,
+    /// Where the outputs belong.
+    pub level: u8,
+    /// What may be left out.
+    pub rules: Rules,
+    /// An output is ended when it is this long, and another one begun.
+    pub table_bytes_max: u64,
+}
+
+/// What a merge has made.
+#[derive(Debug, Default)]
+pub struct Merged {
+    /// In order; none if nothing lives on.
+    pub tables: Vec<TableInfo>,
+    /// The highest version of a tombstone, or of a record that had expired, that left no trace.
+    pub forgotten: Version,
+    /// Values that are pointed to by what was merged, and not by what came of it.
+    pub garbage: Garbage,
+}
+
+/// What a merge leaves out.
+#[derive(Default)]
+struct Gone {
+    forgotten: Version,
+    garbage: Garbage,
+}
+
+impl Job {
+    /// What lives on of the newest record of a key.
+    fn survivor(&self, item: Item, gone: &mut Gone) -> Option<Item> {
+        let place = item.record.pointer();
+        let survivor = self.what_lives_on(item, &mut gone.forgotten);
+        let kept = survivor.as_ref().and_then(|item| item.record.pointer());
+        if let Some(place) = place.filter(|_| kept.is_none()) {
+            gone.garbage.add(place);
+        }
+        survivor
+    }
+
+    fn what_lives_on(&self, item: Item, forgotten: &mut Version) -> Option<Item> {
+        let meta = item.record.meta();
+        if meta.version <= self.rules.cleared {
+            return None;
+        }
+        if item.record.view().is_live(self.rules.now) {
+            return Some(item);
+        }
+        let key = KeyRef {
+            position: item.position,
+            ..KeyRef::of(item.record.key())
+        };
+        if !self.below.may_contain(&key) || rt::planted(Bug::TombstoneTooEarly) {
+            *forgotten = meta.version.max(*forgotten);
+            return None;
+        }
+        if meta.tombstone {
+            return Some(item);
+        }
+        let tombstone = Meta {
+            tombstone: true,
+            expiry: 0,
+            ..meta
+        };
+        let record = Record::new(tombstone, item.record.key(), b"");
+        Some(Item { record, ..item })
+    }
+}
+
+/// Merges the inputs into new tables, numbered by `next_id`, which are synced when this returns;
+/// their names are the caller's to sync, and the manifest is the caller's to change. `pause` says how
+/// long to wait after so many bytes of input. After an error no output is left. Run it in
+/// `Queue::Background`.
+pub async fn run(
+    job: &Job,
+    next_id: impl FnMut() -> TableId,
+    pause: impl Fn(usize) -> Duration,
+) -> Result<Merged> {
+    let mut outputs = Outputs {
+        job,
+        next_id,
+        open: None,
+        done: Vec::new(),
+    };
+    let merged = merge(job, &mut outputs, pause).await;
+    let finished = match merged {
+        Ok(gone) => outputs.end_table().await.map(|()| gone),
+        Err(failure) => Err(failure),
+    };
+    match finished {
+        Ok(Gone { forgotten, garbage }) => Ok(Merged {
+            tables: outputs.done,
+            forgotten,
+            garbage,
+        }),
+        Err(failure) => {
+            outputs.remove_all().await;
+            Err(failure)
+        }
+    }
+}
+
+async fn merge(
+    job: &Job,
+    outputs: &mut Outputs<'_, impl FnMut() -> TableId>,
+    pause: impl Fn(usize) -> Duration,
+) -> Result<Gone> {
+    // The runs stand from the newest to the oldest: of two places of one version the newer counts.
+    let cursor = |run| RunCursor::new(Rc::clone(run), Bound::START, READ_BYTES);
+    let mut cursors: Vec<RunCursor> = job.inputs.runs().iter().map(cursor).collect();
+    let mut merge = Merge::new(cursors.len());
+    let mut gone = Gone::default();
+    let mut turn_bytes = 0;
+    loop {
+        match merge.step() {
+            Step::Fetch(source) => merge.feed(source, cursors[source].next_chunk().await?),
+            Step::Emit(item) => {
+                turn_bytes += item.record.bytes().len();
+                let older = merge.take_dropped().into_iter();
+                older.for_each(|place| gone.garbage.add(place));
+                if let Some(item) = job.survivor(item, &mut gone) {
+                    outputs.add(&item).await?;
+                }
+                if turn_bytes >= TURN_BYTES {
+                    match pause(turn_bytes) {
+                        Duration::ZERO => rt::yield_if_needed().await,
+                        pause => rt::sleep(pause).await,
+                    }
+                    turn_bytes = 0;
+                }
+            }
+            Step::End => return Ok(gone),
+        }
+    }
+}
+
+/// The tables that a merge writes.
+struct Outputs<'a, F> {
+    job: &'a Job,
+    next_id: F,
+    open: Option<TableWriter>,
+    done: Vec<TableInfo>,
+}
+
+impl<F: FnMut() -> TableId> Outputs<'_, F> {
+    async fn add(&mut self, item: &Item) -> Result<()> {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|table| table.bytes() >= self.job.table_bytes_max)
+        {
+            self.end_table().await?;
+        }
+        let mut table = match self.open.take() {
+            Some(table) => table,
+            None => {
+                let id = (self.next_id)();
+                let run = self.done.first().map_or(id, |first| first.run);
+                let table = TableWriter::create(&self.job.dir, id, run).await?;
+                table.at_level(self.job.level)
+            }
+        };
+        table.add(&item.record, item.position).await?;
+        self.open = Some(table);
+        Ok(())
+    }
+
+    async fn end_table(&mut self) -> Result<()> {
+        if let Some(table) = self.open.take() {
+            let info = table.finish().await?;
+            self.done.push(info);
+        }
+        Ok(())
+    }
+
+    async fn remove_all(mut self) {
+        if let Some(table) = self.open.take() {
+            table.abandon().await;
+        }
+        for table in self.done {
+            if let Err(failure) = rt::remove_file(&table.path(&self.job.dir)).await {
+                // It stays as an orphan, which the next start removes.
+                log::warn!("{failure}");
+            }
+        }
+    }
+}
