@@ -194,9 +194,7 @@ impl Config {
     /// Refuses what cannot work, naming the key.
     pub fn check(&self) -> Result<()> {
         let storage = &self.storage;
-        let values = &self.value_log;
         let limits = &self.limits;
-        let fits = |bytes: ByteSize, low: u64, high: u64| (low..=high).contains(&bytes.0);
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
@@ -225,22 +223,6 @@ impl Config {
             (
                 fits(storage.table_max, 1 << 20, 1 << 40),
                 "`storage.table-max` is 1 MiB to 1 TiB",
-            ),
-            (
-                fits(values.threshold, 1, 1 << 30),
-                "`value-log.threshold` is 1 B to 1 GiB",
-            ),
-            (
-                fits(values.segment, 64 << 10, 2 << 30) && values.segment.0.is_multiple_of(4096),
-                "`value-log.segment` is 64 KiB to 2 GiB in steps of 4 KiB",
-            ),
-            (
-                values.replay_max.0 >= 2 * values.segment.0,
-                "`value-log.replay-max` is at least two of `value-log.segment`",
-            ),
-            (
-                (5..=90).contains(&values.garbage_max_percent),
-                "`value-log.garbage-max-percent` is 5 to 90",
             ),
             (
                 limits.clients_max >= 1,
@@ -272,7 +254,8 @@ impl Config {
                 "`limits.reply-max` is at least `limits.value-max`",
             ),
         ];
-        match rules.iter().find(|(holds, _)| !holds) {
+        let rules = rules.into_iter().chain(self.value_log.rules());
+        match rules.into_iter().find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(Error::Setup(format!("configuration: {rule}"))),
             None => Ok(()),
         }
@@ -287,6 +270,36 @@ impl Config {
             }
             DurabilityName::None => Durability::None,
         }
+    }
+}
+
+/// True if `bytes` is from `low` to `high`.
+fn fits(bytes: ByteSize, low: u64, high: u64) -> bool {
+    (low..=high).contains(&bytes.0)
+}
+
+impl ValueLog {
+    /// What must hold, and how it is said.
+    fn rules(&self) -> [(bool, &'static str); 4] {
+        let values = self;
+        [
+            (
+                fits(values.threshold, 1, 1 << 30),
+                "`value-log.threshold` is 1 B to 1 GiB",
+            ),
+            (
+                fits(values.segment, 64 << 10, 2 << 30) && values.segment.0.is_multiple_of(4096),
+                "`value-log.segment` is 64 KiB to 2 GiB in steps of 4 KiB",
+            ),
+            (
+                values.replay_max.0 >= 2 * values.segment.0,
+                "`value-log.replay-max` is at least two of `value-log.segment`",
+            ),
+            (
+                (5..=90).contains(&values.garbage_max_percent),
+                "`value-log.garbage-max-percent` is 5 to 90",
+            ),
+        ]
     }
 }
 

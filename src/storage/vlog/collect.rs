@@ -375,3 +375,42 @@ impl crate::storage::State {
         oldest > number
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::wal::format::SegmentId;
+    use crate::types::Version;
+
+    fn info(stream: Stream, id: u64, written: u64, garbage: u64) -> SegmentInfo {
+        SegmentInfo {
+            stream,
+            id: SegmentId(id),
+            bytes: 1000,
+            written,
+            garbage,
+            version_max: Version::ZERO,
+        }
+    }
+
+    #[test]
+    fn the_segment_with_most_garbage_is_collected_first() {
+        let segments = [
+            info(Stream::Values, 1, 1000, 100),
+            info(Stream::Moved, 2, 1000, 700),
+            info(Stream::Values, 3, 1000, 400),
+        ];
+        let worst = worst(segments.iter());
+        assert_eq!(worst, Some((40, (Stream::Moved, SegmentId(2)))));
+    }
+
+    #[test]
+    fn what_nothing_can_be_gained_from_is_left_alone() {
+        assert_eq!(worst([].iter()), None);
+        assert_eq!(worst([info(Stream::Values, 1, 1000, 0)].iter()), None);
+        // A full segment of `moved` is as it would be written again.
+        assert_eq!(worst([info(Stream::Moved, 1, 600, 0)].iter()), None);
+        let padded = worst([info(Stream::Values, 1, 600, 0)].iter());
+        assert_eq!(padded.map(|(percent, _)| percent), Some(40));
+    }
+}
