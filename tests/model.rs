@@ -553,16 +553,26 @@ fn durability_may_be_changed_from_one_life_to_the_next() {
     });
 }
 
-#[test]
-fn a_table_that_points_to_values_that_are_not_synced_is_found() {
-    let found = (0..300).find(|&seed| {
+/// Plants `bug` and says after how many seeds it is found.
+fn finds(bug: rt::Bug, durability: Durability) {
+    let found = (0..900).find(|&seed| {
         let mut world = Options::random(seed);
-        world.planted = vec![rt::Bug::TableBeforeValues];
-        let run = || drop(simulate_with(world, seed, |_| PERIODIC));
+        world.planted = vec![bug];
+        let run = || drop(simulate_with(world, seed, |_| durability));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
     });
-    println!("found after {found:?} seeds");
-    assert!(found.is_some(), "300 seeds do not find it");
+    println!("{bug:?} is found by seed {found:?}");
+    assert!(found.is_some(), "{bug:?} is planted, and no seed finds it");
+}
+
+#[test]
+fn a_table_that_points_to_values_that_are_not_synced_is_found() {
+    finds(rt::Bug::TableBeforeValues, PERIODIC);
+}
+
+#[test]
+fn a_moved_value_that_hides_a_newer_one_is_found() {
+    finds(rt::Bug::MoveUnchecked, Durability::Sync);
 }
 
 #[test]
