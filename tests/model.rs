@@ -595,6 +595,11 @@ fn durability_may_be_changed_from_one_life_to_the_next() {
 }
 
 #[test]
+fn a_moved_value_that_hides_a_newer_one_is_found() {
+    finds(Bug::MoveUnchecked, Durability::Sync);
+}
+
+#[test]
 fn a_seed_gives_the_same_run_again() {
     for_seeds(10, |seed| {
         let (_, first) = simulate(seed, |_| Durability::Sync);

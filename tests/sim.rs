@@ -269,11 +269,6 @@ fn a_move_within_the_value_log_that_is_not_synced_is_found() {
 }
 
 #[test]
-fn a_moved_value_that_hides_a_newer_one_is_found() {
-    finds(Bug::MoveUnchecked);
-}
-
-#[test]
 fn a_segment_of_the_value_log_that_goes_too_early_is_found() {
     finds(Bug::SegmentBeforeManifest);
 }

@@ -229,3 +229,107 @@ fn damaged(file: PathBuf, place: Pointer, why: &str) -> Error {
         why: why.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::sim::{NodeId, Options, World};
+    use crate::rt::{self, BLOCK_BYTES, File};
+    use crate::storage::record::Meta;
+
+    fn record(key: &[u8], clock: u64, value: &[u8]) -> Record {
+        let version = Version {
+            clock,
+            coordinator: 1,
+        };
+        let meta = Meta {
+            version,
+            expiry: 0,
+            tombstone: false,
+        };
+        Record::new(meta, key, value)
+    }
+
+    fn place(offset: u32, record: &Record) -> Pointer {
+        Pointer {
+            stream: Stream::Values,
+            segment: SegmentId(1),
+            offset,
+            length: record.bytes().len() as u32,
+            crc: crc32c::crc32c(record.bytes()),
+        }
+    }
+
+    #[test]
+    fn a_value_is_served_only_from_the_very_record_that_was_meant() {
+        let world = World::new(Options::calm(1));
+        world.run_on(NodeId(1), async {
+            let path = std::path::Path::new("/data/segment");
+            rt::create_dir_all(path.parent().expect("it has one"))
+                .await
+                .expect("a sound disk");
+            let file = File::create(path).await.expect("a sound disk");
+            let (first, second) = (record(b"one", 5, &[1; 3000]), record(b"two", 5, &[1; 3000]));
+            let newer = record(b"one", 6, &[1; 3000]);
+            let mut bytes = file.buffer(4 * BLOCK_BYTES);
+            bytes.fill(0);
+            for (at, record) in [(100, &first), (4100, &second), (8300, &newer)] {
+                bytes[at..at + record.bytes().len()].copy_from_slice(record.bytes());
+            }
+            file.write_at(bytes, 0).await.expect("a sound disk");
+            let segment = Segment {
+                id: SegmentId(1),
+                file,
+                bytes: 4 * BLOCK_BYTES as u64,
+            };
+            let mut values = Values::default();
+            values.note_written(&Rc::new(segment), place(100, &first), Version::ZERO);
+            let segments = values.segments();
+            let good = Record::pointing(first.view(), place(100, &first));
+            let found = read(&segments, &good).await.expect("it is there");
+            assert_eq!(found.bytes(), first.bytes());
+            let elsewhere = Pointer {
+                segment: SegmentId(2),
+                ..place(100, &first)
+            };
+            // Each with a checksum that holds: only the record itself tells that it is another one.
+            for (what, wrong) in [
+                ("another key", place(4100, &second)),
+                ("another version", place(8300, &newer)),
+                ("a shifted place", place(101, &first)),
+                (
+                    "the end of the file",
+                    place(4 * BLOCK_BYTES as u32 - 10, &first),
+                ),
+                ("no segment", elsewhere),
+            ] {
+                let wrong = Record::pointing(first.view(), wrong);
+                let refused = read(&segments, &wrong).await;
+                assert!(matches!(refused, Err(Error::Corrupt { .. })), "{what}");
+            }
+        });
+    }
+
+    #[test]
+    fn garbage_is_never_more_than_what_was_written() {
+        let one = record(b"one", 1, &[1; 2000]);
+        let mut garbage = Garbage::default();
+        (0..3).for_each(|_| garbage.add(place(4096, &one)));
+        let info = SegmentInfo {
+            stream: Stream::Values,
+            id: SegmentId(1),
+            bytes: 65_536,
+            written: 3000,
+            garbage: 0,
+            version_max: Version::ZERO,
+        };
+        let mut values = Values::default();
+        values.infos.insert((info.stream, info.id), info);
+        let listed = values.list(&[], &garbage);
+        assert_eq!(listed[0].garbage, 3000, "counted twice");
+        assert_eq!(values.sizes().garbage, 0, "a list changes nothing");
+        values.note_all(&garbage);
+        assert_eq!((values.sizes().live, values.sizes().garbage), (0, 3000));
+        assert!(values.list(&[(info.stream, info.id)], &garbage).is_empty());
+    }
+}

@@ -18,6 +18,7 @@ use futures_lite::future;
 use super::{SegmentKey, bytes_of};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
+use crate::storage::Store;
 use crate::storage::lookup::{Found, Want};
 use crate::storage::maintain::Edit;
 use crate::storage::manifest::SegmentInfo;
@@ -39,6 +40,17 @@ const REST_RATIO: u32 = 1;
 const REST_MAX: Duration = Duration::from_millis(20);
 const URGENT_PERCENT: u64 = 10;
 
+/// Records that are looked up at the same time.
+const LOOKUPS_MAX: usize = 16;
+
+/// What was found of a record that lies where it was looked for: it is its key's newest.
+#[derive(Clone, Copy)]
+struct Current {
+    lsn: Lsn,
+    /// When that was so.
+    epoch: u64,
+}
+
 /// What the collector does next.
 enum Step {
     /// Move what is alive out of this segment.
@@ -46,6 +58,19 @@ enum Step {
     /// These may go.
     Remove(Vec<SegmentKey>),
     Stop,
+}
+
+/// What a merge would leave of a record that has expired.
+fn as_tombstone(item: Item) -> Item {
+    let tombstone = Meta {
+        tombstone: true,
+        expiry: 0,
+        ..item.record.meta()
+    };
+    Item {
+        record: Record::new(tombstone, item.record.key(), b""),
+        ..item
+    }
 }
 
 /// Bytes of a segment that collecting it would give back, as far as is known.
@@ -139,7 +164,7 @@ impl Store {
     }
 
     /// Moves all that is alive out of a segment.
-    async fn empty(&self, key: SegmentKey) -> Result<()> {
+    async fn empty(self: &Rc<Self>, key: SegmentKey) -> Result<()> {
         let (segment, info) = {
             let state = self.state.borrow();
             let segment = state.values.segments().get(&key).map(Rc::clone);
@@ -217,88 +242,84 @@ impl Store {
     }
 
     /// Moves those of `records`, which were read at their places, that are alive.
-    async fn move_live(&self, records: Vec<(Pointer, Record)>) -> Result<()> {
+    async fn move_live(self: &Rc<Self>, records: Vec<(Pointer, Record)>) -> Result<()> {
         let mut live = Vec::new();
-        let mut places = Vec::new();
-        for (place, record) in records {
-            let key = KeyRef::of(record.key());
-            let position = key.position;
-            let is_current = self.current(&key, place).await?.is_some();
-            if !is_current && !rt::planted(Bug::MoveUnchecked) {
-                continue;
-            }
-            let now = rt::wall_ms();
-            if record.view().is_live(now) {
-                live.push(Item { position, record });
-                places.push(place);
-            } else {
-                let tombstone = Meta {
-                    tombstone: true,
-                    expiry: 0,
-                    ..record.meta()
+        let mut seen = Vec::new();
+        for chunk in records.chunks(LOOKUPS_MAX) {
+            let ask = |(place, record): &(Pointer, Record)| {
+                let (store, place, record) = (Rc::clone(self), *place, record.clone());
+                rt::spawn_in(rt::Queue::Background, async move {
+                    store.current(&KeyRef::of(record.key()), place).await
+                })
+            };
+            let asked: Vec<_> = chunk.iter().map(ask).collect();
+            for (answer, (place, record)) in asked.into_iter().zip(chunk) {
+                let Some(current) = answer.await? else {
+                    continue;
                 };
-                let tombstone = Record::new(tombstone, record.key(), b"");
-                self.put_if_current(
-                    place,
-                    Item {
-                        position,
-                        record: tombstone,
-                    },
-                )
-                .await?;
+                let item = Item {
+                    position: KeyRef::of(record.key()).position,
+                    record: record.clone(),
+                };
+                if record.view().is_live(rt::wall_ms()) {
+                    live.push(item);
+                    seen.push((*place, current));
+                } else {
+                    self.put_if_current(*place, current, as_tombstone(item))
+                        .await?;
+                }
             }
         }
         let moved = self.move_records(&live).await?;
-        for ((item, place), record) in live.iter().zip(places).zip(moved) {
-            let item = Item {
-                position: item.position,
-                record,
-            };
-            self.put_if_current(place, item).await?;
+        for ((item, (place, current)), record) in live.into_iter().zip(seen).zip(moved) {
+            self.put_if_current(place, current, Item { record, ..item })
+                .await?;
         }
         Ok(())
     }
 
     /// The newest record of `key`, if it is the pointer to `place`, with the moment of that answer.
-    async fn current(&self, key: &KeyRef<'_>, place: Pointer) -> Result<Option<(Found, u64)>> {
+    async fn current(&self, key: &KeyRef<'_>, place: Pointer) -> Result<Option<Current>> {
         loop {
             let epoch = self.state.borrow().epoch;
             let found = self.get(key, Want::Stored).await?;
             if epoch == self.state.borrow().epoch {
                 let is_it = |found: &Found| found.record.pointer() == Some(place);
-                return Ok(found.filter(is_it).map(|found| (found, epoch)));
+                let lsn = found.filter(is_it).map(|found| found.lsn);
+                return Ok(lsn.map(|lsn| Current { lsn, epoch }));
             }
         }
     }
 
     /// Puts `item`, the same version of the same key, in the place of the pointer to `place`, if that
-    /// is still the newest record of its key.
-    async fn put_if_current(&self, place: Pointer, item: Item) -> Result<()> {
+    /// is still the newest record of its key, as it was at the moment of `current`.
+    async fn put_if_current(&self, place: Pointer, current: Current, item: Item) -> Result<()> {
         let bytes = item.record.key().to_vec();
         let key = KeyRef::of(&bytes);
+        let mut current = Some(current);
         let lsn = loop {
-            let Some((found, epoch)) = self.current(&key, place).await? else {
-                if rt::planted(Bug::MoveUnchecked) {
-                    break RECOVERED;
-                }
+            let Some(Current { lsn, epoch }) = current else {
                 if let Some(copy) = item.record.pointer() {
                     self.state.borrow_mut().values.note_garbage(copy);
                 }
                 return Ok(());
             };
-            // Between that answer and now only this task has run, unless it had to wait.
-            let state = self.state.borrow();
-            let is_still = match state.in_memory(&key) {
-                Some(now) => now.record.pointer() == Some(place),
-                None => true,
-            };
-            if is_still && state.epoch == epoch {
-                break found.lsn;
+            if self.is_still_current(&key, place, epoch) || rt::planted(Bug::MoveUnchecked) {
+                break lsn;
             }
+            current = self.current(&key, place).await?;
         };
         self.put_moved(item, lsn);
         self.state.borrow_mut().values.note_garbage(place);
         Ok(())
+    }
+
+    /// True if the pointer to `place`, which was the newest record of `key` at `epoch`, is so now. If
+    /// it is in no memtable then it is in a table, of which there are none that are newer.
+    fn is_still_current(&self, key: &KeyRef<'_>, place: Pointer, epoch: u64) -> bool {
+        let state = self.state.borrow();
+        let in_memory = state.in_memory(key);
+        state.epoch == epoch && in_memory.is_none_or(|found| found.record.pointer() == Some(place))
     }
 
     fn put_moved(&self, item: Item, lsn: Lsn) {
@@ -375,5 +396,44 @@ impl crate::storage::State {
             None => self.active.number,
         };
         oldest > number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::wal::format::SegmentId;
+    use crate::types::Version;
+
+    fn info(stream: Stream, id: u64, written: u64, garbage: u64) -> SegmentInfo {
+        SegmentInfo {
+            stream,
+            id: SegmentId(id),
+            bytes: 1000,
+            written,
+            garbage,
+            version_max: Version::ZERO,
+        }
+    }
+
+    #[test]
+    fn the_segment_with_most_garbage_is_collected_first() {
+        let segments = [
+            info(Stream::Values, 1, 1000, 100),
+            info(Stream::Moved, 2, 1000, 700),
+            info(Stream::Values, 3, 1000, 400),
+        ];
+        let worst = worst(segments.iter());
+        assert_eq!(worst, Some((40, (Stream::Moved, SegmentId(2)))));
+    }
+
+    #[test]
+    fn what_nothing_can_be_gained_from_is_left_alone() {
+        assert_eq!(worst([].iter()), None);
+        assert_eq!(worst([info(Stream::Values, 1, 1000, 0)].iter()), None);
+        // A full segment of `moved` is as it would be written again.
+        assert_eq!(worst([info(Stream::Moved, 1, 600, 0)].iter()), None);
+        let padded = worst([info(Stream::Values, 1, 600, 0)].iter());
+        assert_eq!(padded.map(|(percent, _)| percent), Some(40));
     }
 }

@@ -143,7 +143,7 @@ impl Wal {
         let is_moved = self.0.options.stream == Stream::Moved;
         let is_skipped = rt::planted(Bug::NoSync) || (is_moved && rt::planted(Bug::MovedUnsynced));
         if self.0.options.durability == Durability::Sync && !is_skipped {
-            if rt::planted(Bug::AcknowledgeBeforeSync) {
+            if rt::planted(Bug::AcknowledgeBeforeSync) && !is_moved {
                 self.0.state.borrow_mut().in_flight = None;
                 self.0.options.fate.progress.wake_all();
             }

@@ -513,3 +513,25 @@ fn paths_and_locks_are_those_of_a_file_system() {
             .expect("its holder is dead");
     });
 }
+
+#[test]
+fn space_that_was_taken_is_there_when_the_disk_is_full_and_reads_as_zeros() {
+    let world = calm(1);
+    let handle = world.handle();
+    world.run_on(NODE, async move {
+        let file = create(path()).await;
+        let disk = handle.disk(NODE);
+        disk.leave_free(5 * BLOCK);
+        let refused = file.allocate(6 * BLOCK).await.expect_err("no room for it");
+        assert_eq!(kind(refused), ErrorKind::StorageFull);
+        file.allocate(5 * BLOCK).await.expect("there is room");
+        assert_eq!(file.len().await.expect("a length"), 5 * BLOCK);
+        let seen = file.read_at(0, 5 * BLOCK_BYTES).await.expect("readable");
+        assert!(seen.iter().all(|&byte| byte == 0));
+        disk.leave_free(0);
+        write(&file, 4, 7)
+            .await
+            .expect("its space was taken before");
+        write(&file, 5, 7).await.expect_err("that is behind it");
+    });
+}
