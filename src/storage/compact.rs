@@ -1,8 +1,8 @@
 //! Carrying out what [`compaction::plan`] says, at the pace that `compaction/pace.rs` gives.
 //!
 //! One merge at a time: what it reads stays as it is until the edit that replaces it is installed, or
-//! until a clear takes all of it. While merges fail (a full disk, a damaged table) nobody is slowed
-//! for their sake: it would not help, and a full disk refuses writers by itself.
+//! until a clear takes all of it. While merges fail (a full disk, a damaged table), or none is to be made,
+//! nobody is slowed for their sake: it would not help, and a full disk refuses writers by itself.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -31,8 +31,8 @@ const YOUNG_SLACK_BYTES: u64 = 16 << 10;
 pub(super) struct Pace {
     gate: RefCell<Gate>,
     meter: RefCell<Meter>,
-    /// The last merge failed.
-    is_failing: Cell<bool>,
+    /// The last merge failed, or there is none to be made: it helps nobody to wait for one.
+    is_helpless: Cell<bool>,
 }
 
 impl Pace {
@@ -65,12 +65,12 @@ impl Store {
 
     /// True if writers wait until something is merged.
     pub(super) fn is_stopped_by_merges(&self) -> bool {
-        !self.pace.is_failing.get() && pace::is_stopped(self.runs_unmerged())
+        !self.pace.is_helpless.get() && pace::is_stopped(self.runs_unmerged())
     }
 
     /// How fast writers may go.
     fn write_rate(&self) -> Option<f64> {
-        match self.pace.is_failing.get() {
+        match self.pace.is_helpless.get() {
             true => None,
             false => pace::write_rate(self.runs_unmerged()),
         }
@@ -104,16 +104,23 @@ impl Store {
 
     /// Merges and moves tables until the store stops.
     pub(super) async fn merge_tables(self: Rc<Self>) {
-        let mut retry = RETRY;
+        let (mut retry, mut is_failing) = (RETRY, false);
         while !self.state.borrow().stopping {
             let infos = self.table_infos();
             let plan = compaction::plan(&infos, &self.options.compaction, rt::wall_ms());
+            if is_failing || plan == Plan::Idle {
+                self.pace.is_helpless.set(true);
+                self.changed.wake_all();
+            } else {
+                self.pace.is_helpless.set(false);
+            }
             let pause = match plan {
                 Plan::Idle => EXPIRY_CHECK,
                 plan => {
                     assert!(compaction::keeps_order(&infos, &plan), "{plan:?}");
                     let done = self.carry_out(plan).await;
-                    self.pace.is_failing.set(done.is_err());
+                    is_failing = done.is_err();
+                    self.pace.is_helpless.set(is_failing);
                     self.changed.wake_all();
                     let Err(error) = done else {
                         retry = RETRY;
@@ -129,7 +136,7 @@ impl Store {
                 let state = self.state.borrow();
                 let now = state.tables.iter().map(|table| table.info().id);
                 let same = now.eq(infos.iter().map(|info| info.id));
-                (state.stopping || !same).then_some(())
+                (state.stopping || (!same && !is_failing)).then_some(())
             });
             future::or(changed, rt::sleep(pause)).await;
         }
