@@ -171,6 +171,7 @@ impl Config {
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
+            (!self.dir.as_os_str().is_empty(), "`dir` names a directory"),
             (self.cores <= CORES_MAX, "`cores` is at most 1024"),
             (
                 self.durability_interval_ms > 0,
@@ -285,6 +286,7 @@ mod tests {
         assert!(unknown.to_string().contains("prot"), "{unknown}");
         let cases = [
             ("cores = 2\npin = [0]", "pin"),
+            ("dir = \"\"", "dir"),
             ("durability-interval-ms = 0", "durability-interval-ms"),
             ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
             ("[limits]\nkey-max = \"1MiB\"", "key-max"),

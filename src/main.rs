@@ -47,7 +47,7 @@ struct Serve {
     #[arg(long, value_name = "N", env = "QUOIT_PORT")]
     port: Option<u16>,
     /// CPU cores to use; 0: all.
-    #[arg(long, value_name = "N", env = "QUOIT_CORES")]
+    #[arg(long, value_name = "N", env = "QUOIT_CORES", value_parser = clap::value_parser!(u16).range(..=i64::from(CORES_MAX)))]
     cores: Option<u16>,
     /// When a write is acknowledged.
     #[arg(long, env = "QUOIT_DURABILITY")]
@@ -101,10 +101,10 @@ fn configure(serve: Serve) -> Result<Config> {
         };
         config.cores = cores.clamp(1, usize::from(CORES_MAX)) as u16;
     }
+    config.check()?;
     // The runtime opens files by absolute paths only.
     config.dir =
         std::path::absolute(&config.dir).map_err(|error| Error::io("find", &config.dir, error))?;
-    config.check()?;
     Ok(config)
 }
 

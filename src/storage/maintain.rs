@@ -62,7 +62,11 @@ impl Store {
             match done {
                 Ok(()) => self.state.borrow_mut().flush_refused = None,
                 Err(error) if stopping => {
-                    log::warn!("stopping with a memtable that could not be flushed: {error}");
+                    let kept = match self.wal {
+                        Some(_) => "its records are in the log",
+                        None => "there is no log: its records are lost",
+                    };
+                    log::warn!("a memtable cannot be flushed at the stop ({error}); {kept}");
                     break;
                 }
                 Err(error) => {

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use glommio::io::{Directory, DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
@@ -317,7 +318,11 @@ pub struct DirLock {
     _file: std::fs::File,
 }
 
-/// Locks the file `path` without waiting; `WouldBlock` if somebody else has it.
+/// How long a lock may stay after its process was killed (see `net::reserve_port`).
+const FREED_MAX: Duration = Duration::from_secs(3);
+const FREED_CHECK: Duration = Duration::from_millis(50);
+
+/// Locks the file `path`; `WouldBlock` if somebody else has it, and keeps it.
 pub async fn lock_file(path: &Path) -> io::Result<DirLock> {
     let path = path.to_owned();
     blocking(move || {
@@ -328,8 +333,18 @@ pub async fn lock_file(path: &Path) -> io::Result<DirLock> {
             .create(true)
             .truncate(false)
             .open(path)?;
-        file.try_lock().map_err(io::Error::from)?;
-        Ok(DirLock { _file: file })
+        let began = Instant::now();
+        loop {
+            match file.try_lock().map_err(io::Error::from) {
+                Ok(()) => return Ok(DirLock { _file: file }),
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < FREED_MAX =>
+                {
+                    std::thread::sleep(FREED_CHECK);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     })
     .await
 }

@@ -152,7 +152,7 @@ where
     }
     drop(gates);
     let results = threads.into_iter().zip(&places).enumerate();
-    let results: Vec<_> = results
+    let results: Vec<Result<Option<T>>> = results
         .map(|(core, (mut attempts, place))| {
             if !place.is_settled() {
                 let why = "it does not begin to run";
@@ -162,7 +162,10 @@ where
         })
         .collect();
     drop(kicker);
-    results.into_iter().collect()
+    // The core that could not start says why; the others only that one did not.
+    let results: Vec<Option<T>> = results.into_iter().collect::<Result<_>>()?;
+    let all: Option<Vec<T>> = results.into_iter().collect();
+    all.ok_or_else(|| Error::Setup("a core did not start".to_owned()))
 }
 
 /// Waits until every core has said whether it is up; how many are. One that does not begin is
@@ -388,10 +391,10 @@ async fn wind_up(local: &Local) {
     glommio::timer::sleep(Duration::from_millis(1)).await;
 }
 
-fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<T> {
+/// What a core's program returned; `None`: it never ran, for another core did not start.
+fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<Option<T>> {
     let why = match thread.and_then(ExecutorJoinHandle::join) {
-        Ok(Ok(Some(result))) => return Ok(result),
-        Ok(Ok(None)) => "another core did not start".to_owned(),
+        Ok(Ok(result)) => return Ok(result),
         Ok(Err(error)) => format!("its probe file: {error}"),
         Err(error) => host::advice(error),
     };
