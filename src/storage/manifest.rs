@@ -32,6 +32,8 @@ const FORMAT: u32 = 1;
 const MAGIC: [u8; 8] = *b"QUOITMAN";
 const HEADER_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
+/// A log's segments are numbered from the core's number on, shifted by this: 2^48 will do for each.
+const CORE_SHIFT: u32 = 48;
 const _: () = assert!(HEADER_BYTES == MAGIC.len() + 4 + 4);
 
 /// A core's live tables and the facts that go with them.
@@ -61,8 +63,10 @@ impl Manifest {
             core,
             cores,
             next_id: 1,
+            // No two cores have a segment of the same number, so that neither a file nor a batch
+            // that strays from one core's log into another's is taken for its own.
             floor: Floor {
-                segment: SegmentId(1),
+                segment: SegmentId(u64::from(core.0) << CORE_SHIFT | 1),
                 sequence: 1,
             },
             cleared: Version::ZERO,
@@ -129,7 +133,12 @@ impl Manifest {
     pub async fn load(dir: &Path) -> Result<Option<Manifest>> {
         remove_if_there(&dir.join(MANIFEST_TMP)).await?;
         sync_dir(dir).await?;
-        let file = match File::open(&dir.join(MANIFEST)).await {
+        Manifest::read(dir).await
+    }
+
+    /// Reads the manifest of `dir`, and changes nothing; `None` if there is none.
+    pub async fn read(dir: &Path) -> Result<Option<Manifest>> {
+        let file = match File::open_to_read(&dir.join(MANIFEST)).await {
             Ok(file) => file,
             Err(failure) if failure.is_not_found() => return Ok(None),
             Err(failure) => return Err(failure),
@@ -219,8 +228,12 @@ impl Manifest {
             return Err(corrupt(end, "the checksum does not match"));
         }
         let padding = &bytes[end + CRC_BYTES..];
-        if padding.len() >= BLOCK_BYTES || padding.iter().any(|&byte| byte != 0) {
-            return Err(corrupt(end + CRC_BYTES, "there is more than a manifest"));
+        let is_whole = bytes.len().is_multiple_of(BLOCK_BYTES) && padding.len() < BLOCK_BYTES;
+        if !is_whole || padding.iter().any(|&byte| byte != 0) {
+            return Err(corrupt(
+                end + CRC_BYTES,
+                "there is more than a manifest, or less",
+            ));
         }
         Manifest::decode_body(body).ok_or_else(|| corrupt(HEADER_BYTES, "the body is malformed"))
     }

@@ -14,6 +14,7 @@
 
 pub mod block;
 pub mod bloom;
+pub mod check;
 mod codec;
 pub mod compaction;
 pub mod identity;

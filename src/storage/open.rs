@@ -13,7 +13,7 @@ use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Memtable;
 use super::record::{KeyRef, Record};
-use super::sstable::Table;
+use super::sstable::{Table, TableId};
 use super::wal::format::{Entry, take_entry};
 use super::wal::{Admission, Wal, WalLimits, replay};
 use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
@@ -305,7 +305,7 @@ async fn make_durable(manifest: &Manifest, dir: &Path) -> Result<()> {
 }
 
 fn is_data(name: &str) -> bool {
-    name.ends_with(".log") || name.ends_with(".sst")
+    name.ends_with(".log") || TableId::parse(name).is_some()
 }
 
 fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Result<()> {
@@ -316,7 +316,11 @@ fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Resul
         "it is core {} of {}, not core {} of {}",
         manifest.core.0, manifest.cores, options.core.0, options.cores
     );
-    Err(Error::Setup(format!("cannot use {}: {why}", dir.display())))
+    let path = dir.join(super::manifest::MANIFEST);
+    Err(Error::Setup(format!(
+        "cannot use {}: {why}",
+        path.display()
+    )))
 }
 
 fn without_cleared(memtable: &Memtable, cleared: Version) -> Memtable {

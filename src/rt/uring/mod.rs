@@ -34,8 +34,8 @@ use crate::error::{Error, Result};
 use crate::types::{CoreId, UnixMillis};
 
 pub use files::{
-    DirLock, File, ReadBytes, WriteBytes, create_dir_all, list_dir, lock_file, remove_file, rename,
-    sync_dir,
+    DirLock, File, ReadBytes, WriteBytes, create_dir_all, file_to_probe, list_dir, lock_existing,
+    lock_file, remove_file, rename, sync_dir,
 };
 pub use host::{HostReport, check_host, cpu_count, cpu_seconds, pins_for, resident_bytes};
 pub use mail::{Inbox, Mail, Outbox};
@@ -64,7 +64,8 @@ pub struct CoreOptions {
     pub pins: Vec<Option<usize>>,
     /// Memory that each core registers with its rings for I/O buffers.
     pub io_memory_bytes: usize,
-    /// The data directory: a file there tells whether its device can be polled.
+    /// The data directory: a file there, made for that, tells whether its device can be polled. Or a
+    /// file in it that is not empty, where nothing may be written.
     pub probe_dir: PathBuf,
     /// Takes the cure of `kick` out, for the test that shows that it is needed.
     #[doc(hidden)]
@@ -335,7 +336,7 @@ where
 
     // Whether a device can be polled is found out by the first file that is opened there, and
     // kept: an empty or write-only one gives the wrong answer, and reads that fail.
-    let probed = File::open(&seat.probe).await;
+    let probed = File::open_to_read(&seat.probe).await;
     let up = match probed {
         Ok(file) => {
             file.close().await;
@@ -404,16 +405,27 @@ fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<Option<T>> {
 /// A non-empty file in the data directory, there while the cores start.
 struct Probe {
     path: PathBuf,
+    /// It was there before, and stays.
+    is_kept: bool,
 }
 
 impl Probe {
     fn create(dir: &Path) -> Result<Probe> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        if dir.is_file() {
+            return Ok(Probe {
+                path: dir.to_owned(),
+                is_kept: true,
+            });
+        }
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = dir.join(format!("probe-{}-{number}.tmp", std::process::id()));
         let written = std::fs::create_dir_all(dir)
             .and_then(|()| std::fs::write(&path, [0; super::BLOCK_BYTES]));
-        let probe = Probe { path };
+        let probe = Probe {
+            path,
+            is_kept: false,
+        };
         match written {
             Ok(()) => Ok(probe),
             Err(error) => Err(Error::io("write", &probe.path, error)),
@@ -423,8 +435,10 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // If it cannot be removed, a small file is left over.
-        let _ = std::fs::remove_file(&self.path);
+        if !self.is_kept {
+            // If it cannot be removed, a small file is left over.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -109,6 +109,14 @@ pub fn decode_segment_header(block: &[u8]) -> SegmentHeader {
     }
 }
 
+/// How long the file of the segment is whose header this is; it was made so before its first use.
+pub fn decode_segment_bytes(block: &[u8]) -> Option<u64> {
+    match decode_segment_header(block) {
+        SegmentHeader::Valid(_) => Some(u64_at(block, 24)),
+        SegmentHeader::Newer(_) | SegmentHeader::Unreadable => None,
+    }
+}
+
 /// A batch's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {

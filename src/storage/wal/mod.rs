@@ -16,6 +16,7 @@
 pub mod format;
 pub mod replay;
 mod segment;
+pub mod verify;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

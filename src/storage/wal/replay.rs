@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::format::{
     BATCH_HEADER_BYTES, BatchHeader, Entry, SegmentHeader, SegmentId, batch_is_intact,
-    decode_batch_header, decode_segment_header, padded, take_entry,
+    decode_batch_header, decode_segment_bytes, decode_segment_header, padded, take_entry,
 };
 use super::segment::Segment;
 use crate::error::{Error, Result};
@@ -71,6 +71,7 @@ pub async fn replay(
         .collect();
     ids.sort();
     let after = |id: &SegmentId| SegmentId(id.0 + 1);
+    let last = ids.last().copied();
     let mut found = Found {
         segments: Vec::new(),
         blank: Vec::new(),
@@ -81,12 +82,20 @@ pub async fn replay(
     let mut torn: Option<(PathBuf, u64)> = None;
     for id in ids {
         let path = dir.join(id.file_name());
-        if id < floor.segment {
+        let mut reader = SegmentReader::open(&path, id).await?;
+        let is_needed = id >= floor.segment;
+        let first = match reader.misnamed(floor) {
+            Some(named) => reader.first_of(named).await?,
+            None if is_needed => reader.first_of(id).await?,
+            None => None,
+        };
+        reader.check_file(floor, first.is_some(), Some(id) == last)?;
+        if !is_needed {
             found.blank.push(path);
+            reader.segment.file.close().await;
             continue;
         }
-        let mut reader = SegmentReader::open(&path, id).await?;
-        let first = match reader.first().await? {
+        let first = match first {
             Some((first, _)) if first <= found.sequence_next => first,
             Some((_, at)) => {
                 // Either the last segment lacks its end or this one its beginning.
@@ -98,6 +107,8 @@ pub async fn replay(
                 continue;
             }
             None => {
+                // If something follows, then what is missing was here.
+                torn = Some((path.clone(), BLOCK_BYTES as u64));
                 found.blank.push(path);
                 reader.segment.file.close().await;
                 continue;
@@ -115,6 +126,9 @@ pub async fn replay(
 /// Reads one segment, block by block.
 struct SegmentReader {
     segment: Segment,
+    header: SegmentHeader,
+    /// How long the file was made, by its header.
+    bytes_wanted: Option<u64>,
     /// Where the next batch is expected.
     position: u64,
     /// Number and place of the batches of which no later one says that they were durable.
@@ -136,35 +150,68 @@ impl SegmentReader {
             start: 0,
             bytes: file.read_at(0, READ_BYTES).await?,
         };
-        let header = decode_segment_header(&window.bytes);
-        let segment = Segment { id, file, bytes };
-        let mut reader = SegmentReader {
-            segment,
+        Ok(SegmentReader {
+            header: decode_segment_header(&window.bytes),
+            bytes_wanted: decode_segment_bytes(&window.bytes),
+            segment: Segment { id, file, bytes },
             position: BLOCK_BYTES as u64,
             unproven: VecDeque::new(),
             window,
-        };
-        match header {
-            SegmentHeader::Valid(named) if named == id => Ok(reader),
-            SegmentHeader::Newer(format) => Err(Error::Setup(format!(
-                "{} was written by a newer Quoit (log format {format}); start that version",
-                path.display()
-            ))),
+        })
+    }
+
+    /// Sees whether this file can be what its name says: whole, and no other segment.
+    fn check_file(&self, floor: Floor, is_used: bool, is_last: bool) -> Result<()> {
+        let (id, bytes) = (self.segment.id, self.segment.bytes);
+        match self.header {
+            SegmentHeader::Newer(format) => {
+                return Err(Error::Setup(format!(
+                    "{} was written by a newer Quoit (log format {format}); start that version",
+                    self.segment.file.path().display()
+                )));
+            }
+            // Recycling gives a file of below the floor a new name and a new header. A crash may leave
+            // one without the other, but then nothing has been written to it.
+            SegmentHeader::Valid(named)
+                if self.misnamed(floor).is_some() && (is_used || id >= floor.segment) =>
+            {
+                let why = format!("it holds {}", named.file_name());
+                return Err(self.damaged(0, &why));
+            }
+            SegmentHeader::Valid(named) if named == id => {}
             // A segment is begun only once its header is durable, so a bad one belongs to a
             // segment that was never used, or it is damaged.
             SegmentHeader::Valid(_) | SegmentHeader::Unreadable => {
-                match reader.find_from(BLOCK_BYTES as u64, |_| true).await? {
-                    None => Ok(reader),
-                    Some(_) => Err(reader.damaged(0, "its header is broken, but it is in use")),
+                if is_used {
+                    return Err(self.damaged(0, "its header is broken, but it is in use"));
                 }
             }
         }
+        // Each is whole and durable before it is used, and before the next one is made.
+        let wanted = self.bytes_wanted.unwrap_or(BLOCK_BYTES as u64);
+        if id >= floor.segment && bytes < wanted && (is_used || !is_last) {
+            let why = format!("it is {bytes} bytes long and should be {wanted}");
+            return Err(self.damaged(bytes, &why));
+        }
+        Ok(())
     }
 
-    /// The number and the place of the first batch that can be read, if there is any.
-    async fn first(&mut self) -> Result<Option<(u64, u64)>> {
-        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await?;
-        Ok(found.map(|(header, at)| (header.sequence, at)))
+    /// The segment that this file holds by its header, if that is another one that the log needs.
+    fn misnamed(&self, floor: Floor) -> Option<SegmentId> {
+        match self.header {
+            SegmentHeader::Valid(named) => {
+                (named != self.segment.id && named >= floor.segment).then_some(named)
+            }
+            SegmentHeader::Newer(_) | SegmentHeader::Unreadable => None,
+        }
+    }
+
+    /// The number and the place of the first batch of segment `id` that can be read, if there is any.
+    async fn first_of(&mut self, id: SegmentId) -> Result<Option<(u64, u64)>> {
+        let own = std::mem::replace(&mut self.segment.id, id);
+        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await;
+        self.segment.id = own;
+        Ok(found?.map(|(header, at)| (header.sequence, at)))
     }
 
     /// Gives out all batches from `position` on that follow each other; returns the next number.
