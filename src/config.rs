@@ -284,6 +284,7 @@ impl Config {
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
+            (!self.dir.as_os_str().is_empty(), "`dir` names a directory"),
             (
                 self.memory.0 == 0
                     || self.memory.0 / u64::from(self.cores.max(1)) >= MEMORY_CORE_MIN,
@@ -344,36 +345,6 @@ impl Config {
     }
 }
 
-/// True if `bytes` is from `low` to `high`.
-fn fits(bytes: ByteSize, low: u64, high: u64) -> bool {
-    (low..=high).contains(&bytes.0)
-}
-
-impl ValueLog {
-    /// What must hold, and how it is said.
-    fn rules(&self) -> [(bool, &'static str); 4] {
-        let values = self;
-        [
-            (
-                fits(values.threshold, 1, 1 << 30),
-                "`value-log.threshold` is 1 B to 1 GiB",
-            ),
-            (
-                fits(values.segment, 64 << 10, 2 << 30) && values.segment.0.is_multiple_of(4096),
-                "`value-log.segment` is 64 KiB to 2 GiB in steps of 4 KiB",
-            ),
-            (
-                values.replay_max.0 >= 2 * values.segment.0,
-                "`value-log.replay-max` is at least two of `value-log.segment`",
-            ),
-            (
-                (5..=90).contains(&values.garbage_max_percent),
-                "`value-log.garbage-max-percent` is 5 to 90",
-            ),
-        ]
-    }
-}
-
 /// Most cores of one node.
 pub const CORES_MAX: u16 = 1024;
 /// Arcs of the ring (DESIGN: Q). A cluster keeps the number that it was made with.
@@ -424,6 +395,7 @@ mod tests {
         assert!(unknown.to_string().contains("prot"), "{unknown}");
         let cases = [
             ("cores = 2\npin = [0]", "pin"),
+            ("dir = \"\"", "dir"),
             ("durability-interval-ms = 0", "durability-interval-ms"),
             ("cores = 4\nmemory = \"3MiB\"", "memory"),
             ("[storage]\nlevel-ratio = 1", "level-ratio"),

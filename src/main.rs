@@ -1,20 +1,29 @@
-//! The `quoit` program: reads the configuration, checks the host, starts one shard per core.
+//! The `quoit` program: reads the configuration, checks the host, starts one shard per core. Or verifies
+//! a data directory (`quoit check`).
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use quoit::cluster::ring::Map;
 use quoit::config::{CORES_MAX, Config, DurabilityName, MEMORY_CORE_MIN};
 use quoit::error::{Error, Result};
 use quoit::rt::{self, CoreOptions};
 use quoit::shard::{self, NodeFacts};
+use quoit::storage::check::{self, Place, Summary, Told};
 
 /// Memory that each core registers with its rings for I/O.
 const IO_MEMORY_BYTES: usize = 4 << 20;
+/// How often a check says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// What `quoit check` says of a directory that is damaged, and of one that it could not check.
+const EXIT_DAMAGED: u8 = 1;
+const EXIT_UNCHECKED: u8 = 2;
 
 /// A durable key-value store for Redis clients.
 #[derive(Parser)]
@@ -30,6 +39,12 @@ struct Cli {
 enum Verb {
     /// Run a node (what happens without a subcommand, too).
     Serve(Serve),
+    /// Verify all files of a data directory whose node is down, changing nothing. Each damaged place is
+    /// a line on standard output. Exit code 0: sound; 1: damaged; 2: could not be checked.
+    Check {
+        /// The data directory.
+        dir: PathBuf,
+    },
 }
 
 /// What the command line and the environment may override.
@@ -48,7 +63,7 @@ struct Serve {
     #[arg(long, value_name = "N", env = "QUOIT_PORT")]
     port: Option<u16>,
     /// CPU cores to use; 0: all.
-    #[arg(long, value_name = "N", env = "QUOIT_CORES")]
+    #[arg(long, value_name = "N", env = "QUOIT_CORES", value_parser = clap::value_parser!(u16).range(..=i64::from(CORES_MAX)))]
     cores: Option<u16>,
     /// When a write is acknowledged.
     #[arg(long, env = "QUOIT_DURABILITY")]
@@ -71,6 +86,7 @@ fn main() -> ExitCode {
         .init();
     let serve = match cli.command {
         Some(Verb::Serve(serve)) => serve,
+        Some(Verb::Check { dir }) => return check_dir(dir),
         None => cli.serve,
     };
     match configure(serve).and_then(run) {
@@ -106,10 +122,10 @@ fn configure(serve: Serve) -> Result<Config> {
         };
         config.cores = cores.clamp(1, usize::from(CORES_MAX)) as u16;
     }
+    config.check()?;
     // The runtime opens files by absolute paths only.
     config.dir =
         std::path::absolute(&config.dir).map_err(|error| Error::io("find", &config.dir, error))?;
-    config.check()?;
     Ok(config)
 }
 
@@ -195,4 +211,97 @@ fn run_id() -> String {
     (0..40)
         .map(|_| char::from_digit((rt::random() % 16) as u32, 16).unwrap_or('0'))
         .collect()
+}
+
+/// `quoit check`: the findings on standard output, how far it is on standard error.
+fn check_dir(dir: PathBuf) -> ExitCode {
+    match run_check(dir) {
+        Ok(summary) if summary.damaged > 0 => ExitCode::from(EXIT_DAMAGED),
+        Ok(summary) if summary.unchecked > 0 => ExitCode::from(EXIT_UNCHECKED),
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quoit: {error}");
+            ExitCode::from(EXIT_UNCHECKED)
+        }
+    }
+}
+
+fn run_check(dir: PathBuf) -> Result<Summary> {
+    let dir = std::path::absolute(&dir).map_err(|error| Error::io("find", &dir, error))?;
+    let probe = rt::file_to_probe(&dir).map_err(|error| Error::io("read", &dir, error))?;
+    let nothing = || Error::Setup(format!("{} holds no data", dir.display()));
+    let options = CoreOptions {
+        pins: vec![None],
+        io_memory_bytes: IO_MEMORY_BYTES,
+        probe_dir: probe.ok_or_else(nothing)?,
+        without_kick: false,
+    };
+    let mut results = rt::run_cores(options, move |_: rt::Core<()>| {
+        let dir = dir.clone();
+        async move {
+            let ring = |cores: u16| -> check::Owner {
+                let map = Map::one_node(cores);
+                Box::new(move |position| map.core_of(position))
+            };
+            let mut reporter = Reporter::default();
+            let summary = check::check(&dir, &ring, &mut |told| reporter.take(told)).await;
+            summary.inspect(|summary| reporter.finish(summary))
+        }
+    })?;
+    results.pop().expect("there is one core")
+}
+
+/// Writes down what a check tells.
+#[derive(Default)]
+struct Reporter {
+    progress_at: Duration,
+}
+
+impl Reporter {
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Damage(place) => say("damaged", &place),
+            Told::Unchecked(place) => say("unchecked", &place),
+            Told::Note(place) => say("note", &place),
+            Told::Progress { done, total } => {
+                if rt::now() >= self.progress_at || done == total {
+                    self.progress_at = rt::now() + PROGRESS_EVERY;
+                    let percent = (done * 100).checked_div(total).unwrap_or(100).min(100);
+                    let (done, total) = (ByteSize(done), ByteSize(total));
+                    eprintln!("{percent}%: {done} of {total}");
+                }
+            }
+        }
+    }
+
+    fn finish(&self, summary: &Summary) {
+        let verdict = match (summary.damaged, summary.unchecked) {
+            (0, 0) => "sound".to_owned(),
+            (0, unchecked) => format!("{unchecked} files could not be checked"),
+            (damaged, 0) => format!("{damaged} places are damaged"),
+            (damaged, unchecked) => {
+                format!("{damaged} places are damaged, {unchecked} files could not be checked")
+            }
+        };
+        out(&format!(
+            "{verdict}: {} cores, {} tables with {} records, {} log segments with {} records, {}",
+            summary.cores,
+            summary.tables,
+            summary.table_records,
+            summary.segments,
+            summary.log_records,
+            ByteSize(summary.bytes)
+        ));
+    }
+}
+
+/// One line: what it is, the file, the byte, what is the matter.
+fn say(kind: &str, place: &Place) {
+    let (file, offset) = (place.file.display(), place.offset);
+    out(&format!("{kind} {file} at byte {offset}: {}", place.what));
+}
+
+/// A line on standard output; whoever reads it may have gone, and the exit code says it all the same.
+fn out(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -215,6 +215,37 @@ fn a_node_can_be_restarted_on_its_port_at_once() {
     assert_eq!(node.client().ask("PING"), Value::Simple("PONG".into()));
 }
 
+/// The kernel closes the sockets of a killed process when it has taken its rings down: a supervisor that
+/// starts a node anew at once must not be told that the port is in use.
+#[test]
+fn a_killed_node_can_be_restarted_on_its_port_at_once() {
+    let dir = scratch();
+    let mut node = Launch::new(dir.path()).start();
+    let port = node.address.port();
+    for _ in 0..6 {
+        let mut clients: Vec<Client> = (0..20).map(|_| node.client()).collect();
+        for client in &mut clients {
+            assert_eq!(client.ask("SET key value"), Value::Simple("OK".into()));
+        }
+        node.kill();
+        node = Launch::new(dir.path()).with("--port", port).start();
+    }
+    assert_eq!(node.client().ask("GET key"), Value::Bulk(b"value".to_vec()));
+}
+
+/// Some who stop a process signal its group as well: the second signal says the same as the first.
+#[test]
+fn two_signals_at_once_stop_a_node_in_order() {
+    for _ in 0..5 {
+        let dir = scratch();
+        let node = Launch::new(dir.path()).start();
+        fill(&mut node.client());
+        node.signal("TERM");
+        assert_eq!(node.stop("INT"), Some(0), "it did not stop in order");
+        check(&mut Launch::new(dir.path()).start().client(), "two signals");
+    }
+}
+
 /// Two nodes that write to one directory destroy it.
 #[test]
 fn a_directory_of_a_running_node_is_refused() {

@@ -100,7 +100,9 @@ impl ProtocolError {
                 "ERR Protocol error: unauthenticated multibulk length"
             }
             ProtocolError::UnauthenticatedBulk => "ERR Protocol error: unauthenticated bulk length",
-            ProtocolError::RequestTooBig => "ERR Protocol error: too big request",
+            ProtocolError::RequestTooBig => {
+                "ERR Protocol error: too big request (limits.request-max)"
+            }
             ProtocolError::CrossProtocol => return None,
             ProtocolError::NotBulk(byte) => {
                 let got = if byte.is_ascii() {

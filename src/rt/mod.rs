@@ -27,7 +27,8 @@ use crate::types::{CoreId, UnixMillis};
 pub use kick::kicks;
 pub use ring_flags::cooperative_rings;
 pub use uring::{
-    CoreOptions, HostReport, check_host, cpu_count, pins_for, request_stop, reserve_port, run_cores,
+    CoreOptions, HostReport, check_host, cpu_count, file_to_probe, pins_for, request_stop,
+    reserve_port, run_cores,
 };
 
 /// Alignment and granularity of every write: offsets, lengths and memory.
@@ -181,6 +182,8 @@ pub enum Bug {
     TombstoneTooEarly,
     /// A write leaves the old record of its key in the row cache.
     StaleRow,
+    /// A lookup that meets a damaged block takes it for one without the key.
+    DamageIsAbsence,
 }
 
 /// True in a simulated world that has `bug` planted.
@@ -213,6 +216,16 @@ impl File {
         let kind = match sim::current() {
             Some(world) => world.open_file(path).await.map(FileKind::Sim),
             None => uring::File::open(path).await.map(FileKind::Real),
+        };
+        kind.map(File)
+            .map_err(|source| Error::io("open", path, source))
+    }
+
+    /// Opens an existing file for reading only, where nothing may be written.
+    pub async fn open_to_read(path: &Path) -> Result<File> {
+        let kind = match sim::current() {
+            Some(world) => world.open_file(path).await.map(FileKind::Sim),
+            None => uring::File::open_to_read(path).await.map(FileKind::Real),
         };
         kind.map(File)
             .map_err(|source| Error::io("open", path, source))
@@ -422,6 +435,16 @@ pub async fn lock_file(path: &Path) -> Result<DirLock> {
     let lock = match sim::current() {
         Some(world) => world.lock_file(path).map(LockKind::Sim),
         None => uring::lock_file(path).await.map(LockKind::Real),
+    };
+    lock.map(DirLock)
+        .map_err(|source| Error::io("lock", path, source))
+}
+
+/// Locks the file `path` like [`lock_file`], and fails with `NotFound` instead of creating it.
+pub async fn lock_existing(path: &Path) -> Result<DirLock> {
+    let lock = match sim::current() {
+        Some(world) => world.lock_existing(path).map(LockKind::Sim),
+        None => uring::lock_existing(path).await.map(LockKind::Real),
     };
     lock.map(DirLock)
         .map_err(|source| Error::io("lock", path, source))

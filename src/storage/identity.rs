@@ -14,7 +14,8 @@ const MAGIC: &[u8; 8] = b"QUOITDIR";
 const FORMAT: u32 = 1;
 const IDENTITY_BYTES: usize = 24;
 const _: () = assert!(IDENTITY_BYTES == 8 + 4 + 4 + 2 + 2 + 4);
-const NAME: &str = "NODE";
+/// The name of the identity file in its data directory.
+pub const NAME: &str = "NODE";
 
 /// What a data directory is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,9 @@ impl Identity {
         if block[12..16] != checksum(block).to_le_bytes() {
             return Err(damaged("its checksum does not match"));
         }
+        if block.len() != BLOCK_BYTES || block[IDENTITY_BYTES..].iter().any(|&byte| byte != 0) {
+            return Err(damaged("there is more than an identity, or less"));
+        }
         let format = u32::from_le_bytes([block[8], block[9], block[10], block[11]]);
         if format != FORMAT {
             return Err(Error::Setup(format!(
@@ -72,14 +76,8 @@ fn checksum(block: &[u8]) -> u32 {
 
 /// Makes the data directory `dir` that of `wanted`, or sees that it is.
 pub async fn claim(dir: &Path, wanted: Identity) -> Result<()> {
-    let path = dir.join(NAME);
-    let found = match File::open(&path).await {
-        Ok(file) => {
-            let block = file.read_at(0, BLOCK_BYTES).await?;
-            let found = Identity::decode(&block, &path)?;
-            file.close().await;
-            found
-        }
+    let found = match read(dir).await {
+        Ok(found) => found,
         Err(error) if error.is_not_found() => return create(dir, wanted).await,
         Err(error) => return Err(error),
     };
@@ -106,6 +104,16 @@ pub async fn claim(dir: &Path, wanted: Identity) -> Result<()> {
         "cannot use the data directory {}: {why}",
         dir.display()
     )))
+}
+
+/// Whose data directory `dir` is; changes nothing.
+pub async fn read(dir: &Path) -> Result<Identity> {
+    let path = dir.join(NAME);
+    let file = File::open_to_read(&path).await?;
+    // One byte more than there should be.
+    let bytes = file.read_at(0, BLOCK_BYTES + 1).await;
+    file.close().await;
+    Identity::decode(&bytes?, &path)
 }
 
 async fn create(dir: &Path, identity: Identity) -> Result<()> {

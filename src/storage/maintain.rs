@@ -75,7 +75,11 @@ impl Store {
             match done {
                 Ok(()) => self.state.borrow_mut().flush_refused = None,
                 Err(error) if stopping => {
-                    log::warn!("stopping with a memtable that could not be flushed: {error}");
+                    let kept = match self.wal {
+                        Some(_) => "its records are in the log",
+                        None => "there is no log: its records are lost",
+                    };
+                    log::warn!("a memtable cannot be flushed at the stop ({error}); {kept}");
                     break;
                 }
                 Err(error) => {
@@ -520,7 +524,9 @@ impl super::State {
         let held = self
             .held
             .iter()
-            .filter(|(transaction, held)| !(held.settled && gone.contains(transaction)));
+            .filter(|(transaction, held)| !(held.settled && gone.contains(transaction)))
+            // The manifest has let go of what was settled, though a clear may have kept it here.
+            .filter(|(_, held)| held.lsn > self.manifest.flushed);
         let first_held = held.map(|(_, held)| held.lsn).min();
         first_held.map_or(safe, |lsn| safe.min(Lsn(lsn.0 - 1)))
     }

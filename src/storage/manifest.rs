@@ -137,8 +137,8 @@ impl Manifest {
             core,
             cores,
             next_id: 1,
-            floor: Floor::START,
-            values_floor: Floor::START,
+            floor: Floor::start(core, Stream::Records),
+            values_floor: Floor::start(core, Stream::Values),
             flushed: crate::storage::RECOVERED,
             logless: false,
             voids: Vec::new(),
@@ -211,7 +211,12 @@ impl Manifest {
     pub async fn load(dir: &Path) -> Result<Option<Manifest>> {
         remove_if_there(&dir.join(MANIFEST_TMP)).await?;
         sync_dir(dir).await?;
-        let file = match File::open(&dir.join(MANIFEST)).await {
+        Manifest::read(dir).await
+    }
+
+    /// Reads the manifest of `dir`, and changes nothing; `None` if there is none.
+    pub async fn read(dir: &Path) -> Result<Option<Manifest>> {
+        let file = match File::open_to_read(&dir.join(MANIFEST)).await {
             Ok(file) => file,
             Err(failure) if failure.is_not_found() => return Ok(None),
             Err(failure) => return Err(failure),
@@ -320,8 +325,12 @@ impl Manifest {
             )));
         }
         let padding = &bytes[end + CRC_BYTES..];
-        if padding.len() >= BLOCK_BYTES || padding.iter().any(|&byte| byte != 0) {
-            return Err(corrupt(end + CRC_BYTES, "there is more than a manifest"));
+        let is_whole = bytes.len().is_multiple_of(BLOCK_BYTES) && padding.len() < BLOCK_BYTES;
+        if !is_whole || padding.iter().any(|&byte| byte != 0) {
+            return Err(corrupt(
+                end + CRC_BYTES,
+                "there is more than a manifest, or less",
+            ));
         }
         Manifest::decode_body(body).ok_or_else(|| corrupt(HEADER_BYTES, "the body is malformed"))
     }

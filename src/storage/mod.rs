@@ -19,6 +19,7 @@ mod batch;
 pub mod block;
 pub mod bloom;
 pub mod cache;
+pub mod check;
 mod codec;
 mod compact;
 pub mod compaction;

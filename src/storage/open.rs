@@ -17,9 +17,11 @@ use super::levels::Levels;
 use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::recover::{Heard, Recovered, without_cleared};
-use super::sstable::Table;
+use super::sstable::{Table, TableId};
 use super::vlog::Values;
-use super::wal::format::{SegmentHeader, SegmentId, Stream, decode_segment_header};
+use super::wal::format::{
+    SegmentHeader, SegmentId, Stream, decode_segment_bytes, decode_segment_header,
+};
 use super::wal::replay::{self, Floor, Found};
 use super::wal::{Admission, Fate, LogOptions, Segment, Wal, WalLimits};
 use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
@@ -397,7 +399,10 @@ async fn hear(
             replay::replay(dir, Stream::Values, manifest.values_floor, each).await?
         }
     };
-    let moved = Found::nothing(Floor::START, ids(Stream::Moved));
+    let moved = Found::nothing(
+        Floor::start(manifest.core, Stream::Moved),
+        ids(Stream::Moved),
+    );
     Ok(Logs { wal, values, moved })
 }
 
@@ -470,6 +475,14 @@ async fn open_segment(path: &Path, stream: Stream, id: SegmentId) -> Result<Rc<S
             why: "its header is broken, but it is in use".to_owned(),
         });
     }
+    let wanted = decode_segment_bytes(&block).unwrap_or(u64::MAX);
+    if bytes < wanted {
+        return Err(Error::Corrupt {
+            file: path.to_owned(),
+            offset: bytes,
+            why: format!("it is {bytes} bytes long and should be {wanted}"),
+        });
+    }
     Ok(Rc::new(Segment { id, file, bytes }))
 }
 
@@ -508,7 +521,7 @@ async fn make_durable(manifest: &Manifest, dir: &Path, must: bool) -> Result<()>
 }
 
 fn is_data(name: &str) -> bool {
-    name.ends_with(".log") || name.ends_with(".sst")
+    name.ends_with(".log") || TableId::parse(name).is_some()
 }
 
 fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Result<()> {
@@ -519,5 +532,9 @@ fn check_owner(manifest: &Manifest, dir: &Path, options: &StoreOptions) -> Resul
         "it is core {} of {}, not core {} of {}",
         manifest.core.0, manifest.cores, options.core.0, options.cores
     );
-    Err(Error::Setup(format!("cannot use {}: {why}", dir.display())))
+    let path = dir.join(super::manifest::MANIFEST);
+    Err(Error::Setup(format!(
+        "cannot use {}: {why}",
+        path.display()
+    )))
 }

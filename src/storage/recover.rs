@@ -135,7 +135,7 @@ impl Heard {
 }
 
 /// The first number behind `flushed` that is neither among `lsns`, which rise, nor void.
-fn first_gap(flushed: Lsn, lsns: impl Iterator<Item = Lsn>, voids: &[Void]) -> Lsn {
+pub fn first_gap(flushed: Lsn, lsns: impl Iterator<Item = Lsn>, voids: &[Void]) -> Lsn {
     let over_voids = |next: u64| {
         voids.iter().fold(next, |next, (first, last)| {
             match (first.0..=last.0).contains(&next) {

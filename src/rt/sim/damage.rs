@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::Inner;
+use super::crash::CrashPoint;
 use super::disk::{DiskFaults, DiskLosses, Volume};
 use super::image::{Change, Contents, Image};
 use super::names::{Inode, Names};
@@ -29,6 +30,17 @@ impl Disk {
     /// What it has done so far.
     pub fn losses(&self) -> DiskLosses {
         self.volume.losses.get()
+    }
+
+    /// Shows `watcher` the disk before each sync of a file or directory that takes effect: what a
+    /// power cut may leave then includes all that it may have left since the sync before.
+    pub fn watch(&self, watcher: impl FnMut(CrashPoint) + 'static) {
+        *self.volume.watcher.borrow_mut() = Some(Box::new(watcher));
+    }
+
+    /// What a power cut may leave now.
+    pub fn crash_point(&self) -> CrashPoint {
+        CrashPoint::of(&self.volume.names.borrow())
     }
 
     /// All files, sorted.

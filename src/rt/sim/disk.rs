@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use super::crash::CrashPoint;
 use super::executor::{Alarm, Bell, Chance, Executor, Sleep};
 use super::image::Change;
 use super::names::{Inode, NameChange, Names, not_found};
@@ -96,7 +97,12 @@ pub(super) struct Volume {
     pub losses: Cell<DiskLosses>,
     /// Counts the lives of its node, so that what an earlier one left open is stale.
     pub life: Cell<u64>,
+    /// Is shown the disk before each sync that takes effect.
+    pub watcher: RefCell<Option<Watcher>>,
 }
+
+/// What a test does with the moments at which a power cut has the most choice.
+pub(super) type Watcher = Box<dyn FnMut(CrashPoint)>;
 
 impl Volume {
     pub fn new(faults: DiskFaults) -> Volume {
@@ -105,6 +111,13 @@ impl Volume {
             faults: RefCell::new(faults),
             losses: Cell::default(),
             life: Cell::new(0),
+            watcher: RefCell::new(None),
+        }
+    }
+
+    fn show_watcher(&self) {
+        if let Some(watcher) = &mut *self.watcher.borrow_mut() {
+            watcher(CrashPoint::of(&self.names.borrow()));
         }
     }
 
@@ -301,6 +314,7 @@ impl File {
         self.wait(|faults| faults.sync_us).await?;
         let executor = &self.world.executor;
         executor.note(0x51C ^ mark << 16);
+        self.volume.show_watcher();
         let failed = self.volume.fail(&executor.chance, |faults| faults.eio_sync);
         let mut contents = self.inode.contents.borrow_mut();
         if failed.is_ok() {
@@ -558,9 +572,16 @@ impl Context {
             return Err(error(libc::EIO));
         }
         executor.note(0xD14 ^ mark << 16);
+        volume.show_watcher();
         volume.fail(&executor.chance, |faults| faults.eio_sync)?;
         volume.names.borrow_mut().sync(path, mark);
         Ok(())
+    }
+
+    /// Locks a file that exists.
+    pub fn lock_existing(&self, path: &Path) -> io::Result<DirLock> {
+        self.volume().names.borrow().find(path)?;
+        self.lock_file(path)
     }
 
     /// Locks a file.

@@ -172,6 +172,35 @@ impl Image {
         }
     }
 
+    /// How many sectors a change writes; 0 if it is none of bytes.
+    pub fn sectors(change: &Change) -> usize {
+        match change {
+            Change::Write { buffer, .. } => buffer.len() / SECTOR_BYTES,
+            Change::Length(_) | Change::Allocate(_) => 0,
+        }
+    }
+
+    /// Applies the sectors of a write that `keeps` says, and its growth of the file if `grows`.
+    pub fn apply_sectors(&mut self, change: &Change, keeps: impl Fn(usize) -> bool, grows: bool) {
+        let Change::Write { first, buffer } = change else {
+            return;
+        };
+        let count = buffer.len() / BLOCK_BYTES;
+        for index in 0..count {
+            let sectors = (0..SECTORS).filter(|sector| keeps(index * SECTORS + sector));
+            let sectors = sectors.fold(0u8, |bits, sector| bits | 1 << sector);
+            let whole = Block {
+                buffer: Rc::clone(buffer),
+                at: index * BLOCK_BYTES,
+            };
+            self.mix_block(first + index, whole, sectors);
+        }
+        if grows {
+            self.length = self.length.max(((first + count) * BLOCK_BYTES) as u64);
+        }
+        self.clear_behind_end();
+    }
+
     /// Applies any of a write's sectors, and the growth of the file or not.
     pub fn apply_torn(&mut self, change: &Change, chance: &Chance) {
         let Change::Write { first, buffer } = change else {
@@ -400,6 +429,13 @@ impl Contents {
         }
         self.visible.clone_from(&self.durable);
         losses
+    }
+
+    /// What is durable, and what a crash may add to it: in order of completion, then what is under way.
+    pub fn choices(&self) -> (Image, Vec<Change>) {
+        let pending = self.unsynced.iter().chain(&self.in_flight);
+        let changes = pending.map(|(_, change)| change.clone()).collect();
+        (self.durable.clone(), changes)
     }
 
     /// Flips a bit of what is stored; false if there is none at that byte.

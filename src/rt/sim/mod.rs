@@ -9,6 +9,7 @@
 //! [`Handle::kill_node`] is `kill -9` (what was written stays written); [`Handle::crash_node`] is a
 //! power cut (what was not synced may be lost, torn or reordered). Then it may be started again.
 
+mod crash;
 mod damage;
 mod disk;
 mod executor;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use super::{Bug, Core};
 use crate::types::{CoreId, UnixMillis};
 
+pub use crash::{CrashPoint, Decisions};
 pub use damage::Disk;
 pub use disk::{DirLock, DiskFaults, DiskLosses, File};
 pub use executor::{Schedule, Task};

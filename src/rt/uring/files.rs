@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use glommio::io::{Directory, DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
@@ -33,17 +34,24 @@ pub struct File {
 impl File {
     /// Creates `path`, which must not exist.
     pub async fn create(path: &Path) -> io::Result<File> {
-        File::open_with(path, true).await
+        File::open_with(
+            path,
+            OpenOptions::new().read(true).write(true).create_new(true),
+        )
+        .await
     }
 
     /// Opens `path`, which must exist.
     pub async fn open(path: &Path) -> io::Result<File> {
-        File::open_with(path, false).await
+        File::open_with(path, OpenOptions::new().read(true).write(true)).await
     }
 
-    async fn open_with(path: &Path, create_new: bool) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(create_new);
+    /// Opens `path`, which must exist, and of which nothing will be written.
+    pub async fn open_to_read(path: &Path) -> io::Result<File> {
+        File::open_with(path, OpenOptions::new().read(true)).await
+    }
+
+    async fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
         let file = options.dma_open(path).await.map_err(into_io)?;
         Ok(File {
             file,
@@ -322,19 +330,61 @@ pub struct DirLock {
     _file: std::fs::File,
 }
 
-/// Locks the file `path` without waiting; `WouldBlock` if somebody else has it.
+/// How long a lock may stay after its process was killed (see `net::reserve_port`).
+const FREED_MAX: Duration = Duration::from_secs(3);
+const FREED_CHECK: Duration = Duration::from_millis(50);
+
+/// Locks the file `path`; `WouldBlock` if somebody else has it, and keeps it.
 pub async fn lock_file(path: &Path) -> io::Result<DirLock> {
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    lock_with(path, options).await
+}
+
+/// Locks the file `path`, which must exist, and does not open it for writing.
+pub async fn lock_existing(path: &Path) -> io::Result<DirLock> {
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true);
+    lock_with(path, options).await
+}
+
+async fn lock_with(path: &Path, options: std::fs::OpenOptions) -> io::Result<DirLock> {
     let path = path.to_owned();
     blocking(move || {
-        let mut options = std::fs::OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
-        file.try_lock().map_err(io::Error::from)?;
-        Ok(DirLock { _file: file })
+        let file = options.open(path)?;
+        let began = Instant::now();
+        loop {
+            match file.try_lock().map_err(io::Error::from) {
+                Ok(()) => return Ok(DirLock { _file: file }),
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < FREED_MAX =>
+                {
+                    std::thread::sleep(FREED_CHECK);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     })
     .await
+}
+
+/// Some file below `dir` that is not empty: what a reader who may not write there begins with.
+pub fn file_to_probe(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let about = entry.metadata()?;
+        if about.is_file() && about.len() > 0 {
+            return Ok(Some(entry.path()));
+        }
+        if about.is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    for folder in folders {
+        if let Some(file) = file_to_probe(&folder)? {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
 }

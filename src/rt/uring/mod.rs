@@ -34,8 +34,8 @@ use crate::error::{Error, Result};
 use crate::types::{CoreId, UnixMillis};
 
 pub use files::{
-    DirLock, File, ReadBytes, WriteBytes, create_dir_all, list_dir, lock_file, remove_file, rename,
-    sync_dir,
+    DirLock, File, ReadBytes, WriteBytes, create_dir_all, file_to_probe, list_dir, lock_existing,
+    lock_file, remove_file, rename, sync_dir,
 };
 pub use host::{HostReport, check_host, cpu_count, cpu_seconds, pins_for, resident_bytes};
 pub use mail::{Inbox, Mail, Outbox};
@@ -64,7 +64,8 @@ pub struct CoreOptions {
     pub pins: Vec<Option<usize>>,
     /// Memory that each core registers with its rings for I/O buffers.
     pub io_memory_bytes: usize,
-    /// The data directory: a file there tells whether its device can be polled.
+    /// The data directory: a file there, made for that, tells whether its device can be polled. Or a
+    /// file in it that is not empty, where nothing may be written.
     pub probe_dir: PathBuf,
     /// Takes the cure of `kick` out, for the test that shows that it is needed.
     #[doc(hidden)]
@@ -152,7 +153,7 @@ where
     }
     drop(gates);
     let results = threads.into_iter().zip(&places).enumerate();
-    let results: Vec<_> = results
+    let results: Vec<Result<Option<T>>> = results
         .map(|(core, (mut attempts, place))| {
             if !place.is_settled() {
                 let why = "it does not begin to run";
@@ -162,7 +163,10 @@ where
         })
         .collect();
     drop(kicker);
-    results.into_iter().collect()
+    // The core that could not start says why; the others only that one did not.
+    let results: Vec<Option<T>> = results.into_iter().collect::<Result<_>>()?;
+    let all: Option<Vec<T>> = results.into_iter().collect();
+    all.ok_or_else(|| Error::Setup("a core did not start".to_owned()))
 }
 
 /// Waits until every core has said whether it is up; how many are. One that does not begin is
@@ -332,7 +336,7 @@ where
 
     // Whether a device can be polled is found out by the first file that is opened there, and
     // kept: an empty or write-only one gives the wrong answer, and reads that fail.
-    let probed = File::open(&seat.probe).await;
+    let probed = File::open_to_read(&seat.probe).await;
     let up = match probed {
         Ok(file) => {
             file.close().await;
@@ -388,10 +392,10 @@ async fn wind_up(local: &Local) {
     glommio::timer::sleep(Duration::from_millis(1)).await;
 }
 
-fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<T> {
+/// What a core's program returned; `None`: it never ran, for another core did not start.
+fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<Option<T>> {
     let why = match thread.and_then(ExecutorJoinHandle::join) {
-        Ok(Ok(Some(result))) => return Ok(result),
-        Ok(Ok(None)) => "another core did not start".to_owned(),
+        Ok(Ok(result)) => return Ok(result),
         Ok(Err(error)) => format!("its probe file: {error}"),
         Err(error) => host::advice(error),
     };
@@ -401,16 +405,27 @@ fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<T> {
 /// A non-empty file in the data directory, there while the cores start.
 struct Probe {
     path: PathBuf,
+    /// It was there before, and stays.
+    is_kept: bool,
 }
 
 impl Probe {
     fn create(dir: &Path) -> Result<Probe> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        if dir.is_file() {
+            return Ok(Probe {
+                path: dir.to_owned(),
+                is_kept: true,
+            });
+        }
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = dir.join(format!("probe-{}-{number}.tmp", std::process::id()));
         let written = std::fs::create_dir_all(dir)
             .and_then(|()| std::fs::write(&path, [0; super::BLOCK_BYTES]));
-        let probe = Probe { path };
+        let probe = Probe {
+            path,
+            is_kept: false,
+        };
         match written {
             Ok(()) => Ok(probe),
             Err(error) => Err(Error::io("write", &probe.path, error)),
@@ -420,8 +435,10 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // If it cannot be removed, a small file is left over.
-        let _ = std::fs::remove_file(&self.path);
+        if !self.is_kept {
+            // If it cannot be removed, a small file is left over.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

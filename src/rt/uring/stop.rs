@@ -1,14 +1,19 @@
-//! The wish to stop: SIGINT or SIGTERM, or a test's word. The second signal ends the process.
+//! The wish to stop: SIGINT or SIGTERM, or a test's word. A second signal ends the process at once,
+//! unless it comes right behind the first: some who stop a process signal its group as well.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
+
+/// Signals that come so soon after the first say the same.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// One node's wish to stop.
 #[derive(Default)]
@@ -47,11 +52,16 @@ fn listen() -> std::io::Result<()> {
     thread.spawn(move || {
         super::own_this_thread();
         let mut signals = signals.forever();
-        if signals.next().is_some() {
-            request_stop();
+        if signals.next().is_none() {
+            return;
         }
-        if signals.next().is_some() {
-            signal_hook::low_level::exit(1);
+        let first = Instant::now();
+        request_stop();
+        for _ in signals {
+            if first.elapsed() >= SAME_WISH {
+                log::error!("a second signal: ending at once, whatever is not yet on disk");
+                signal_hook::low_level::exit(1);
+            }
         }
     })?;
     Ok(())

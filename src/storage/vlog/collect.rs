@@ -27,7 +27,6 @@ use crate::storage::merge::Item;
 use crate::storage::record::{KeyRef, Meta, Pointer, Record};
 use crate::storage::wal::format::{Entry, Stream};
 use crate::storage::wal::replay::{Read, SegmentReader};
-use crate::storage::{RECOVERED, Store};
 use crate::types::{KeyHash, Lsn};
 
 /// After a failure the disk is asked again so often.
@@ -178,7 +177,7 @@ impl Store {
             (segment, info)
         };
         if info.version_max > self.state.borrow().manifest.cleared {
-            let mut reader = SegmentReader::of(segment).await?;
+            let mut reader = SegmentReader::of(key.0, segment).await?;
             let mut seen = 0;
             loop {
                 let began = rt::now();

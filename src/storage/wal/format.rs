@@ -178,6 +178,14 @@ fn is_old_header(header: &[u8]) -> bool {
     u32_at(header, 12) == crc
 }
 
+/// How long the file of the segment is whose header this is; it was made so before its first use.
+pub fn decode_segment_bytes(block: &[u8]) -> Option<u64> {
+    match decode_segment_header(block) {
+        SegmentHeader::Valid(..) => Some(u64_at(block, 24)),
+        SegmentHeader::Other(_) | SegmentHeader::Unreadable => None,
+    }
+}
+
 /// A batch's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {

@@ -21,6 +21,7 @@ pub mod format;
 mod pending;
 pub mod replay;
 mod segment;
+pub mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -538,11 +539,22 @@ impl Wal {
 
     /// Keeps a spare segment ready.
     async fn prepare_segments(self) {
+        let mut told = false;
         while self.0.supply.wanted().await {
-            if let Err(error) = self.0.supply.prepare().await {
-                log::warn!("no new log segment, writes are refused meanwhile: {error}");
-                self.0.options.fate.progress.wake_all();
-                self.0.supply.pause().await;
+            match self.0.supply.prepare().await {
+                Ok(()) if told => {
+                    log::info!("there is a new log segment again");
+                    told = false;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if !told {
+                        log::warn!("no new log segment, writes are refused meanwhile: {error}");
+                    }
+                    told = true;
+                    self.0.options.fate.progress.wake_all();
+                    self.0.supply.pause().await;
+                }
             }
             self.0.options.fate.progress.wake_all();
         }

@@ -19,14 +19,18 @@ use std::rc::Rc;
 
 use super::format::{
     BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Entry, SegmentHeader, SegmentId, Stream,
-    batch_is_intact, decode_batch_header, decode_segment_header, padded, take_numbered,
+    batch_is_intact, decode_batch_header, decode_segment_bytes, decode_segment_header, padded,
+    take_numbered,
 };
 use super::segment::Segment;
 use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File, ReadBuffer};
-use crate::types::Lsn;
+use crate::types::{CoreId, Lsn};
 
 const READ_BYTES: usize = 1 << 20;
+/// Where a segment's number says whose it is.
+const CORE_SHIFT: u32 = 48;
+const STREAM_SHIFT: u32 = 44;
 
 /// Where the log begins: what the manifest says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +42,16 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// The floor of a log that nothing was written to.
-    pub const START: Floor = Floor {
-        segment: SegmentId(1),
-        sequence: 1,
-    };
+    /// The floor of a log of `core` that nothing was written to. No two logs have a segment of the
+    /// same number, so that neither a file nor a batch that strays from one into another is taken for
+    /// its own.
+    pub fn start(core: CoreId, stream: Stream) -> Floor {
+        let log = u64::from(core.0) << CORE_SHIFT | u64::from(stream.number()) << STREAM_SHIFT;
+        Floor {
+            segment: SegmentId(log | 1),
+            sequence: 1,
+        }
+    }
 }
 
 /// A segment that holds something.
@@ -124,19 +133,28 @@ pub async fn replay(
     mut each: impl FnMut(Read<'_>) -> Result<()>,
 ) -> Result<Found> {
     let ids = segments_of(stream, &rt::list_dir(dir).await?);
+    let last = ids.last().copied();
     let mut found = Found::nothing(floor, ids.iter().copied());
     // Where the log could not be read on, if there was such a place.
     let mut torn: Option<(PathBuf, u64)> = None;
     for id in ids {
+        let is_needed = id >= floor.segment;
+        if !is_needed && stream != Stream::Records {
+            continue; // the value log's: read by others
+        }
         let path = dir.join(id.file_name(stream));
-        if id < floor.segment {
-            if stream == Stream::Records {
-                found.blank.push(path);
-            }
+        let mut reader = SegmentReader::open(&path, stream, id).await?;
+        let first = match reader.misnamed(floor) {
+            Some((_, named)) => reader.first_of(named).await?,
+            None if is_needed => reader.first_of(id).await?,
+            None => None,
+        };
+        reader.check_file(floor, first.is_some(), Some(id) == last)?;
+        if !is_needed {
+            found.blank.push(path);
             continue;
         }
-        let mut reader = SegmentReader::open(&path, stream, id).await?;
-        let first = match reader.first().await? {
+        let first = match first {
             Some((first, _)) if first <= found.sequence_next => first,
             Some((_, at)) => {
                 // Either the last segment lacks its end or this one its beginning.
@@ -147,6 +165,8 @@ pub async fn replay(
                 continue;
             }
             None => {
+                // If something follows, then what is missing was here.
+                torn = Some((path.clone(), BLOCK_BYTES as u64));
                 found.blank.push(path);
                 continue;
             }
@@ -167,6 +187,13 @@ pub async fn replay(
 /// Reads one segment, block by block.
 pub struct SegmentReader {
     segment: Rc<Segment>,
+    /// The log that it belongs to, by its name.
+    stream: Stream,
+    /// Batches of this segment are looked for.
+    named: SegmentId,
+    header: SegmentHeader,
+    /// How long the file was made, by its header.
+    bytes_wanted: Option<u64>,
     /// The place of the last entry that was read.
     last: Lsn,
     /// Where the next batch is expected.
@@ -184,12 +211,16 @@ struct Window {
 
 impl SegmentReader {
     /// Reads `segment` from its first batch on.
-    pub async fn of(segment: Rc<Segment>) -> Result<SegmentReader> {
+    pub async fn of(stream: Stream, segment: Rc<Segment>) -> Result<SegmentReader> {
         let window = Window {
             start: 0,
             bytes: segment.file.read_at(0, READ_BYTES).await?,
         };
         Ok(SegmentReader {
+            stream,
+            named: segment.id,
+            header: decode_segment_header(&window.bytes),
+            bytes_wanted: decode_segment_bytes(&window.bytes),
             segment,
             last: Lsn(0),
             position: BLOCK_BYTES as u64,
@@ -201,25 +232,58 @@ impl SegmentReader {
     async fn open(path: &Path, stream: Stream, id: SegmentId) -> Result<SegmentReader> {
         let file = File::open(path).await?;
         let bytes = file.len().await?;
-        let mut reader = SegmentReader::of(Rc::new(Segment { id, file, bytes })).await?;
-        match decode_segment_header(&reader.window.bytes) {
-            SegmentHeader::Valid(log, named) if (log, named) == (stream, id) => Ok(reader),
-            SegmentHeader::Other(format) => Err(other_format(path, format)),
-            // A segment is begun only once its header is durable, so a bad one belongs to a
-            // segment that was never used, or it is damaged.
-            SegmentHeader::Valid(..) | SegmentHeader::Unreadable => {
-                match reader.find_from(BLOCK_BYTES as u64, |_| true).await? {
-                    None => Ok(reader),
-                    Some(_) => Err(reader.damaged(0, "its header is broken, but it is in use")),
+        SegmentReader::of(stream, Rc::new(Segment { id, file, bytes })).await
+    }
+
+    /// Sees whether this file can be what its name says: whole, and no other segment.
+    fn check_file(&self, floor: Floor, is_used: bool, is_last: bool) -> Result<()> {
+        let (id, bytes) = (self.segment.id, self.segment.bytes);
+        match self.header {
+            SegmentHeader::Other(format) => {
+                return Err(other_format(self.segment.file.path(), format));
+            }
+            SegmentHeader::Valid(stream, named) if (stream, named) == (self.stream, id) => {}
+            _ => {
+                // Recycling gives a file of below the floor a new name and a new header. A crash may
+                // leave one without the other, but then nothing has been written to it.
+                if let Some((stream, named)) = self.misnamed(floor)
+                    && (is_used || id >= floor.segment)
+                {
+                    let why = format!("it holds {}", named.file_name(stream));
+                    return Err(self.damaged(0, &why));
+                }
+                // A segment is begun only once its header is durable, so a bad one belongs to a
+                // segment that was never used, or it is damaged.
+                if is_used {
+                    return Err(self.damaged(0, "its header is broken, but it is in use"));
                 }
             }
         }
+        // Each is whole and durable before it is used, and before the next one is made.
+        let wanted = self.bytes_wanted.unwrap_or(BLOCK_BYTES as u64);
+        if id >= floor.segment && bytes < wanted && (is_used || !is_last) {
+            let why = format!("it is {bytes} bytes long and should be {wanted}");
+            return Err(self.damaged(bytes, &why));
+        }
+        Ok(())
     }
 
-    /// The number and the place of the first batch that can be read, if there is any.
-    async fn first(&mut self) -> Result<Option<(u64, u64)>> {
-        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await?;
-        Ok(found.map(|(header, at)| (header.sequence, at)))
+    /// The segment that this file holds by its header, if that is another one that the log needs.
+    fn misnamed(&self, floor: Floor) -> Option<(Stream, SegmentId)> {
+        let SegmentHeader::Valid(stream, named) = self.header else {
+            return None;
+        };
+        let is_other =
+            stream != self.stream || (named != self.segment.id && named >= floor.segment);
+        is_other.then_some((stream, named))
+    }
+
+    /// The number and the place of the first batch of segment `id` that can be read, if there is any.
+    async fn first_of(&mut self, id: SegmentId) -> Result<Option<(u64, u64)>> {
+        let own = std::mem::replace(&mut self.named, id);
+        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await;
+        self.named = own;
+        Ok(found?.map(|(header, at)| (header.sequence, at)))
     }
 
     /// Gives out all batches from `position` on that follow each other; returns the next number.
@@ -354,7 +418,7 @@ impl SegmentReader {
     }
 
     async fn header_at(&mut self, position: u64) -> Result<Option<BatchHeader>> {
-        let id = self.segment.id;
+        let id = self.named;
         let bytes = self.bytes_at(position, BLOCK_BYTES).await?;
         Ok(bytes.and_then(|bytes| decode_batch_header(bytes, id)))
     }

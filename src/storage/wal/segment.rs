@@ -187,10 +187,7 @@ impl Supply {
 
     /// Removes what is surplus and makes a spare if there is none that suffices.
     pub async fn prepare(&self) -> Result<()> {
-        let surplus = std::mem::take(&mut self.state.borrow_mut().surplus);
-        for path in surplus {
-            rt::remove_file(&path).await?;
-        }
+        self.remove_surplus().await?;
         let (bytes, id) = {
             let mut state = self.state.borrow_mut();
             let wanted = state.room_wanted + BLOCK_BYTES as u64;
@@ -220,14 +217,39 @@ impl Supply {
                 Ok(())
             }
             Err(error) => {
-                let _ = rt::remove_file(&path).await; // it may not even exist
+                // It may not even exist. That it is gone is made sure of before the next one is made.
+                let _ = rt::remove_file(&path).await;
                 let mut state = self.state.borrow_mut();
+                state.surplus.push(path);
                 state.refused = Some(bytes - BLOCK_BYTES as u64);
                 // Whoever wanted so much is refused; an ordinary segment does for all the others.
                 state.room_wanted = 0;
                 Err(error)
             }
         }
+    }
+
+    /// Removes, durably, what must not be found beside a segment that is made later: a file that was
+    /// never finished is told from one that was cut short by being the last.
+    async fn remove_surplus(&self) -> Result<()> {
+        let mut is_changed = false;
+        loop {
+            let Some(path) = self.state.borrow().surplus.last().cloned() else {
+                break;
+            };
+            match rt::remove_file(&path).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => is_changed = true,
+            }
+            self.state
+                .borrow_mut()
+                .surplus
+                .retain(|other| *other != path);
+        }
+        if is_changed && !rt::planted(Bug::NoDirectorySync) {
+            rt::sync_dir(&self.dir).await?;
+        }
+        Ok(())
     }
 
     async fn make(&self, path: &Path, id: SegmentId, bytes: u64) -> Result<Segment> {

@@ -648,7 +648,13 @@ fn a_crash_during_recovery_loses_nothing() {
 fn a_file_whose_new_life_was_not_finished_is_blank() {
     // The power went between the renaming of a recycled file and the writing of its header.
     let world = world_with(12, 12, 5000);
-    let old = world.disk(NODE).read(&path_of(1)).expect("it is there");
+    let mut old = world.disk(NODE).read(&path_of(1)).expect("it is there");
+    encode_segment_header(
+        Stream::Records,
+        SegmentId(0),
+        8 * BLOCK,
+        &mut old[..BLOCK_BYTES],
+    );
     world.disk(NODE).put(&path_of(90), &old);
     assert_eq!(replayed(&world).expect("no damage"), numbers(1..=12));
     let mut header_only = old;
@@ -663,6 +669,34 @@ fn a_file_whose_new_life_was_not_finished_is_blank() {
         replayed(&world).expect("no damage"),
         numbers(1..=12),
         "an earlier life was replayed"
+    );
+}
+
+#[test]
+fn a_file_that_was_cut_short_or_holds_another_segment_is_damage() {
+    let world = world_with(13, 12, 5000);
+    let disk = world.disk(NODE);
+    let whole = disk.read(&path_of(1)).expect("it is there");
+    // Nothing behind a cut says that there was more.
+    for length in [0, BLOCK, 3 * BLOCK, 8 * BLOCK - 1] {
+        disk.truncate(&path_of(1), length);
+        let error = replayed(&world).expect_err("records are gone");
+        assert!(
+            error
+                .to_string()
+                .contains(&SegmentId(1).file_name(Stream::Records)),
+            "{error}"
+        );
+        disk.put(&path_of(1), &whole);
+    }
+    assert_eq!(replayed(&world).expect("no damage"), numbers(1..=12));
+    disk.put(&path_of(90), &whole);
+    let error = replayed(&world).expect_err("whose records are these?");
+    assert!(
+        error
+            .to_string()
+            .contains(&SegmentId(90).file_name(Stream::Records)),
+        "{error}"
     );
 }
 
