@@ -130,7 +130,27 @@ impl Store {
         self.values.wait_written(layer.last).await?;
         self.take_in_placed();
         let id = self.take_table_id();
-        let Written { info, garbage } = self.write_table(layer, id).await?;
+        let mut copies = Garbage::default();
+        let flushed = self.write_and_install(layer, id, &mut copies).await;
+        let mut state = self.state.borrow_mut();
+        if !state.has_all(&[id]) {
+            // It failed, or a clear was faster: nothing points to what has moved.
+            state.values.note_all(&copies);
+        }
+        let info = flushed?;
+        state.stats.flushes += 1;
+        state.stats.table_bytes_written += info.map_or(0, |info| info.bytes);
+        Ok(())
+    }
+
+    /// Flushes `layer`; what moves to the value log meanwhile is added to `copies`.
+    async fn write_and_install(
+        &self,
+        layer: &Layer,
+        id: TableId,
+        copies: &mut Garbage,
+    ) -> Result<Option<TableInfo>> {
+        let Written { info, garbage } = self.write_table(layer, id, copies).await?;
         let settled = self.wait_settled(layer);
         future::or(settled, rt::sleep(SETTLE_PATIENCE)).await;
         let edit = Edit {
@@ -138,11 +158,8 @@ impl Store {
             garbage,
             ..Edit::nothing()
         };
-        let installed = self.install_written(info.as_slice(), edit).await;
-        let mut state = self.state.borrow_mut();
-        state.stats.flushes += u64::from(installed.is_ok());
-        state.stats.table_bytes_written += info.map_or(0, |info| info.bytes);
-        installed
+        self.install_written(info.as_slice(), edit).await?;
+        Ok(info)
     }
 
     /// Makes tables that were written and synced part of the store; they go if that fails.
@@ -176,7 +193,12 @@ impl Store {
     }
 
     /// Writes what is worth keeping of a memtable.
-    async fn write_table(&self, layer: &Layer, id: TableId) -> Result<Written> {
+    async fn write_table(
+        &self,
+        layer: &Layer,
+        id: TableId,
+        copies: &mut Garbage,
+    ) -> Result<Written> {
         let mut writer = TableWriter::create(&self.dir, id, id).await?;
         let mut garbage = Garbage::default();
         let mut records = 0;
@@ -199,7 +221,7 @@ impl Store {
                 .filter_map(|item| self.worth_keeping(item, &mut garbage));
             let kept: Vec<Item> = kept.collect();
             records += kept.len();
-            if let Err(error) = self.add_all(&mut writer, kept).await {
+            if let Err(error) = self.add_all(&mut writer, kept, copies).await {
                 writer.abandon().await;
                 return Err(error);
             }
@@ -217,13 +239,21 @@ impl Store {
     }
 
     /// Adds records to a table. Large values that are still with their records move to the value log.
-    async fn add_all(&self, writer: &mut TableWriter, items: Vec<Item>) -> Result<()> {
+    async fn add_all(
+        &self,
+        writer: &mut TableWriter,
+        items: Vec<Item>,
+        copies: &mut Garbage,
+    ) -> Result<()> {
         let is_large = |item: &&Item| {
             item.record.pointer().is_none()
                 && item.record.view().value().len() >= self.options.value_bytes_min
         };
         let large: Vec<Item> = items.iter().filter(is_large).cloned().collect();
-        let mut pointers = self.move_records(&large).await?.into_iter();
+        let pointers = self.move_records(&large).await?;
+        let places = pointers.iter().filter_map(Record::pointer);
+        places.for_each(|copy| copies.add(copy));
+        let mut pointers = pointers.into_iter();
         for item in &items {
             let record = match is_large(&item) {
                 true => pointers.next().expect("each that moves has a new place"),
@@ -450,10 +480,10 @@ impl Store {
     /// Flushes everything and ends the background work. Nothing may be written any more.
     /// An error: something that was written is not on disk.
     pub async fn stop(&self) -> Result<()> {
+        self.state.borrow_mut().stopping = true;
         if !self.state.borrow().active.memtable.borrow().is_empty() && !self.has_failed() {
             self.freeze();
         }
-        self.state.borrow_mut().stopping = true;
         self.changed.wake_all();
         self.changed
             .wait_for(|| self.state.borrow().flusher_ended.then_some(()))

@@ -127,6 +127,9 @@ struct State {
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
+    /// Those of them that a start found and that may yet be recovered: no memtable is frozen before,
+    /// for what it has may be newer, and must stay in front of them.
+    undecided: BTreeSet<Version>,
     /// The last flush could not be written: what writers are told meanwhile.
     flush_refused: Option<Admission>,
     /// The manifest on disk may not be the one we think it is: nothing more is installed.
@@ -273,6 +276,7 @@ impl Store {
     /// Some core of `transaction` could not prepare: it never was.
     pub fn abort(&self, transaction: Version) {
         self.state.borrow_mut().held.remove(&transaction);
+        self.note_decided(transaction);
     }
 
     /// Some core of `transaction` may have prepared it, but its log failed: it never was, and must
@@ -418,6 +422,10 @@ impl Store {
     /// Begins a new memtable; the old one is flushed in the background.
     fn freeze(&self) {
         let mut state = self.state.borrow_mut();
+        assert!(
+            state.undecided.is_empty() || state.stopping,
+            "what is undecided comes behind what is newer"
+        );
         let last = state.lsn_last;
         let next = Layer {
             number: state.active.number + 1,

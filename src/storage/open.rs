@@ -16,6 +16,7 @@ use super::compaction::Shape;
 use super::levels::Levels;
 use super::maintain::Edit;
 use super::manifest::Manifest;
+use super::memtable::Inserted;
 use super::recover::{Heard, Recovered, without_cleared};
 use super::sstable::{Table, TableId};
 use super::vlog::Values;
@@ -265,6 +266,7 @@ impl Start<'_> {
             leftover,
             lsn_last: self.recovered.last.max(RECOVERED),
             held: BTreeMap::new(),
+            undecided: BTreeSet::new(),
             flush_refused: None,
             install_failed: false,
             stopping: false,
@@ -287,6 +289,7 @@ impl Store {
                 self.recover(part);
             } else {
                 self.hold(&part);
+                self.state.borrow_mut().undecided.insert(transaction);
                 undecided.push(part);
             }
         }
@@ -310,17 +313,19 @@ impl Store {
         if let Some(version) = part.batch.clear {
             self.clear_recovered(version);
         }
-        let state = self.state.borrow_mut();
+        let mut state = self.state.borrow_mut();
         let cleared = state.cleared;
         for (position, record) in part.batch.records {
             self.caches.rows.forget(KeyHash::of(record.key()));
             if record.meta().version > cleared {
                 // Unlike a new write it may be older than what the log brought back.
-                let _ = state
-                    .active
-                    .memtable
-                    .borrow_mut()
-                    .insert(record, position, RECOVERED);
+                let active = Rc::clone(&state.active.memtable);
+                let inserted = active.borrow_mut().insert(record, position, RECOVERED);
+                if let Inserted::Replaced(old) = inserted
+                    && let Some(place) = old.record.pointer()
+                {
+                    state.values.note_garbage(place);
+                }
             }
         }
         state
@@ -328,6 +333,16 @@ impl Store {
             .transactions
             .borrow_mut()
             .push(part.transaction);
+        drop(state);
+        self.note_decided(part.transaction);
+    }
+
+    /// What a start found of `transaction` is recovered, or never was.
+    pub(super) fn note_decided(&self, transaction: Version) {
+        let was_undecided = self.state.borrow_mut().undecided.remove(&transaction);
+        if was_undecided {
+            self.changed.wake_all();
+        }
     }
 
     fn clear_recovered(&self, version: Version) {

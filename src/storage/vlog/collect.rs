@@ -7,6 +7,8 @@
 //! synced, a manifest is installed that does not list the segment; then its file is removed. Until
 //! that manifest is durable the old places are good, and the copies are only garbage.
 //!
+//! The collector looks for what is stored past the row cache, which knows no places.
+//!
 //! Invariants: only segments that replay does not read are emptied; a segment whose records cannot all
 //! be read is never given up; what has expired becomes a tombstone, as in a merge.
 
@@ -130,7 +132,7 @@ impl Store {
         if state.stopping || state.flusher_ended {
             return Some(Step::Stop);
         }
-        if self.has_failed() {
+        if self.has_failed() || !state.undecided.is_empty() {
             return None;
         }
         let ready = |barrier: u64| state.is_flushed(barrier);
@@ -199,7 +201,10 @@ impl Store {
                 if !reader.next_batch(&mut take).await? {
                     break;
                 }
+                // What moves goes through memtables and tables, like what is written.
+                self.wait_for_room().await;
                 self.move_live(records).await?;
+                self.freeze_if_full();
                 if self.state.borrow().stopping {
                     return Ok(());
                 }

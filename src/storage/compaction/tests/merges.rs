@@ -8,9 +8,11 @@ use crate::error::Error;
 use crate::storage::compaction::job::{Job, Merged, Rules, run};
 use crate::storage::levels::Levels;
 use crate::storage::merge::{Bound, Item, supersedes};
-use crate::storage::record::{Meta, Record};
+use crate::storage::record::{Meta, Pointer, Record};
 use crate::storage::sstable::tests::{NODE, dir, item, meta, on, read_all, sorted, world, write};
 use crate::storage::sstable::{Table, TableId, TableInfo};
+use crate::storage::vlog::Garbage;
+use crate::storage::wal::format::{SegmentId, Stream};
 use crate::types::{Position, UnixMillis, Version};
 
 const NOW: UnixMillis = 1_000_000;
@@ -204,6 +206,103 @@ fn a_merge_writes_what_a_naive_one_would_and_clients_see_no_difference() {
             );
         });
     }
+}
+
+/// The record of `table`, as one that lies in the value log: each at a place of its own.
+fn pointing(item: &Item, place: &mut u32) -> Item {
+    if item.record.meta().tombstone {
+        return item.clone();
+    }
+    *place += 1;
+    let pointer = Pointer {
+        stream: Stream::Values,
+        segment: SegmentId(u64::from(*place)),
+        offset: 4096,
+        length: item.record.bytes().len() as u32,
+        crc: 0,
+    };
+    Item {
+        record: Record::pointing(item.record.view(), pointer),
+        ..item.clone()
+    }
+}
+
+#[test]
+fn what_a_merge_gives_up_of_the_value_log_is_what_it_reads_and_does_not_write() {
+    for seed in 0..60 {
+        let world = world(seed, &[]);
+        on(&world, async move {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut place = 0;
+            let mut tables = random_tables(&mut random);
+            for item in tables.iter_mut().flatten() {
+                *item = pointing(item, &mut place);
+            }
+            let cleared = Version {
+                clock: random.u64(0..300),
+                coordinator: 5,
+            };
+            let start = random.usize(0..tables.len());
+            let open = open_all(&tables).await;
+            let job = Job {
+                dir: dir(),
+                inputs: Levels::new(open[start..].to_vec()),
+                below: Levels::new(open[..start].to_vec()),
+                level: 1,
+                rules: Rules { cleared, now: NOW },
+                table_bytes_max: 5_000,
+            };
+            let mut id = 100;
+            let next_id = || {
+                id += 1;
+                TableId(id)
+            };
+            let merged = run(&job, next_id, at_once).await.expect("a sound disk");
+            let mut expected = Garbage::default();
+            let mut kept = Vec::new();
+            for info in &merged.tables {
+                let table = Table::open(&job.dir, info).await.expect("undamaged");
+                kept.extend(read_all(Rc::new(table), Bound::START).await.expect("whole"));
+            }
+            let kept: Vec<Pointer> = kept.iter().filter_map(|it| it.record.pointer()).collect();
+            for item in tables[start..].iter().flatten() {
+                match item.record.pointer() {
+                    Some(place) if !kept.contains(&place) => expected.add(place),
+                    _ => {}
+                }
+            }
+            assert_eq!(merged.garbage, expected, "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn of_one_version_at_two_places_a_merge_keeps_the_newer_one() {
+    let world = world(4, &[]);
+    on(&world, async move {
+        let mut place = 0;
+        let whole = item(b"k", b"value", meta(5));
+        let (old, moved) = (pointing(&whole, &mut place), pointing(&whole, &mut place));
+        let open = open_all(&[vec![old.clone()], vec![moved.clone()]]).await;
+        let rules = Rules {
+            cleared: Version::ZERO,
+            now: NOW,
+        };
+        let job = Job {
+            dir: dir(),
+            inputs: Levels::new(open),
+            below: Levels::default(),
+            level: 1,
+            rules,
+            table_bytes_max: u64::MAX,
+        };
+        let merged = run(&job, || TableId(9), at_once).await.expect("a disk");
+        let mut garbage = Garbage::default();
+        garbage.add(old.record.pointer().expect("a pointer"));
+        assert_eq!(merged.garbage, garbage, "the wrong place was given up");
+        let (_, all) = merge_and_read(job).await;
+        assert_eq!(all, [moved], "a collected value was pointed to again");
+    });
 }
 
 #[test]
