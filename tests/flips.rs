@@ -30,7 +30,7 @@ use quoit::storage::check::{self, Place, Summary, Told};
 use quoit::storage::manifest::Manifest;
 use quoit::storage::wal::format::{
     BATCH_HEADER_BYTES, Entry, SegmentHeader, SegmentId, batch_is_intact, decode_batch_header,
-    decode_segment_header, padded, take_entry,
+    decode_life, decode_segment_header, padded, take_entry,
 };
 
 const BLOCK: usize = 4096;
@@ -245,7 +245,8 @@ fn fixture(name: &'static str, seed: u64, durability: DurabilityName, end: End) 
         history: BTreeMap::new(),
     };
     let settle = match durability {
-        DurabilityName::Periodic => Duration::ZERO,
+        // Long enough for the last write to reach the file, and too short for the next sync.
+        DurabilityName::Periodic => Duration::from_millis(20),
         _ => Duration::from_secs(1),
     };
     let write = |client| write_all(client, author, 12, settle);
@@ -324,10 +325,12 @@ fn lay_out_log(path: &Path, bytes: &[u8], floors: &BTreeMap<PathBuf, SegmentId>)
     if id < floors[path.parent().expect("it is in a directory")] {
         return layout;
     }
+    let life = decode_life(bytes);
     let mut position = BLOCK;
     while let Some(header) = bytes
         .get(position..)
-        .and_then(|rest| decode_batch_header(rest, id))
+        .filter(|_| life.is_some())
+        .and_then(|rest| decode_batch_header(rest, life))
     {
         let end = position + BATCH_HEADER_BYTES + header.length as usize;
         if !batch_is_intact(header, &bytes[position..]) {
@@ -368,14 +371,14 @@ fn prove(files: &Files, layouts: &mut BTreeMap<PathBuf, Layout>) {
     let mut synced: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for (path, layout) in layouts.iter_mut().rev() {
         let dir = path.parent().expect("it is in a directory").to_owned();
-        let Some(id) = SegmentId::from_file_name(&name(path)) else {
+        if SegmentId::from_file_name(&name(path)).is_none() {
             continue;
-        };
+        }
         let synced = synced.entry(dir).or_default();
         for batch in layout.batches.iter_mut().rev() {
             batch.is_proven = batch.sequence <= *synced;
             let bytes = &files[path][batch.range.clone()];
-            let header = decode_batch_header(bytes, id).expect("it was one");
+            let header = decode_batch_header(bytes, None).expect("it was one");
             *synced = header.synced.max(*synced);
         }
     }
@@ -656,16 +659,17 @@ impl Fixture {
         }
     }
 
-    /// True if a log segment's file holds another segment that the log needs. (A file that was being
-    /// recycled when the power went has a name or a header from before the floor, and holds nothing.)
+    /// True if a log segment's file holds another segment, and one of the two is needed. (A file that was
+    /// being recycled when the power went has a name from before the floor, and holds nothing.)
     fn is_another(&self, path: &Path, bytes: &[u8]) -> bool {
         let Some(id) = SegmentId::from_file_name(&name(path)) else {
             return false;
         };
         let floor = self.floors[path.parent().expect("it is in a directory")];
         match decode_segment_header(bytes) {
-            SegmentHeader::Valid(named) if named != id && named >= floor => {
-                id >= floor || decode_batch_header(&bytes[BLOCK..], named).is_some()
+            SegmentHeader::Valid(named) if named != id => {
+                let is_used = decode_batch_header(&bytes[BLOCK..], decode_life(bytes)).is_some();
+                id >= floor || (named >= floor && is_used)
             }
             _ => false,
         }

@@ -549,7 +549,7 @@ impl Wal {
         }
         let pending = &mut batch.pending;
         let header = BatchHeader {
-            segment: segment.id,
+            life: segment.life,
             sequence: batch.sequence,
             synced,
             length: (pending.filled - BATCH_HEADER_BYTES) as u32,

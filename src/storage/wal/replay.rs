@@ -17,8 +17,9 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use super::format::{
-    BATCH_HEADER_BYTES, BatchHeader, Entry, SegmentHeader, SegmentId, batch_is_intact,
-    decode_batch_header, decode_segment_bytes, decode_segment_header, padded, take_entry,
+    BATCH_HEADER_BYTES, BatchHeader, Entry, Life, SegmentHeader, SegmentId, batch_is_intact,
+    decode_batch_header, decode_life, decode_segment_bytes, decode_segment_header, padded,
+    take_entry,
 };
 use super::segment::Segment;
 use crate::error::{Error, Result};
@@ -84,10 +85,12 @@ pub async fn replay(
         let path = dir.join(id.file_name());
         let mut reader = SegmentReader::open(&path, id).await?;
         let is_needed = id >= floor.segment;
-        let first = match reader.misnamed(floor) {
-            Some(named) => reader.first_of(named).await?,
-            None if is_needed => reader.first_of(id).await?,
-            None => None,
+        let holds_needed = reader
+            .misnamed()
+            .is_some_and(|named| named >= floor.segment);
+        let first = match is_needed || holds_needed {
+            true => reader.first(floor).await?,
+            false => None,
         };
         reader.check_file(floor, first.is_some(), Some(id) == last)?;
         if !is_needed {
@@ -127,6 +130,8 @@ pub async fn replay(
 struct SegmentReader {
     segment: Segment,
     header: SegmentHeader,
+    /// What its batches bear; unknown if its header is broken.
+    life: Option<Life>,
     /// How long the file was made, by its header.
     bytes_wanted: Option<u64>,
     /// Where the next batch is expected.
@@ -152,8 +157,14 @@ impl SegmentReader {
         };
         Ok(SegmentReader {
             header: decode_segment_header(&window.bytes),
+            life: decode_life(&window.bytes),
             bytes_wanted: decode_segment_bytes(&window.bytes),
-            segment: Segment { id, file, bytes },
+            segment: Segment {
+                id,
+                life: decode_life(&window.bytes).unwrap_or(Life(0)),
+                file,
+                bytes,
+            },
             position: BLOCK_BYTES as u64,
             unproven: VecDeque::new(),
             window,
@@ -170,18 +181,17 @@ impl SegmentReader {
                     self.segment.file.path().display()
                 )));
             }
-            // Recycling gives a file of below the floor a new name and a new header. A crash may leave
-            // one without the other, but then nothing has been written to it.
-            SegmentHeader::Valid(named)
-                if self.misnamed(floor).is_some() && (is_used || id >= floor.segment) =>
-            {
-                let why = format!("it holds {}", named.file_name());
-                return Err(self.damaged(0, &why));
+            // Recycling gives a file of below the floor a new header, and then a new name. A crash may
+            // leave the former without the latter, but then nothing has been written to it.
+            SegmentHeader::Valid(named) => {
+                if named != id && (is_used || id >= floor.segment) {
+                    let why = format!("it holds {}", named.file_name());
+                    return Err(self.damaged(0, &why));
+                }
             }
-            SegmentHeader::Valid(named) if named == id => {}
             // A segment is begun only once its header is durable, so a bad one belongs to a
             // segment that was never used, or it is damaged.
-            SegmentHeader::Valid(_) | SegmentHeader::Unreadable => {
+            SegmentHeader::Unreadable => {
                 if is_used {
                     return Err(self.damaged(0, "its header is broken, but it is in use"));
                 }
@@ -196,21 +206,20 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// The segment that this file holds by its header, if that is another one that the log needs.
-    fn misnamed(&self, floor: Floor) -> Option<SegmentId> {
+    /// The segment that this file holds by its header, if that is not what it is called by.
+    fn misnamed(&self) -> Option<SegmentId> {
         match self.header {
-            SegmentHeader::Valid(named) => {
-                (named != self.segment.id && named >= floor.segment).then_some(named)
-            }
+            SegmentHeader::Valid(named) => (named != self.segment.id).then_some(named),
             SegmentHeader::Newer(_) | SegmentHeader::Unreadable => None,
         }
     }
 
-    /// The number and the place of the first batch of segment `id` that can be read, if there is any.
-    async fn first_of(&mut self, id: SegmentId) -> Result<Option<(u64, u64)>> {
-        let own = std::mem::replace(&mut self.segment.id, id);
-        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await;
-        self.segment.id = own;
+    /// The number and the place of the first batch that can be read, if there is any. If nothing says
+    /// which life this is, then those do not count that are of before the floor.
+    async fn first(&mut self, floor: Floor) -> Result<Option<(u64, u64)>> {
+        let is_known = self.life.is_some();
+        let counts = |header: BatchHeader| is_known || header.sequence >= floor.sequence;
+        let found = self.find_from(BLOCK_BYTES as u64, counts).await;
         Ok(found?.map(|(header, at)| (header.sequence, at)))
     }
 
@@ -310,9 +319,9 @@ impl SegmentReader {
     }
 
     async fn header_at(&mut self, position: u64) -> Result<Option<BatchHeader>> {
-        let id = self.segment.id;
+        let life = self.life;
         let bytes = self.bytes_at(position, BLOCK_BYTES).await?;
-        Ok(bytes.and_then(|bytes| decode_batch_header(bytes, id)))
+        Ok(bytes.and_then(|bytes| decode_batch_header(bytes, life)))
     }
 
     /// The batch's bytes; `None` if it would reach beyond the segment.

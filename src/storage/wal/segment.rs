@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::format::{SegmentId, encode_segment_header};
+use super::format::{Life, SegmentId, encode_segment_header};
 use crate::error::Result;
 use crate::rt::sync::Signal;
 use crate::rt::{self, BLOCK_BYTES, Bug, File, WriteBuffer};
@@ -23,6 +23,8 @@ const FILL_BYTES: usize = 1 << 20;
 pub struct Segment {
     /// Its number.
     pub id: SegmentId,
+    /// What its batches bear.
+    pub life: Life,
     /// Its file.
     pub file: File,
     /// Its size.
@@ -254,26 +256,47 @@ impl Supply {
         let used = (bytes == self.segment_bytes)
             .then(|| self.state.borrow_mut().pool.pop())
             .flatten();
+        let life = Life(rt::random());
         let file = match used {
+            // The header first: a file whose name says that it is needed never has an old one.
             Some(old) => {
-                rt::rename(&old, path).await?;
+                let file = File::open(&old).await?;
+                let mut begun = begin(&file, id, bytes, life).await;
+                file.close().await;
+                if begun.is_ok() {
+                    begun = rt::rename(&old, path).await;
+                }
+                if let Err(error) = begun {
+                    self.state.borrow_mut().surplus.push(old);
+                    return Err(error);
+                }
                 File::open(path).await?
             }
             None => {
                 let file = File::create(path).await?;
                 fill(&file, bytes).await?;
+                begin(&file, id, bytes, life).await?;
                 file
             }
         };
-        let mut block = file.buffer(BLOCK_BYTES);
-        encode_segment_header(id, bytes, &mut block);
-        file.write_at(block, 0).await?;
-        file.sync().await?;
         if !rt::planted(Bug::NoDirectorySync) {
             rt::sync_dir(&self.dir).await?;
         }
-        Ok(Segment { id, file, bytes })
+        Ok(Segment {
+            id,
+            life,
+            file,
+            bytes,
+        })
     }
+}
+
+/// Gives a file its header, durably.
+async fn begin(file: &File, id: SegmentId, bytes: u64, life: Life) -> Result<()> {
+    let mut block = file.buffer(BLOCK_BYTES);
+    encode_segment_header(id, bytes, life, &mut block);
+    file.write_at(block, 0).await?;
+    file.sync().await
 }
 
 async fn fill(file: &File, bytes: u64) -> Result<()> {

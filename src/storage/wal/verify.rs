@@ -8,8 +8,9 @@
 use std::path::{Path, PathBuf};
 
 use super::format::{
-    BATCH_HEADER_BYTES, BatchHeader, Entry, SegmentHeader, SegmentId, batch_is_intact,
-    decode_batch_header, decode_segment_bytes, decode_segment_header, padded, take_entry,
+    BATCH_HEADER_BYTES, BatchHeader, Entry, Life, SegmentHeader, SegmentId, batch_is_intact,
+    decode_batch_header, decode_life, decode_segment_bytes, decode_segment_header, padded,
+    take_entry,
 };
 use super::replay::Floor;
 use crate::error::Result;
@@ -76,7 +77,7 @@ struct Segment {
     header: SegmentHeader,
     /// How long it should be, by its header.
     bytes_wanted: Option<u64>,
-    /// Of the segment that the file is named by; below the floor, of the one that its header names.
+    /// Of the life that its header names; if that cannot be read, all that are not of before the floor.
     batches: Vec<Batch>,
     /// The blocks that hold something and belong to no whole batch of this segment, and to none that
     /// the file held in an earlier life.
@@ -92,10 +93,7 @@ async fn read_segment(
     let bytes = file.len().await?;
     let first = file.read_at(0, BLOCK_BYTES).await?;
     let header = decode_segment_header(&first);
-    let id = match header {
-        SegmentHeader::Valid(named) if name < floor.segment && named >= floor.segment => named,
-        _ => name,
-    };
+    let life = decode_life(&first);
     let mut segment = Segment {
         id: name,
         bytes,
@@ -119,7 +117,8 @@ async fn read_segment(
         let block = &window.1[(position - window.0) as usize..];
         let mut next = position + BLOCK;
         let mut is_whole = false;
-        if let Some(header) = decode_batch_header(block, id) {
+        let counts = |header: &BatchHeader| life.is_some() || header.sequence >= floor.sequence;
+        if let Some(header) = decode_batch_header(block, life).filter(counts) {
             let length = padded(BATCH_HEADER_BYTES + header.length as usize);
             if position + length as u64 <= bytes {
                 if !is_inside(length, &window) {
@@ -142,7 +141,7 @@ async fn read_segment(
             }
         }
         let block = &window.1[(position - window.0) as usize..][..BLOCK_BYTES];
-        if !is_whole && !is_older(block, id) && block.iter().any(|&byte| byte != 0) {
+        if !is_whole && !is_older(block, life) && block.iter().any(|&byte| byte != 0) {
             segment.others.push(position);
         }
         witness.seen(next - position);
@@ -151,12 +150,9 @@ async fn read_segment(
     Ok(segment)
 }
 
-/// True if a batch of an earlier life of `segment`'s file begins here.
-fn is_older(block: &[u8], segment: SegmentId) -> bool {
-    let named = block[8..16].try_into().map(u64::from_le_bytes);
-    named.is_ok_and(|named| {
-        named < segment.0 && decode_batch_header(block, SegmentId(named)).is_some()
-    })
+/// True if a batch of an earlier life of the file begins here.
+fn is_older(block: &[u8], life: Option<Life>) -> bool {
+    decode_batch_header(block, None).is_some_and(|header| Some(header.life) != life)
 }
 
 /// What is wrong with what a whole batch says: a program error, or a forgery.
@@ -201,18 +197,17 @@ impl Segment {
                 witness.newer(path, format);
                 return false;
             }
-            // A crash may leave a recycled file with its new name and its old header, or the other
-            // way round; but then nothing has been written to it.
+            // A crash may leave a recycled file with its new header and its old name; but then nothing
+            // has been written to it.
             SegmentHeader::Valid(named)
                 if named != self.id
-                    && named >= floor.segment
-                    && (is_needed || !self.batches.is_empty()) =>
+                    && (is_needed || (named >= floor.segment && !self.batches.is_empty())) =>
             {
                 let what = format!("it holds segment {}", named.file_name());
                 witness.damage(path, 0, what);
             }
-            SegmentHeader::Valid(named) if named == self.id => {}
-            _ if is_needed && !self.batches.is_empty() => {
+            SegmentHeader::Valid(_) => {}
+            SegmentHeader::Unreadable if is_needed && !self.batches.is_empty() => {
                 witness.damage(path, 0, "its header is broken, but it is in use".to_owned());
             }
             _ => {}
