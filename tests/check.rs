@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use quoit::storage::wal::format::{SegmentId, Stream, decode_batch_header};
+use quoit::storage::wal::format::{SegmentId, Stream, decode_batch_header, decode_life};
 
 use common::{Launch, PATIENCE, QUOIT, Value, request, scratch};
 
@@ -147,7 +147,7 @@ fn a_check_tells_sound_from_damaged_and_names_all_that_is() {
         let name = path.file_name().and_then(|name| name.to_str());
         let id = name.and_then(|name| SegmentId::from_file_name(Stream::Records, name));
         let bytes = fs::read(path).expect("a file");
-        id.is_some_and(|id| decode_batch_header(&bytes[4096..], id).is_some())
+        id.is_some() && decode_batch_header(&bytes[4096..], decode_life(&bytes)).is_some()
     };
     let log = logs.iter().rfind(is_used).expect("a log that is in use");
     flip(&tables[0], 100);

@@ -17,6 +17,8 @@ mod author;
 mod cluster;
 #[path = "flips/layout.rs"]
 mod layout;
+#[path = "flips/proof.rs"]
+mod proof;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +40,7 @@ use quoit::rt::sim::{Options, World};
 use quoit::rt::{self, Bug};
 use quoit::storage::check::{self, Place, Summary, Told};
 use quoit::storage::wal::format::{
-    SegmentHeader, SegmentId, Stream, decode_batch_header, decode_segment_header,
+    SegmentHeader, SegmentId, Stream, decode_batch_header, decode_life, decode_segment_header,
 };
 
 const CORES: u16 = 2;
@@ -274,6 +276,8 @@ enum Hit {
     Ends(Lost),
     /// Something in these files; and ends of logs as well.
     Stored(BTreeSet<PathBuf>, Lost),
+    /// Batches, and others too that said that these had been synced: that may be noticed or not.
+    Doubtful(BTreeSet<PathBuf>),
 }
 
 impl Fixture {
@@ -370,6 +374,13 @@ impl Fixture {
     fn hit(&self, files: &Files) -> Hit {
         let mut stored = BTreeSet::new();
         let mut lost = Lost::new();
+        let mut is_doubtful = false;
+        let left = |path: &Path, batch: &Batch| {
+            let after = files
+                .get(path)
+                .and_then(|after| after.get(batch.range.clone()));
+            after == Some(&self.files[path][batch.range.clone()])
+        };
         for (path, layout) in &self.layouts {
             let Some(after) = files.get(path) else {
                 stored.insert(path.clone());
@@ -388,10 +399,14 @@ impl Fixture {
                     continue;
                 }
                 let batch = layout.batches.iter().find(|batch| batch.range == *range);
-                let Some(batch) = batch.filter(|batch| !batch.is_proven) else {
+                let is_proven = |batch: &Batch, left: &dyn Fn(&Path, &Batch) -> bool| {
+                    proof::is_proven(&self.layouts, &self.known, (path, batch), left)
+                };
+                let Some(batch) = batch.filter(|batch| !is_proven(batch, &left)) else {
                     stored.insert(path.clone());
                     continue;
                 };
+                is_doubtful |= is_proven(batch, &|_, _| true);
                 let segment = segment_of(path).expect("only logs have batches");
                 let known = &self.known[&dir_of(path)];
                 let is_changed =
@@ -412,14 +427,18 @@ impl Fixture {
             }
         }
         match (stored.is_empty(), lost.is_empty()) {
+            _ if is_doubtful => {
+                let is_changed = |path: &&PathBuf| files.get(*path) != self.files.get(*path);
+                Hit::Doubtful(self.files.keys().filter(is_changed).cloned().collect())
+            }
             (true, true) => Hit::Nothing,
             (true, false) => Hit::Ends(lost),
             _ => Hit::Stored(stored, lost),
         }
     }
 
-    /// True if a log segment's file holds another segment that the log needs. (A file that was being
-    /// recycled when the power went has a name or a header from before the floor, and holds nothing.)
+    /// True if a log segment's file holds another segment, and one of the two is needed. (A file that was
+    /// being recycled when the power went has a name from before the floor, and holds nothing.)
     fn is_another(&self, path: &Path, bytes: &[u8]) -> bool {
         let Some((stream, id)) = segment_of(path) else {
             return false;
@@ -431,10 +450,9 @@ impl Fixture {
         };
         let is_read = stream == Stream::Records || known.is_replayed((stream, id));
         match decode_segment_header(bytes) {
-            SegmentHeader::Valid(log, named)
-                if is_read && (log != stream || (named != id && named >= floor)) =>
-            {
-                id >= floor || decode_batch_header(&bytes[BLOCK..], named).is_some()
+            SegmentHeader::Valid(log, named) if is_read && (log, named) != (stream, id) => {
+                let is_used = decode_batch_header(&bytes[BLOCK..], decode_life(bytes)).is_some();
+                id >= floor || ((log != stream || named >= floor) && is_used)
             }
             _ => false,
         }
@@ -464,10 +482,12 @@ impl Fixture {
             Hit::Nothing | Hit::Ends(_) if !damaged.is_empty() || summary.damaged > 0 => {
                 return Err(format!("{hit:?} was hit, and the check names {damaged:?}"));
             }
-            Hit::Nothing | Hit::Ends(_) => {}
+            Hit::Nothing | Hit::Ends(_) | Hit::Doubtful(_) => {}
         }
         match (&hit, self.try_to_serve(&world, writes)) {
-            (Hit::Stored(files, _), Err(why)) if why.starts_with("the node does not start") => {
+            (Hit::Stored(files, _) | Hit::Doubtful(files), Err(why))
+                if why.starts_with("the node does not start") =>
+            {
                 match files.iter().any(|path| why.contains(&name(path))) {
                     true => Ok("refused"),
                     false => Err(format!("{files:?} are damaged, and {why}")),
@@ -478,6 +498,7 @@ impl Fixture {
                 0 => Ok("named, not met"),
                 _ => Ok("error replies"),
             },
+            (Hit::Doubtful(_), Ok(served)) => self.compare_with_history(&served),
             (Hit::Ends(lost), Ok(served)) => match compare(&served, &self.left(lost))? {
                 0 => Ok("torn end"),
                 _ => Err("a torn end makes error replies".to_owned()),
@@ -487,6 +508,22 @@ impl Fixture {
                 _ => Err("nothing was hit, and there are error replies".to_owned()),
             },
         }
+    }
+}
+
+impl Fixture {
+    /// What is served must have been true at some time.
+    fn compare_with_history(&self, served: &Served) -> Verdict<&'static str> {
+        for (key, value) in served {
+            if let Ok(value) = value
+                && *value != self.truth[key]
+                && !self.history[key].contains(value)
+            {
+                let key = String::from_utf8_lossy(key);
+                return Err(format!("{key}: a value is served that never was"));
+            }
+        }
+        Ok("doubtful")
     }
 }
 

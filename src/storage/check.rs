@@ -276,6 +276,7 @@ impl Checker<'_> {
             pointers: Vec::new(),
             flushed: manifest.as_ref().map_or(Lsn(0), |it| it.flushed),
             numbers: Vec::new(),
+            durable: Lsn(0),
         };
         part.check(dir, &names, manifest.as_ref()).await;
         true
@@ -355,6 +356,8 @@ struct Part<'a, 'b> {
     flushed: Lsn,
     /// The numbers behind it that replay finds.
     numbers: Vec<Lsn>,
+    /// All up to here was durable: a batch says so.
+    durable: Lsn,
 }
 
 impl Part<'_, '_> {
@@ -461,14 +464,19 @@ impl Part<'_, '_> {
         if !manifest.logless {
             logs.push((Stream::Values, manifest.values_floor));
         }
+        let mut ends = Vec::new();
         for (stream, floor) in logs {
-            if let Err(error) = log::verify(dir, stream, floor, self).await {
-                self.checker.failed(dir, error);
+            match log::verify(dir, stream, floor, self).await {
+                Ok(end) => ends.extend(end),
+                Err(error) => self.checker.failed(dir, error),
             }
         }
         self.numbers.sort();
         let numbers = self.numbers.iter().copied();
         let gap = recover::first_gap(manifest.flushed, numbers, &manifest.voids);
+        if gap <= self.durable && damaged == self.checker.summary.damaged {
+            self.name_gap(gap, ends);
+        }
         if let Some(last) = self.numbers.last().filter(|last| **last >= gap)
             && damaged == self.checker.summary.damaged
         {
@@ -478,6 +486,21 @@ impl Part<'_, '_> {
                 gap.0, last.0
             );
             self.checker.note(dir, 0, &what);
+        }
+    }
+
+    /// Write `gap` was durable, and none of the logs, which end so, has it: it was in the one of which
+    /// the end is torn, or it has left no trace.
+    fn name_gap(&mut self, gap: Lsn, mut ends: Vec<log::End>) {
+        if ends.iter().any(|end| end.is_torn) {
+            ends.retain(|end| end.is_torn);
+        }
+        let what = format!(
+            "write {} cannot be read, but a batch says that all up to {} were durable",
+            gap.0, self.durable.0
+        );
+        for end in ends {
+            self.checker.damage(&end.file, end.offset, &what);
         }
     }
 
@@ -555,7 +578,8 @@ impl log::Witness for Part<'_, '_> {
         }
     }
 
-    fn replayed(&mut self, numbers: &[Lsn]) {
+    fn replayed(&mut self, numbers: &[Lsn], durable: Lsn) {
+        self.durable = self.durable.max(durable);
         let new = numbers.iter().filter(|number| **number > self.flushed);
         self.numbers.extend(new);
     }

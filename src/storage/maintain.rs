@@ -18,6 +18,7 @@ use super::record::{KeyRef, Meta, Record};
 use super::sstable::{Table, TableId, TableInfo, TableWriter};
 use super::vlog::{Garbage, SegmentKey};
 use super::wal::Admission;
+use super::wal::format::Stream;
 use super::{Layer, Store};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
@@ -373,7 +374,14 @@ impl Store {
         manifest.version_max = manifest.version_max.max(cleared);
         let dead = manifest.take_cleared();
         self.set_floors(&mut manifest, flushed);
-        manifest.segments = self.state.borrow().values.list(&edit.gone, &edit.garbage);
+        let durable = |stream| match stream {
+            Stream::Moved => self.moved.durable(),
+            _ => self.values.durable(),
+        };
+        manifest.segments = {
+            let values = &mut self.state.borrow_mut().values;
+            values.list(&edit.gone, &edit.garbage, durable)
+        };
         match manifest.store(&self.dir).await {
             Ok(()) => {}
             Err(Error::Uncertain) => {
@@ -463,6 +471,7 @@ impl Store {
         let state = self.state.borrow();
         let safe = state.safe_after(flushed);
         assert!(safe >= manifest.flushed, "what is in tables stays there");
+        manifest.moved_floor = self.moved.floor(Lsn(u64::MAX));
         match &self.wal {
             Some(wal) => manifest.floor = wal.floor(safe),
             None if state.leftover.is_empty() => {

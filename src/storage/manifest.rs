@@ -3,7 +3,7 @@
 //!
 //! file := magic 8 bytes | format u32 | body length u32 | body | crc u32 | zeros to 4 KiB
 //! body := core u16 | cores u16 | next id u64 | log floor (segment u64, sequence u64) | cleared (clock u64, coordinator u32)
-//!         | version max (likewise) | values floor (likewise) | flushed u64 | logless u8
+//!         | version max (likewise) | values floor, moved floor (likewise) | flushed u64 | logless u8
 //!         | count u32 | void* | count u32 | segment* | count u32 | table*            (little endian)
 //! void    := first u64 | last u64
 //! segment := stream u8 | id u64 | bytes u64 | written u64 | garbage u64 | version max
@@ -51,6 +51,8 @@ pub struct Manifest {
     pub floor: Floor,
     /// Where replay of the value log begins.
     pub values_floor: Floor,
+    /// `moved` is never read as a log; it goes on here, or behind what is there.
+    pub moved_floor: Floor,
     /// All that was written up to here is in tables, or needed no more: replay leaves it out.
     pub flushed: Lsn,
     /// The logs hold nothing that counts: `durability = "none"`.
@@ -139,6 +141,7 @@ impl Manifest {
             next_id: 1,
             floor: Floor::start(core, Stream::Records),
             values_floor: Floor::start(core, Stream::Values),
+            moved_floor: Floor::start(core, Stream::Moved),
             flushed: crate::storage::RECOVERED,
             logless: false,
             voids: Vec::new(),
@@ -261,6 +264,7 @@ impl Manifest {
         put_version(self.cleared, &mut body);
         put_version(self.version_max, &mut body);
         put_floor(self.values_floor, &mut body);
+        put_floor(self.moved_floor, &mut body);
         body.extend_from_slice(&self.flushed.0.to_le_bytes());
         body.push(u8::from(self.logless));
         let put_count = |count: usize, body: &mut Vec<u8>| {
@@ -345,6 +349,7 @@ impl Manifest {
             cleared: take_version(&mut reader)?,
             version_max: take_version(&mut reader)?,
             values_floor: take_floor(&mut reader)?,
+            moved_floor: take_floor(&mut reader)?,
             flushed: Lsn(reader.u64()?),
             logless: match reader.u8()? {
                 0 => false,

@@ -329,7 +329,7 @@ impl Store {
             let version = placed.record.meta().version;
             state
                 .values
-                .note_written(&placed.segment, placed.pointer, version);
+                .note_written(&placed.segment, placed.pointer, version, placed.lsn);
             let frozen = state.frozen.iter().rev();
             let found = [&state.active].into_iter().chain(frozen).any(|layer| {
                 let mut memtable = layer.memtable.borrow_mut();

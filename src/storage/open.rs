@@ -17,11 +17,12 @@ use super::levels::Levels;
 use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Inserted;
-use super::recover::{Heard, Recovered, without_cleared};
+use super::recover::{self, Heard, Recovered, without_cleared};
 use super::sstable::{Table, TableId};
 use super::vlog::Values;
 use super::wal::format::{
-    SegmentHeader, SegmentId, Stream, decode_segment_bytes, decode_segment_header,
+    Life, SegmentHeader, SegmentId, Stream, decode_life, decode_segment_bytes,
+    decode_segment_header,
 };
 use super::wal::replay::{self, Floor, Found};
 use super::wal::{Admission, Fate, LogOptions, Segment, Wal, WalLimits};
@@ -121,9 +122,11 @@ impl Store {
             tables.push(Rc::new(Table::open(dir, info).await?));
         }
         let mut heard = Heard::new(manifest.flushed);
+        check_listed(dir, &manifest, &names)?;
         let logs = hear(dir, &manifest, &names, &mut heard).await?;
         let places = std::mem::take(&mut heard.places);
         let recovered = heard.finish(manifest.cleared, &manifest.voids);
+        recover::check_gap(recovered.gap, [&logs.wal, &logs.values])?;
         let mut must_store = false;
         if let Some(void) = recovered.void {
             log::info!(
@@ -141,7 +144,7 @@ impl Store {
             };
             must_store = true;
         }
-        let values = open_values(dir, &mut manifest, &names, &logs, places).await?;
+        let values = open_values(dir, &mut manifest, &logs, places).await?;
         make_durable(&manifest, dir, must_store).await?;
         remove_orphans(dir, &mut manifest, &names).await?;
         tables.retain(|table| table.info().version_max > recovered.cleared);
@@ -395,6 +398,21 @@ impl Store {
     }
 }
 
+/// A segment of the value log that the manifest lists and that is not there is damage.
+fn check_listed(dir: &Path, manifest: &Manifest, names: &[String]) -> Result<()> {
+    for info in &manifest.segments {
+        let name = info.id.file_name(info.stream);
+        if !names.contains(&name) {
+            return Err(Error::Corrupt {
+                file: dir.join(name),
+                offset: 0,
+                why: "the manifest lists it, and it is missing".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Reads what the logs say.
 async fn hear(
     dir: &Path,
@@ -414,10 +432,7 @@ async fn hear(
             replay::replay(dir, Stream::Values, manifest.values_floor, each).await?
         }
     };
-    let moved = Found::nothing(
-        Floor::start(manifest.core, Stream::Moved),
-        ids(Stream::Moved),
-    );
+    let moved = Found::nothing(manifest.moved_floor, ids(Stream::Moved));
     Ok(Logs { wal, values, moved })
 }
 
@@ -426,7 +441,6 @@ async fn hear(
 async fn open_values(
     dir: &Path,
     manifest: &mut Manifest,
-    names: &[String],
     logs: &Logs,
     places: Vec<(super::record::Pointer, Version)>,
 ) -> Result<Values> {
@@ -435,10 +449,6 @@ async fn open_values(
     let find = |id: SegmentId| replayed.iter().find(|found| found.segment.id == id);
     for info in &manifest.segments {
         let name = info.id.file_name(info.stream);
-        let is_blank = logs.values.blank.contains(&dir.join(&name));
-        if info.stream == Stream::Values && is_blank {
-            continue; // nothing in it has ever been durable, so that no table points there
-        }
         match find(info.id).filter(|_| info.stream == Stream::Values) {
             // How much of it there is was found anew.
             Some(found) => {
@@ -449,22 +459,23 @@ async fn open_values(
                 };
                 values.insert(Rc::clone(&found.segment), info);
             }
-            None if names.contains(&name) => {
-                let segment = open_segment(&dir.join(name), info.stream, info.id).await?;
-                values.insert(segment, *info);
-            }
-            None => {
+            // Only what holds something durable is listed.
+            None if logs.values.blank.contains(&dir.join(&name)) => {
                 return Err(Error::Corrupt {
                     file: dir.join(name),
-                    offset: 0,
-                    why: "the manifest lists it, and it is missing".to_owned(),
+                    offset: BLOCK_BYTES as u64,
+                    why: "the manifest counts records in it, and there are none".to_owned(),
                 });
+            }
+            None => {
+                let segment = open_segment(&dir.join(name), info.stream, info.id).await?;
+                values.insert(segment, *info);
             }
         }
     }
     for (place, version) in places {
         let found = find(place.segment).expect("places are in what was replayed");
-        values.note_written(&found.segment, place, version);
+        values.note_written(&found.segment, place, version, Lsn(0));
     }
     let mut known = super::vlog::Garbage::default();
     for info in manifest
@@ -475,7 +486,7 @@ async fn open_values(
         known.add_bytes((info.stream, info.id), info.garbage);
     }
     values.note_all(&known);
-    manifest.segments = values.list(&[], &super::vlog::Garbage::default());
+    manifest.segments = values.list(&[], &super::vlog::Garbage::default(), |_| Lsn(0));
     Ok(values)
 }
 
@@ -498,7 +509,12 @@ async fn open_segment(path: &Path, stream: Stream, id: SegmentId) -> Result<Rc<S
             why: format!("it is {bytes} bytes long and should be {wanted}"),
         });
     }
-    Ok(Rc::new(Segment { id, file, bytes }))
+    Ok(Rc::new(Segment {
+        id,
+        life: decode_life(&block).unwrap_or(Life(0)),
+        file,
+        bytes,
+    }))
 }
 
 /// Removes what the manifest, which is durable, does not name: tables, and segments of the value log

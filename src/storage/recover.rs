@@ -15,7 +15,7 @@ use super::memtable::{Inserted, Memtable};
 use super::record::{KeyRef, Pointer, Record};
 use super::vlog::Garbage;
 use super::wal::format::{Entry, Stream, take_entry};
-use super::wal::replay::Read;
+use super::wal::replay::{Found, Read};
 use super::{RECOVERED, open::Undecided};
 use crate::error::{Error, Result};
 use crate::types::{CoreId, Lsn, Version};
@@ -58,6 +58,8 @@ pub struct Recovered {
     pub entries: u64,
     /// The last number that was found, be it void or not.
     pub last: Lsn,
+    /// The first number that was not found.
+    pub gap: Lsn,
     /// Numbers that never were, found now.
     pub void: Option<Void>,
     /// Values that nobody needs.
@@ -111,6 +113,7 @@ impl Heard {
         let gap = first_gap(self.flushed, self.said.iter().map(|(lsn, _)| *lsn), voids);
         let mut recovered = Recovered {
             cleared,
+            gap,
             last: self.flushed,
             ..Recovered::default()
         };
@@ -132,6 +135,28 @@ impl Heard {
         }
         recovered
     }
+}
+
+/// Fails if write `gap`, which neither of `logs` has, is one that they say was durable.
+pub fn check_gap(gap: Lsn, logs: [&Found; 2]) -> Result<()> {
+    let durable = logs.iter().map(|found| found.durable).max();
+    if durable < Some(gap) {
+        return Ok(());
+    }
+    // It was in the one of which the end is torn, or it has left no trace.
+    let ends = || logs.iter().filter_map(|found| found.end.as_ref());
+    let Some(end) = ends().find(|end| end.is_torn).or_else(|| ends().next()) else {
+        unreachable!("a batch was read, so its log has an end");
+    };
+    Err(Error::Corrupt {
+        file: end.file.clone(),
+        offset: end.offset,
+        why: format!(
+            "write {} is missing, but a batch says that all up to {} were durable",
+            gap.0,
+            durable.unwrap_or_default().0
+        ),
+    })
 }
 
 /// The first number behind `flushed` that is neither among `lsns`, which rise, nor void.

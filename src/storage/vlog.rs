@@ -17,7 +17,7 @@
 
 pub mod collect;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ use super::record::{Pointer, Record};
 use super::wal::Segment;
 use super::wal::format::{ENTRY_HEADER_BYTES, SegmentId, Stream};
 use crate::error::{Error, Result};
-use crate::types::Version;
+use crate::types::{Lsn, Version};
 
 /// Names a segment of the value log within its core.
 pub type SegmentKey = (Stream, SegmentId);
@@ -92,6 +92,8 @@ impl ValueSizes {
 pub struct Values {
     open: Segments,
     infos: BTreeMap<SegmentKey, SegmentInfo>,
+    /// What was written and may not be durable: which write it was, where, how many bytes.
+    undurable: VecDeque<(Lsn, SegmentKey, u64)>,
 }
 
 impl Values {
@@ -103,8 +105,15 @@ impl Values {
         self.infos.insert(key, info);
     }
 
-    /// A record of `version` was written to `segment`, at `place`.
-    pub fn note_written(&mut self, segment: &Rc<Segment>, place: Pointer, version: Version) {
+    /// Write `lsn` of its stream, a record of `version`, has come to `place` in `segment`. (0: it is
+    /// durable.)
+    pub fn note_written(
+        &mut self,
+        segment: &Rc<Segment>,
+        place: Pointer,
+        version: Version,
+        lsn: Lsn,
+    ) {
         let key = key_of(place);
         assert!(segment.id == place.segment);
         if !self.infos.contains_key(&key) {
@@ -121,6 +130,9 @@ impl Values {
         let info = self.infos.get_mut(&key).expect("it was just put there");
         info.written += bytes_of(place);
         info.version_max = info.version_max.max(version);
+        if lsn > Lsn(0) {
+            self.undurable.push_back((lsn, key, bytes_of(place)));
+        }
     }
 
     /// The record at `place` is not needed any more.
@@ -146,14 +158,31 @@ impl Values {
         }
     }
 
-    /// The segments without `gone`, as a manifest lists them, once `garbage` is given up.
-    pub fn list(&self, gone: &[SegmentKey], garbage: &Garbage) -> Vec<SegmentInfo> {
+    /// The segments without `gone`, as a manifest lists them, once `garbage` is given up: what of
+    /// each stream comes at or before `durable` is on disk, and nothing else counts. A segment that a
+    /// crash could leave empty is not listed: nothing durable points there.
+    pub fn list(
+        &mut self,
+        gone: &[SegmentKey],
+        garbage: &Garbage,
+        durable: impl Fn(Stream) -> Lsn,
+    ) -> Vec<SegmentInfo> {
+        self.undurable
+            .retain(|(lsn, (stream, _), _)| *lsn > durable(*stream));
+        let mut missing: BTreeMap<SegmentKey, u64> = BTreeMap::new();
+        for (_, key, bytes) in &self.undurable {
+            *missing.entry(*key).or_default() += bytes;
+        }
         let kept = self.infos.iter().filter(|(key, _)| !gone.contains(key));
-        kept.map(|(key, info)| SegmentInfo {
-            garbage: info.written.min(info.garbage + garbage.of(*key)),
-            ..*info
-        })
-        .collect()
+        let listed = kept.filter_map(|(key, info)| {
+            let written = info.written - missing.get(key).copied().unwrap_or(0);
+            (written > 0).then(|| SegmentInfo {
+                written,
+                garbage: written.min(info.garbage + garbage.of(*key)),
+                ..*info
+            })
+        });
+        listed.collect()
     }
 
     /// Forgets a segment.
@@ -236,6 +265,7 @@ mod tests {
     use crate::rt::sim::{NodeId, Options, World};
     use crate::rt::{self, BLOCK_BYTES, File};
     use crate::storage::record::Meta;
+    use crate::storage::wal::format::Life;
 
     fn record(key: &[u8], clock: u64, value: &[u8]) -> Record {
         let version = Version {
@@ -279,11 +309,12 @@ mod tests {
             file.write_at(bytes, 0).await.expect("a sound disk");
             let segment = Segment {
                 id: SegmentId(1),
+                life: Life(1),
                 file,
                 bytes: 4 * BLOCK_BYTES as u64,
             };
             let mut values = Values::default();
-            values.note_written(&Rc::new(segment), place(100, &first), Version::ZERO);
+            values.note_written(&Rc::new(segment), place(100, &first), Version::ZERO, Lsn(1));
             let segments = values.segments();
             let good = Record::pointing(first.view(), place(100, &first));
             let found = read(&segments, &good).await.expect("it is there");
@@ -325,11 +356,15 @@ mod tests {
         };
         let mut values = Values::default();
         values.infos.insert((info.stream, info.id), info);
-        let listed = values.list(&[], &garbage);
+        let listed = values.list(&[], &garbage, |_| Lsn(0));
         assert_eq!(listed[0].garbage, 3000, "counted twice");
         assert_eq!(values.sizes().garbage, 0, "a list changes nothing");
         values.note_all(&garbage);
         assert_eq!((values.sizes().live, values.sizes().garbage), (0, 3000));
-        assert!(values.list(&[(info.stream, info.id)], &garbage).is_empty());
+        assert!(
+            values
+                .list(&[(info.stream, info.id)], &garbage, |_| Lsn(0))
+                .is_empty()
+        );
     }
 }

@@ -12,14 +12,14 @@ use quoit::storage::merge::Item;
 use quoit::storage::record::Pointer;
 use quoit::storage::sstable::verify as table;
 use quoit::storage::wal::format::{
-    BATCH_HEADER_BYTES, Entry, SegmentId, Stream, batch_is_intact, decode_batch_header, padded,
-    take_entry, take_numbered,
+    BATCH_HEADER_BYTES, Entry, SegmentId, Stream, batch_is_intact, decode_batch_header,
+    decode_life, padded, take_entry, take_numbered,
 };
 
 use crate::cluster::NODE;
 
 pub const BLOCK: usize = 4096;
-const LOG_HEADER: Range<usize> = 0..40;
+const LOG_HEADER: Range<usize> = 0..48;
 
 pub type Key = Vec<u8>;
 pub type Files = BTreeMap<PathBuf, Rc<Vec<u8>>>;
@@ -75,6 +75,8 @@ pub fn dir_of(path: &Path) -> PathBuf {
 pub struct Known {
     pub floor: SegmentId,
     pub values_floor: SegmentId,
+    /// All writes up to here are in tables.
+    pub flushed: u64,
     /// Live segments of the value log.
     pub listed: BTreeSet<(Stream, SegmentId)>,
     /// Where the newest records in tables lie in it.
@@ -112,8 +114,12 @@ pub struct Layout {
 pub struct Batch {
     pub range: Range<usize>,
     pub sequence: u64,
-    /// A later one says that it was synced.
-    pub is_proven: bool,
+    /// What it says of the batches before it.
+    pub synced: u64,
+    /// What it says of the writes before it.
+    pub durable: u64,
+    /// The numbers of its entries.
+    pub numbers: Vec<u64>,
     /// What it writes, and where that comes in the order of all writes.
     pub keys: Vec<(u64, Key)>,
 }
@@ -138,7 +144,6 @@ pub fn lay_out(files: &Files, known: &BTreeMap<PathBuf, Known>) -> BTreeMap<Path
     layouts
         .values_mut()
         .for_each(|layout| layout.is_measured |= !layout.stored.is_empty());
-    prove(files, known, &mut layouts);
     layouts
 }
 
@@ -185,6 +190,7 @@ pub fn known_of(files: &Files) -> BTreeMap<PathBuf, Known> {
             let this = Known {
                 floor: manifest.floor.segment,
                 values_floor: manifest.values_floor.segment,
+                flushed: manifest.flushed.0,
                 listed: segments.map(|info| (info.stream, info.id)).collect(),
                 pointed: newest.pointers.into_values().flatten().collect(),
             };
@@ -202,10 +208,12 @@ pub fn lay_out_log(path: &Path, bytes: &[u8], known: &Known) -> Layout {
     if !is_replayed && !is_listed {
         return layout;
     }
+    let life = decode_life(bytes);
     let mut position = BLOCK;
     while let Some(header) = bytes
         .get(position..)
-        .and_then(|rest| decode_batch_header(rest, segment.1))
+        .filter(|_| life.is_some())
+        .and_then(|rest| decode_batch_header(rest, life))
     {
         let end = position + BATCH_HEADER_BYTES + header.length as usize;
         if !batch_is_intact(header, &bytes[position..]) {
@@ -216,7 +224,9 @@ pub fn lay_out_log(path: &Path, bytes: &[u8], known: &Known) -> Layout {
         layout.batches.push(Batch {
             range: position..end,
             sequence: header.sequence,
-            is_proven: false,
+            synced: header.synced,
+            durable: header.durable.0,
+            numbers: numbers_of(header.first.0, entries),
             keys: keys_of(header.first.0, entries),
         });
         position += padded(end - position);
@@ -225,6 +235,15 @@ pub fn lay_out_log(path: &Path, bytes: &[u8], known: &Known) -> Layout {
         layout.stored.push(LOG_HEADER);
     }
     layout
+}
+
+fn numbers_of(first: u64, mut entries: &[u8]) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while !entries.is_empty() {
+        let (number, _) = take_numbered(&mut entries).expect("well-formed");
+        numbers.push(first + u64::from(number));
+    }
+    numbers
 }
 
 pub fn keys_of(first: u64, mut entries: &[u8]) -> Vec<(u64, Key)> {
@@ -245,31 +264,6 @@ pub fn keys_of(first: u64, mut entries: &[u8]) -> Vec<(u64, Key)> {
         }
     }
     keys
-}
-
-/// Finds out which batches have a later one that says that they were synced: of the same log, or, in a
-/// segment that is not replayed, of the same segment.
-pub fn prove(
-    files: &Files,
-    known: &BTreeMap<PathBuf, Known>,
-    layouts: &mut BTreeMap<PathBuf, Layout>,
-) {
-    let mut synced: BTreeMap<(PathBuf, Stream), u64> = BTreeMap::new();
-    for (path, layout) in layouts.iter_mut().rev() {
-        let Some(segment) = segment_of(path) else {
-            continue;
-        };
-        let synced = synced.entry((dir_of(path), segment.0)).or_default();
-        if !known[&dir_of(path)].is_replayed(segment) {
-            *synced = 0;
-        }
-        for batch in layout.batches.iter_mut().rev() {
-            batch.is_proven = batch.sequence <= *synced;
-            let bytes = &files[path][batch.range.clone()];
-            let header = decode_batch_header(bytes, segment.1).expect("it was one");
-            *synced = header.synced.max(*synced);
-        }
-    }
 }
 
 pub fn world_with(files: &Files, planted: &[Bug]) -> World {

@@ -11,7 +11,6 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use glommio::io::{Directory, DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
@@ -330,10 +329,6 @@ pub struct DirLock {
     _file: std::fs::File,
 }
 
-/// How long a lock may stay after its process was killed (see `net::reserve_port`).
-const FREED_MAX: Duration = Duration::from_secs(3);
-const FREED_CHECK: Duration = Duration::from_millis(50);
-
 /// Locks the file `path`; `WouldBlock` if somebody else has it, and keeps it.
 pub async fn lock_file(path: &Path) -> io::Result<DirLock> {
     let mut options = std::fs::OpenOptions::new();
@@ -352,18 +347,9 @@ async fn lock_with(path: &Path, options: std::fs::OpenOptions) -> io::Result<Dir
     let path = path.to_owned();
     blocking(move || {
         let file = options.open(path)?;
-        let began = Instant::now();
-        loop {
-            match file.try_lock().map_err(io::Error::from) {
-                Ok(()) => return Ok(DirLock { _file: file }),
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < FREED_MAX =>
-                {
-                    std::thread::sleep(FREED_CHECK);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        super::when_freed(is_taken, || file.try_lock().map_err(io::Error::from))?;
+        Ok(DirLock { _file: file })
     })
     .await
 }

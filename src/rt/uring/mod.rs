@@ -402,6 +402,27 @@ fn join_core<T: Send>(core: usize, thread: CoreThread<T>) -> Result<Option<T>> {
     Err(Error::Setup(format!("core {core} cannot start: {why}")))
 }
 
+/// How long what a killed process held may stay taken, and how often it is tried.
+const FREED_MAX: Duration = Duration::from_secs(3);
+const FREED_CHECK: Duration = Duration::from_millis(50);
+
+/// Tries again for a little while if something is taken: the kernel gives up what a killed process
+/// held only when it has taken its rings down, a second later perhaps. Blocks its thread.
+fn when_freed<T, E>(
+    is_taken: impl Fn(&E) -> bool,
+    attempt: impl Fn() -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let began = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && began.elapsed() < FREED_MAX => {
+                std::thread::sleep(FREED_CHECK);
+            }
+            decided => return decided,
+        }
+    }
+}
+
 /// A non-empty file in the data directory, there while the cores start.
 struct Probe {
     path: PathBuf,

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWriteExt};
 use glommio::net::{TcpListener, TcpStream};
@@ -17,9 +17,6 @@ use crate::error::{Error, Result};
 
 /// How long [`reserve_port`] waits for somebody to answer on a port that looks taken.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// How long a port may stay taken after its process was killed, and how often it is tried.
-const FREED_MAX: Duration = Duration::from_secs(3);
-const FREED_CHECK: Duration = Duration::from_millis(50);
 
 /// A listening socket, by SO_REUSEPORT one of several on its address. The kernel spreads
 /// connections over them.
@@ -92,18 +89,9 @@ impl Stream {
 /// The cores' own sockets share ports, even with another server of the same user, so this is
 /// where a taken port is found out.
 ///
-/// A taken port is looked at again for a little while: the kernel closes the sockets of a process that
-/// was killed only when it has taken its rings down, a second later perhaps.
+/// A taken port is looked at again for a little while.
 pub fn reserve_port(address: SocketAddr) -> Result<SocketAddr> {
-    let began = Instant::now();
-    loop {
-        match try_port(address) {
-            Err(error) if is_in_use(&error) && began.elapsed() < FREED_MAX => {
-                std::thread::sleep(FREED_CHECK);
-            }
-            reserved => return reserved,
-        }
-    }
+    super::when_freed(is_in_use, || try_port(address))
 }
 
 fn is_in_use(error: &Error) -> bool {

@@ -360,7 +360,7 @@ impl Store {
                 let version = placed.record.meta().version;
                 state
                     .values
-                    .note_written(&placed.segment, placed.pointer, version);
+                    .note_written(&placed.segment, placed.pointer, version, placed.lsn);
                 state.stats.value_bytes_moved += bytes_of(placed.pointer);
                 pointers.push(Record::pointing(placed.record.view(), placed.pointer));
             }

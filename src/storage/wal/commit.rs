@@ -52,6 +52,7 @@ impl Wal {
             } else {
                 state.unsynced = state.unsynced.or(Some(first));
             }
+            self.0.tell_undurable(&state);
             drop(state);
             self.0.options.fate.progress.wake_all();
         }
@@ -130,9 +131,10 @@ impl Wal {
         }
         let pending = &mut batch.pending;
         let header = BatchHeader {
-            segment: segment.id,
+            life: segment.life,
             sequence: batch.sequence,
             synced,
+            durable: self.0.options.fate.durable(),
             first: pending.first,
             length: (pending.filled - BATCH_HEADER_BYTES) as u32,
             entries: pending.entries,
@@ -184,6 +186,7 @@ impl Wal {
             state.syncing = None;
             state.sequence_synced = state.sequence_synced.max(sequence);
         }
+        self.0.tell_undurable(&state);
         drop(state);
         self.0.options.fate.progress.wake_all();
     }

@@ -1,8 +1,8 @@
 //! The bytes of a log: segments, batches, entries. Pure: no I/O.
 //!
 //! segment := header block | batch*      (file `{stream}-{id:016x}.log`, blocks of 4 KiB)
-//! header  := magic "QUOITLOG" | format u32 | crc u32 | segment u64 | bytes u64 | stream u64
-//! batch   := magic u32 | crc u32 | segment u64 | sequence u64 | synced u64 | first u64 |
+//! header  := magic "QUOITLOG" | format u32 | crc u32 | segment u64 | bytes u64 | life u64 | stream u64
+//! batch   := magic u32 | crc u32 | life u64 | sequence u64 | synced u64 | durable u64 | first u64 |
 //!            length u32 | entries u32 | entry* | zeros to the next block
 //! entry   := kind u8 | length u32 | number u32 | body
 //!   1 record:  a record (storage/record.rs)
@@ -18,10 +18,11 @@
 //! alone) and `moved` (large records that were moved from elsewhere; its numbers are its own).
 //!
 //! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the
-//! last entry. A batch never changes (a recovery may write the same bytes again); it names its segment, so that what
-//! a recycled file still holds of an earlier life is never taken for its own. `sequence` rises by
-//! one from batch to batch, across segments; `synced` is the highest sequence known to be durable
-//! when the batch was written.
+//! last entry. A batch never changes (a recovery may write the same bytes again). It bears its segment's
+//! `life`, a number that chance gave when the file got this name: so what a recycled file still holds of
+//! an earlier life is never taken for its own, nor is a value in which a client forged a batch: he cannot
+//! know the life of a file that his value will lie in. `sequence` rises by one from batch to batch,
+//! across segments; `synced` is the highest sequence known to be durable when the batch was written.
 //!
 //! Invariant: a batch that cannot be read, while some later one says that it was synced, is damage.
 //! Without such a witness it is the torn end of a crash: it was never acknowledged as durable.
@@ -38,13 +39,13 @@ pub const FORMAT: u32 = 2;
 const SEGMENT_MAGIC: &[u8; 8] = b"QUOITLOG";
 const BATCH_MAGIC: u32 = 0x4842_5451;
 /// Bytes of a batch before its entries.
-pub const BATCH_HEADER_BYTES: usize = 48;
+pub const BATCH_HEADER_BYTES: usize = 56;
 /// Bytes of an entry before its body.
 pub const ENTRY_HEADER_BYTES: usize = 9;
-const SEGMENT_HEADER_BYTES: usize = 40;
+const SEGMENT_HEADER_BYTES: usize = 48;
 const VERSION_BYTES: usize = 12;
-const _: () = assert!(BATCH_HEADER_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4);
-const _: () = assert!(SEGMENT_HEADER_BYTES == 8 + 4 + 4 + 8 + 8 + 8);
+const _: () = assert!(BATCH_HEADER_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
+const _: () = assert!(SEGMENT_HEADER_BYTES == 8 + 4 + 4 + 8 + 8 + 8 + 8);
 const _: () = assert!(SEGMENT_HEADER_BYTES <= BLOCK_BYTES && BATCH_HEADER_BYTES <= BLOCK_BYTES);
 
 const KIND_RECORD: u8 = 1;
@@ -117,15 +118,27 @@ impl SegmentId {
     }
 }
 
+/// A number that a segment's batches bear, and those of no other segment and of no earlier life of its
+/// file. Chosen by chance: nobody can foresee it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life(pub u64);
+
 /// Writes a segment's header into the first bytes of `block`, and zeros behind it.
-pub fn encode_segment_header(stream: Stream, segment: SegmentId, bytes: u64, block: &mut [u8]) {
+pub fn encode_segment_header(
+    stream: Stream,
+    segment: SegmentId,
+    bytes: u64,
+    life: Life,
+    block: &mut [u8],
+) {
     assert!(block.len() == BLOCK_BYTES);
     block.fill(0);
     block[0..8].copy_from_slice(SEGMENT_MAGIC);
     block[8..12].copy_from_slice(&FORMAT.to_le_bytes());
     block[16..24].copy_from_slice(&segment.0.to_le_bytes());
     block[24..32].copy_from_slice(&bytes.to_le_bytes());
-    block[32] = stream.number();
+    block[32..40].copy_from_slice(&life.0.to_le_bytes());
+    block[40] = stream.number();
     let crc = header_crc(block);
     block[12..16].copy_from_slice(&crc.to_le_bytes());
 }
@@ -164,7 +177,7 @@ pub fn decode_segment_header(block: &[u8]) -> SegmentHeader {
             false => SegmentHeader::Other(format),
         };
     }
-    let stream = Stream::from_number(header[32]);
+    let stream = Stream::from_number(header[40]);
     match (format, stream) {
         (FORMAT, Some(stream)) => SegmentHeader::Valid(stream, SegmentId(u64_at(header, 16))),
         (FORMAT, None) => SegmentHeader::Unreadable,
@@ -174,7 +187,7 @@ pub fn decode_segment_header(block: &[u8]) -> SegmentHeader {
 
 /// True if this is a whole header of the first format, which had no stream.
 fn is_old_header(header: &[u8]) -> bool {
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..32]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..40]);
     u32_at(header, 12) == crc
 }
 
@@ -186,15 +199,26 @@ pub fn decode_segment_bytes(block: &[u8]) -> Option<u64> {
     }
 }
 
+/// The life of the segment whose header this is.
+pub fn decode_life(block: &[u8]) -> Option<Life> {
+    match decode_segment_header(block) {
+        SegmentHeader::Valid(..) => Some(Life(u64_at(block, 32))),
+        SegmentHeader::Other(_) | SegmentHeader::Unreadable => None,
+    }
+}
+
 /// A batch's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {
-    /// The segment it was written to.
-    pub segment: SegmentId,
+    /// The life of the segment that it was written to.
+    pub life: Life,
     /// Its number.
     pub sequence: u64,
     /// The highest batch known to be durable when this one was written.
     pub synced: u64,
+    /// Every write up to this place in the order of all writes, in whichever log, was durable when this
+    /// batch was written.
+    pub durable: Lsn,
     /// The place of its first entry in the order of all writes.
     pub first: Lsn,
     /// Bytes of its entries.
@@ -215,12 +239,13 @@ pub fn seal_batch<B: DerefMut<Target = [u8]>>(header: BatchHeader, pieces: &mut 
     );
     let (first, rest) = pieces.split_first_mut().expect("a batch has a header");
     first[0..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
-    first[8..16].copy_from_slice(&header.segment.0.to_le_bytes());
+    first[8..16].copy_from_slice(&header.life.0.to_le_bytes());
     first[16..24].copy_from_slice(&header.sequence.to_le_bytes());
     first[24..32].copy_from_slice(&header.synced.to_le_bytes());
-    first[32..40].copy_from_slice(&header.first.0.to_le_bytes());
-    first[40..44].copy_from_slice(&header.length.to_le_bytes());
-    first[44..48].copy_from_slice(&header.entries.to_le_bytes());
+    first[32..40].copy_from_slice(&header.durable.0.to_le_bytes());
+    first[40..48].copy_from_slice(&header.first.0.to_le_bytes());
+    first[48..52].copy_from_slice(&header.length.to_le_bytes());
+    first[52..56].copy_from_slice(&header.entries.to_le_bytes());
     let mut left = end.min(first.len());
     let mut crc = crc32c::crc32c(&first[8..left]);
     first[left..].fill(0);
@@ -234,19 +259,21 @@ pub fn seal_batch<B: DerefMut<Target = [u8]>>(header: BatchHeader, pieces: &mut 
     first[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Reads a batch's header, not checking its crc: `None` if this cannot be one of `segment`.
-pub fn decode_batch_header(bytes: &[u8], segment: SegmentId) -> Option<BatchHeader> {
+/// Reads a batch's header, not checking its crc: `None` if this cannot be one of `life`; without one,
+/// of any segment.
+pub fn decode_batch_header(bytes: &[u8], life: Option<Life>) -> Option<BatchHeader> {
     let bytes = bytes.get(..BATCH_HEADER_BYTES)?;
     let header = BatchHeader {
-        segment: SegmentId(u64_at(bytes, 8)),
+        life: Life(u64_at(bytes, 8)),
         sequence: u64_at(bytes, 16),
         synced: u64_at(bytes, 24),
-        first: Lsn(u64_at(bytes, 32)),
-        length: u32_at(bytes, 40),
-        entries: u32_at(bytes, 44),
+        durable: Lsn(u64_at(bytes, 32)),
+        first: Lsn(u64_at(bytes, 40)),
+        length: u32_at(bytes, 48),
+        entries: u32_at(bytes, 52),
     };
     let sane = u32_at(bytes, 0) == BATCH_MAGIC
-        && header.segment == segment
+        && life.is_none_or(|life| header.life == life)
         && header.synced < header.sequence;
     sane.then_some(header)
 }
@@ -441,9 +468,10 @@ mod tests {
         put_abort(version(10), &mut batch);
         let length = (batch.len() - BATCH_HEADER_BYTES) as u32;
         let header = BatchHeader {
-            segment: SegmentId(2),
+            life: Life(2),
             sequence: 11,
             synced: 10,
+            durable: Lsn(7),
             first: Lsn(1),
             length,
             entries: 5,
@@ -456,7 +484,7 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were_put() {
         let (header, batch) = sealed();
-        assert_eq!(decode_batch_header(&batch, SegmentId(2)), Some(header));
+        assert_eq!(decode_batch_header(&batch, Some(Life(2))), Some(header));
         assert!(batch_is_intact(header, &batch));
         let mut rest = &batch[BATCH_HEADER_BYTES..][..header.length as usize];
         let Some(Entry::Record(view)) = take_entry(&mut rest) else {
@@ -489,7 +517,7 @@ mod tests {
         for bit in 0..end * 8 {
             let mut damaged = batch.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            let found = decode_batch_header(&damaged, SegmentId(2));
+            let found = decode_batch_header(&damaged, Some(Life(2)));
             let intact = found.is_some_and(|header| batch_is_intact(header, &damaged));
             assert!(!intact, "bit {bit} was flipped unnoticed");
         }
@@ -499,7 +527,7 @@ mod tests {
     fn a_batch_of_another_segment_is_not_ours() {
         let (_, batch) = sealed();
         assert_eq!(
-            decode_batch_header(&batch, SegmentId(3)),
+            decode_batch_header(&batch, Some(Life(3))),
             None,
             "a recycled file's past"
         );
@@ -508,12 +536,13 @@ mod tests {
     #[test]
     fn segment_headers_tell_valid_other_and_unreadable_apart() {
         let mut block = vec![0xEE; BLOCK_BYTES];
-        encode_segment_header(Stream::Values, SegmentId(4), 1 << 20, &mut block);
+        encode_segment_header(Stream::Values, SegmentId(4), 1 << 20, Life(77), &mut block);
+        assert_eq!(decode_life(&block), Some(Life(77)));
         assert_eq!(
             decode_segment_header(&block),
             SegmentHeader::Valid(Stream::Values, SegmentId(4))
         );
-        for byte in [20, 32] {
+        for byte in [20, 36, 40] {
             let mut torn = block.clone();
             torn[byte] ^= 1;
             assert_eq!(decode_segment_header(&torn), SegmentHeader::Unreadable);
@@ -525,7 +554,7 @@ mod tests {
         assert_eq!(decode_segment_header(&newer), SegmentHeader::Other(3));
         let mut older = block;
         older[8..12].copy_from_slice(&1u32.to_le_bytes());
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&older[8..12]), &older[16..32]);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&older[8..12]), &older[16..40]);
         older[12..16].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(decode_segment_header(&older), SegmentHeader::Other(1));
     }

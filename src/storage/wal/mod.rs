@@ -77,6 +77,10 @@ pub enum Admission {
 #[derive(Default)]
 pub struct Fate {
     failed: Cell<bool>,
+    /// The last write that was appended to any of them.
+    last: Cell<Lsn>,
+    /// The first write of each that is not durable.
+    undurable: [Cell<Option<Lsn>>; 2],
     /// Durability advanced, room came, or the logs failed.
     progress: Signal,
 }
@@ -85,6 +89,21 @@ impl Fate {
     /// True once a write or a sync of one of the logs has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.get()
+    }
+
+    /// Every write up to this one is durable, in whichever log it is.
+    fn durable(&self) -> Lsn {
+        let undurable = self.undurable.iter().filter_map(Cell::get).min();
+        undurable.map_or(self.last.get(), |first| Lsn(first.0 - 1))
+    }
+
+    /// What `stream` has not yet on disk begins at `first`. (The numbers of `moved` are its own.)
+    fn note_undurable(&self, stream: Stream, first: Option<Lsn>) {
+        match stream {
+            Stream::Records => self.undurable[0].set(first),
+            Stream::Values => self.undurable[1].set(first),
+            Stream::Moved => {}
+        }
     }
 
     /// Returns the first `Some` of `check`, which is called whenever a log has come further.
@@ -207,6 +226,14 @@ impl State {
             .into_iter()
             .flatten()
             .min()
+    }
+}
+
+impl Inner {
+    /// Tells the other logs what of this one is not on disk.
+    fn tell_undurable(&self, state: &State) {
+        let first = state.first_undurable();
+        self.options.fate.note_undurable(self.options.stream, first);
     }
 }
 
@@ -385,6 +412,10 @@ impl Wal {
         assert!(pending.filled <= need, "more was put than was said");
         pending.entries += 1;
         state.pending = Some(pending);
+        if self.0.options.stream != Stream::Moved {
+            self.0.options.fate.last.set(lsn);
+        }
+        self.0.tell_undurable(&state);
         drop(state);
         if fresh {
             self.0.work.wake_all();
@@ -402,6 +433,12 @@ impl Wal {
     pub fn is_acknowledged(&self, lsn: Lsn) -> bool {
         let waits = self.0.options.durability == Durability::Sync;
         (!waits && !self.has_failed()) || self.is_durable(lsn)
+    }
+
+    /// All records of this log up to this one are durable.
+    pub fn durable(&self) -> Lsn {
+        let first = self.0.state.borrow().first_undurable();
+        first.map_or(Lsn(u64::MAX), |first| Lsn(first.0 - 1))
     }
 
     /// True if all records of this log up to `lsn` are durable.

@@ -6,7 +6,9 @@
 //! batch always has such a witness.) A later segment that begins at or before the gap was begun by
 //! an earlier recovery, which had cut the tail there.
 //!
-//! The one batch whose damage cannot be told from a torn write is the very last one of the log.
+//! A batch's damage that no later batch of its log tells from a torn write may still be told by
+//! another log, which says what of all writes was durable ([`Found::durable`]): who reads all logs of a
+//! core judges that.
 //!
 //! What was read is made durable before it is shown to anybody: after a mere process crash it may not
 //! have been. It is written once more for that, the same bytes in their place: had a sync failed in
@@ -18,9 +20,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::format::{
-    BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Entry, SegmentHeader, SegmentId, Stream,
-    batch_is_intact, decode_batch_header, decode_segment_bytes, decode_segment_header, padded,
-    take_numbered,
+    BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Entry, Life, SegmentHeader, SegmentId,
+    Stream, batch_is_intact, decode_batch_header, decode_life, decode_segment_bytes,
+    decode_segment_header, padded, take_numbered,
 };
 use super::segment::Segment;
 use crate::error::{Error, Result};
@@ -86,6 +88,21 @@ pub struct Found {
     pub sequence_next: u64,
     /// The number of the next segment.
     pub segment_next: SegmentId,
+    /// Every write up to here, in whichever log, was durable: so says a batch.
+    pub durable: Lsn,
+    /// Where it could not be read on.
+    pub end: Option<End>,
+}
+
+/// The end of a log.
+#[derive(Clone)]
+pub struct End {
+    /// Its last segment.
+    pub file: PathBuf,
+    /// The first byte that no batch of it covers.
+    pub offset: u64,
+    /// Something is there that is no batch, nor from an earlier life of the file.
+    pub is_torn: bool,
 }
 
 impl Found {
@@ -97,6 +114,8 @@ impl Found {
             blank: Vec::new(),
             sequence_next: floor.sequence,
             segment_next: next.map_or(floor.segment, |next| next.max(floor.segment)),
+            durable: Lsn(0),
+            end: None,
         }
     }
 
@@ -135,8 +154,6 @@ pub async fn replay(
     let ids = segments_of(stream, &rt::list_dir(dir).await?);
     let last = ids.last().copied();
     let mut found = Found::nothing(floor, ids.iter().copied());
-    // Where the log could not be read on, if there was such a place.
-    let mut torn: Option<(PathBuf, u64)> = None;
     for id in ids {
         let is_needed = id >= floor.segment;
         if !is_needed && stream != Stream::Records {
@@ -144,10 +161,12 @@ pub async fn replay(
         }
         let path = dir.join(id.file_name(stream));
         let mut reader = SegmentReader::open(&path, stream, id).await?;
-        let first = match reader.misnamed(floor) {
-            Some((_, named)) => reader.first_of(named).await?,
-            None if is_needed => reader.first_of(id).await?,
-            None => None,
+        let holds_needed = reader
+            .misnamed()
+            .is_some_and(|(other, named)| other != stream || named >= floor.segment);
+        let first = match is_needed || holds_needed {
+            true => reader.first(floor).await?,
+            false => None,
         };
         reader.check_file(floor, first.is_some(), Some(id) == last)?;
         if !is_needed {
@@ -159,21 +178,23 @@ pub async fn replay(
             Some((_, at)) => {
                 // Either the last segment lacks its end or this one its beginning.
                 let here = (path.clone(), BLOCK_BYTES as u64);
-                let place = torn.clone().filter(|_| at == here.1).unwrap_or(here);
+                let end = found.end.as_ref().filter(|_| at == here.1);
+                let place = end.map_or(here, |end| (end.file.clone(), end.offset));
                 reader.check_gap(found.sequence_next, place).await?;
                 found.blank.push(path);
                 continue;
             }
             None => {
                 // If something follows, then what is missing was here.
-                torn = Some((path.clone(), BLOCK_BYTES as u64));
+                found.end = Some(reader.end().await?);
                 found.blank.push(path);
                 continue;
             }
         };
         found.sequence_next = reader.deliver(first, &mut each).await?;
         reader.check_tail(found.sequence_next).await?;
-        torn = Some((path, reader.position));
+        found.end = Some(reader.end().await?);
+        found.durable = found.durable.max(reader.durable);
         reader.make_durable().await?;
         found.segments.push(FoundSegment {
             segment: reader.segment,
@@ -189,13 +210,15 @@ pub struct SegmentReader {
     segment: Rc<Segment>,
     /// The log that it belongs to, by its name.
     stream: Stream,
-    /// Batches of this segment are looked for.
-    named: SegmentId,
     header: SegmentHeader,
+    /// What its batches bear; unknown if its header is broken.
+    life: Option<Life>,
     /// How long the file was made, by its header.
     bytes_wanted: Option<u64>,
     /// The place of the last entry that was read.
     last: Lsn,
+    /// The highest of what its batches say to be durable.
+    durable: Lsn,
     /// Where the next batch is expected.
     position: u64,
     /// Number and place of the batches of which no later one says that they were durable.
@@ -218,11 +241,12 @@ impl SegmentReader {
         };
         Ok(SegmentReader {
             stream,
-            named: segment.id,
             header: decode_segment_header(&window.bytes),
+            life: decode_life(&window.bytes),
             bytes_wanted: decode_segment_bytes(&window.bytes),
             segment,
             last: Lsn(0),
+            durable: Lsn(0),
             position: BLOCK_BYTES as u64,
             unproven: VecDeque::new(),
             window,
@@ -232,7 +256,14 @@ impl SegmentReader {
     async fn open(path: &Path, stream: Stream, id: SegmentId) -> Result<SegmentReader> {
         let file = File::open(path).await?;
         let bytes = file.len().await?;
-        SegmentReader::of(stream, Rc::new(Segment { id, file, bytes })).await
+        let first = file.read_at(0, BLOCK_BYTES).await?;
+        let segment = Segment {
+            id,
+            life: decode_life(&first).unwrap_or(Life(0)),
+            file,
+            bytes,
+        };
+        SegmentReader::of(stream, Rc::new(segment)).await
     }
 
     /// Sees whether this file can be what its name says: whole, and no other segment.
@@ -242,18 +273,19 @@ impl SegmentReader {
             SegmentHeader::Other(format) => {
                 return Err(other_format(self.segment.file.path(), format));
             }
-            SegmentHeader::Valid(stream, named) if (stream, named) == (self.stream, id) => {}
-            _ => {
-                // Recycling gives a file of below the floor a new name and a new header. A crash may
-                // leave one without the other, but then nothing has been written to it.
-                if let Some((stream, named)) = self.misnamed(floor)
+            // Recycling gives a file of below the floor a new header, and then a new name. A crash may
+            // leave the former without the latter, but then nothing has been written to it.
+            SegmentHeader::Valid(..) => {
+                if let Some((stream, named)) = self.misnamed()
                     && (is_used || id >= floor.segment)
                 {
                     let why = format!("it holds {}", named.file_name(stream));
                     return Err(self.damaged(0, &why));
                 }
-                // A segment is begun only once its header is durable, so a bad one belongs to a
-                // segment that was never used, or it is damaged.
+            }
+            // A segment is begun only once its header is durable, so a bad one belongs to a
+            // segment that was never used, or it is damaged.
+            SegmentHeader::Unreadable => {
                 if is_used {
                     return Err(self.damaged(0, "its header is broken, but it is in use"));
                 }
@@ -268,21 +300,22 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// The segment that this file holds by its header, if that is another one that the log needs.
-    fn misnamed(&self, floor: Floor) -> Option<(Stream, SegmentId)> {
-        let SegmentHeader::Valid(stream, named) = self.header else {
-            return None;
-        };
-        let is_other =
-            stream != self.stream || (named != self.segment.id && named >= floor.segment);
-        is_other.then_some((stream, named))
+    /// The segment that this file holds by its header, if that is not what it is called by.
+    fn misnamed(&self) -> Option<(Stream, SegmentId)> {
+        match self.header {
+            SegmentHeader::Valid(stream, named) => {
+                ((stream, named) != (self.stream, self.segment.id)).then_some((stream, named))
+            }
+            SegmentHeader::Other(_) | SegmentHeader::Unreadable => None,
+        }
     }
 
-    /// The number and the place of the first batch of segment `id` that can be read, if there is any.
-    async fn first_of(&mut self, id: SegmentId) -> Result<Option<(u64, u64)>> {
-        let own = std::mem::replace(&mut self.named, id);
-        let found = self.find_from(BLOCK_BYTES as u64, |_| true).await;
-        self.named = own;
+    /// The number and the place of the first batch that can be read, if there is any. If nothing says
+    /// which life this is, then those do not count that are of before the floor.
+    async fn first(&mut self, floor: Floor) -> Result<Option<(u64, u64)>> {
+        let is_known = self.life.is_some();
+        let counts = |header: BatchHeader| is_known || header.sequence >= floor.sequence;
+        let found = self.find_from(BLOCK_BYTES as u64, counts).await;
         Ok(found?.map(|(header, at)| (header.sequence, at)))
     }
 
@@ -305,6 +338,7 @@ impl SegmentReader {
                 self.unproven.pop_front();
             }
             self.unproven.push_back((expected, self.position));
+            self.durable = self.durable.max(header.durable);
             expected += 1;
             self.position += padded(BATCH_HEADER_BYTES + header.length as usize) as u64;
             rt::yield_if_needed().await;
@@ -360,6 +394,20 @@ impl SegmentReader {
         }
         self.last = self.last.max(last);
         Ok(true)
+    }
+
+    /// Where nothing more could be read.
+    async fn end(&mut self) -> Result<End> {
+        let (offset, life) = (self.position, self.life);
+        let is_torn = match self.bytes_at(offset, BLOCK_BYTES).await? {
+            Some(block) => holds_something(block, life),
+            None => false,
+        };
+        Ok(End {
+            file: self.segment.file.path().to_owned(),
+            offset,
+            is_torn,
+        })
     }
 
     /// Writes and syncs what may not be durable yet.
@@ -418,9 +466,9 @@ impl SegmentReader {
     }
 
     async fn header_at(&mut self, position: u64) -> Result<Option<BatchHeader>> {
-        let id = self.named;
+        let life = self.life;
         let bytes = self.bytes_at(position, BLOCK_BYTES).await?;
-        Ok(bytes.and_then(|bytes| decode_batch_header(bytes, id)))
+        Ok(bytes.and_then(|bytes| decode_batch_header(bytes, life)))
     }
 
     /// The batch's bytes; `None` if it would reach beyond the segment.
@@ -457,6 +505,13 @@ impl SegmentReader {
     pub fn damaged(&self, offset: u64, why: &str) -> Error {
         damage(&self.segment, offset, why)
     }
+}
+
+/// True if this block holds what is neither blank nor from an earlier life of the file.
+pub fn holds_something(block: &[u8], life: Option<Life>) -> bool {
+    let header = decode_batch_header(block, None);
+    let is_older = header.is_some_and(|header| Some(header.life) != life);
+    !is_older && block.iter().any(|&byte| byte != 0)
 }
 
 fn damage(segment: &Segment, offset: u64, why: &str) -> Error {

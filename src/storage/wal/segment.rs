@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::format::{SegmentId, Stream, encode_segment_header};
+use super::format::{Life, SegmentId, Stream, encode_segment_header};
 use super::replay::Found;
 use crate::error::Result;
 use crate::rt::sync::Signal;
@@ -25,6 +25,8 @@ const FILL_BYTES: usize = 1 << 20;
 pub struct Segment {
     /// Its number.
     pub id: SegmentId,
+    /// What its batches bear.
+    pub life: Life,
     /// Its file.
     pub file: File,
     /// Its size.
@@ -256,9 +258,20 @@ impl Supply {
         let used = (bytes == self.segment_bytes)
             .then(|| self.state.borrow_mut().pool.pop())
             .flatten();
+        let life = Life(rt::random());
         let file = match used {
+            // The header first: a file whose name says that it is needed never has an old one.
             Some(old) => {
-                rt::rename(&old, path).await?;
+                let file = File::open(&old).await?;
+                let mut begun = self.begin(&file, id, bytes, life).await;
+                file.close().await;
+                if begun.is_ok() {
+                    begun = rt::rename(&old, path).await;
+                }
+                if let Err(error) = begun {
+                    self.state.borrow_mut().surplus.push(old);
+                    return Err(error);
+                }
                 File::open(path).await?
             }
             None => {
@@ -267,17 +280,27 @@ impl Supply {
                     Stream::Records => fill(&file, bytes).await?,
                     Stream::Values | Stream::Moved => file.allocate(bytes).await?,
                 }
+                self.begin(&file, id, bytes, life).await?;
                 file
             }
         };
-        let mut block = file.buffer(BLOCK_BYTES);
-        encode_segment_header(self.stream, id, bytes, &mut block);
-        file.write_at(block, 0).await?;
-        file.sync().await?;
         if !rt::planted(Bug::NoDirectorySync) {
             rt::sync_dir(&self.dir).await?;
         }
-        Ok(Segment { id, file, bytes })
+        Ok(Segment {
+            id,
+            life,
+            file,
+            bytes,
+        })
+    }
+
+    /// Gives a file its header, durably.
+    async fn begin(&self, file: &File, id: SegmentId, bytes: u64, life: Life) -> Result<()> {
+        let mut block = file.buffer(BLOCK_BYTES);
+        encode_segment_header(self.stream, id, bytes, life, &mut block);
+        file.write_at(block, 0).await?;
+        file.sync().await
     }
 }
 

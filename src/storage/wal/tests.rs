@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_lite::future;
 
 use super::format::{
-    Entry, FORMAT, SegmentId, decode_batch_header, encode_segment_header, padded as padded_bytes,
+    BatchHeader, Entry, FORMAT, Life, SegmentId, decode_batch_header, decode_life,
+    encode_segment_header, padded as padded_bytes,
 };
 use super::*;
 use crate::rt::sim::{NodeId, Options, World};
@@ -136,7 +137,7 @@ fn batches(world: &World, segment: u64) -> Vec<(u64, usize)> {
         .expect("the segment is there");
     let mut spans = Vec::new();
     let mut at = BLOCK_BYTES;
-    while let Some(header) = decode_batch_header(&bytes[at..], SegmentId(segment)) {
+    while let Some(header) = decode_batch_header(&bytes[at..], decode_life(&bytes)) {
         let length = BATCH_HEADER_BYTES + header.length as usize;
         spans.push((at as u64, length));
         at += padded_bytes(length);
@@ -268,10 +269,11 @@ fn a_segment_of_a_newer_format_is_refused_by_name() {
         Stream::Records,
         SegmentId(1),
         8 * BLOCK,
+        Life(1),
         &mut bytes[..BLOCK_BYTES],
     );
     bytes[8..12].copy_from_slice(&(FORMAT + 1).to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[8..12]), &bytes[16..32]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[8..12]), &bytes[16..40]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     world.disk(NODE).put(&path_of(1), &bytes);
     let error = replayed(&world).expect_err("nobody knows what it says");
@@ -646,30 +648,63 @@ fn a_crash_during_recovery_loses_nothing() {
 
 #[test]
 fn a_file_whose_new_life_was_not_finished_is_blank() {
-    // The power went between the renaming of a recycled file and the writing of its header.
+    // The power went between the writing of a recycled file's header and its renaming; or behind that.
     let world = world_with(12, 12, 5000);
     let mut old = world.disk(NODE).read(&path_of(1)).expect("it is there");
     encode_segment_header(
         Stream::Records,
-        SegmentId(0),
-        8 * BLOCK,
-        &mut old[..BLOCK_BYTES],
-    );
-    world.disk(NODE).put(&path_of(90), &old);
-    assert_eq!(replayed(&world).expect("no damage"), numbers(1..=12));
-    let mut header_only = old;
-    encode_segment_header(
-        Stream::Records,
         SegmentId(90),
         8 * BLOCK,
-        &mut header_only[..BLOCK_BYTES],
+        Life(90),
+        &mut old[..BLOCK_BYTES],
     );
-    world.disk(NODE).put(&path_of(90), &header_only);
+    world.disk(NODE).put(&path_of(0), &old);
+    assert_eq!(replayed(&world).expect("no damage"), numbers(1..=12));
+    world.disk(NODE).put(&path_of(90), &old);
     assert_eq!(
         replayed(&world).expect("no damage"),
         numbers(1..=12),
         "an earlier life was replayed"
     );
+}
+
+#[test]
+fn a_value_that_looks_like_a_batch_is_never_taken_for_one() {
+    // What a client can foresee: the numbers of the next segment and of the next batch. What lies in the
+    // rest of a recycled file is what he wrote into it before.
+    let world = world_with(14, 12, 5000);
+    let disk = world.disk(NODE);
+    let segments = (1..)
+        .take_while(|id| disk.read(&path_of(*id)).is_some())
+        .count() as u64;
+    let used = (1..=segments).filter(|id| !batches(&world, *id).is_empty());
+    let last = used.max().expect("there is a log");
+    let spans = batches(&world, last);
+    let (at, length) = spans[spans.len() - 1];
+    let end = at as usize + padded_bytes(length);
+    let mut bytes = disk.read(&path_of(last)).expect("it is there");
+    assert!(end < bytes.len(), "nothing is left of the segment");
+    let own = decode_batch_header(&bytes[at as usize..], None).expect("a batch");
+    for life in [0, last, 1, u64::MAX] {
+        for (sequence, synced) in [(own.sequence + 1, 0), (own.sequence + 9, own.sequence + 8)] {
+            let mut forged = vec![0; BATCH_HEADER_BYTES];
+            format::put_record(record(99, 10).bytes(), &mut forged);
+            let header = BatchHeader {
+                life: Life(life),
+                sequence,
+                synced,
+                durable: Lsn(0),
+                first: Lsn(99),
+                length: (forged.len() - BATCH_HEADER_BYTES) as u32,
+                entries: 1,
+            };
+            forged.resize(BLOCK_BYTES, 0);
+            format::seal_batch(header, std::slice::from_mut(&mut forged));
+            bytes[end..end + BLOCK_BYTES].copy_from_slice(&forged);
+            disk.put(&path_of(last), &bytes);
+            assert_eq!(replayed(&world).expect("no damage"), numbers(1..=12));
+        }
+    }
 }
 
 #[test]

@@ -8,14 +8,15 @@
 //! What is replayed is one chain of batches over all segments from the floor on. A segment of the value
 //! log that is not replayed any more stands for itself: no batch of another one is needed to read it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::format::{
     BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Entry, SegmentHeader, SegmentId, Stream,
-    batch_is_intact, decode_batch_header, decode_segment_bytes, decode_segment_header, padded,
-    take_entry, take_numbered,
+    batch_is_intact, decode_batch_header, decode_life, decode_segment_bytes, decode_segment_header,
+    padded, take_entry, take_numbered,
 };
-use super::replay::{Floor, segments_of};
+pub use super::replay::End;
+use super::replay::{Floor, holds_something, segments_of};
 use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, File, ReadBuffer};
 use crate::types::Lsn;
@@ -34,19 +35,20 @@ pub trait Witness {
     fn foreign(&mut self, file: &Path, format: u32);
     /// What a batch of this stream says. What is wrong with it, if the caller knows of something.
     fn entry(&mut self, stream: Stream, entry: &Entry<'_>) -> Option<String>;
-    /// Replay takes in entries with these numbers, which do not fall.
-    fn replayed(&mut self, numbers: &[Lsn]);
+    /// Replay takes in entries with these numbers, which do not fall, of a batch that says that all
+    /// writes up to `durable` were so.
+    fn replayed(&mut self, numbers: &[Lsn], durable: Lsn);
     /// So many more bytes have been seen.
     fn seen(&mut self, bytes: u64);
 }
 
-/// Verifies what replay reads of the log `stream` in `dir`: from `floor` on.
+/// Verifies what replay reads of the log `stream` in `dir`: from `floor` on. Says where it ends.
 pub async fn verify(
     dir: &Path,
     stream: Stream,
     floor: Floor,
     witness: &mut impl Witness,
-) -> Result<()> {
+) -> Result<Option<End>> {
     let ids = segments_of(stream, &rt::list_dir(dir).await?);
     let last = ids.last().copied();
     let mut chain = Chain {
@@ -68,7 +70,7 @@ pub async fn verify(
             chain.take(&path, &segment, witness);
         }
     }
-    Ok(())
+    Ok(chain.end)
 }
 
 /// A segment of the value log that is not replayed, as the manifest has it.
@@ -148,7 +150,7 @@ struct Segment {
     header: SegmentHeader,
     /// How long it should be, by its header.
     bytes_wanted: Option<u64>,
-    /// Of the segment that the file is named by; below the floor, of the one that its header names.
+    /// Of the life that its header names; if that cannot be read, all that are not of before the floor.
     batches: Vec<Batch>,
     /// The blocks that hold something and belong to no whole batch of this segment, and to none that
     /// the file held in an earlier life.
@@ -186,11 +188,9 @@ async fn read_segment(
     let bytes = file.len().await?;
     let first = file.read_at(0, BLOCK_BYTES).await?;
     let header = decode_segment_header(&first);
-    // A file that is to be used again holds nothing, unless its header says that it is needed.
-    let is_free = floor.is_some_and(|floor| name < floor.segment);
-    let id = match header {
-        SegmentHeader::Valid(_, named) if is_free => named,
-        _ => name,
+    let life = decode_life(&first);
+    let counts = |header: &BatchHeader| {
+        life.is_some() || floor.is_none_or(|floor| header.sequence >= floor.sequence)
     };
     let mut segment = Segment {
         stream,
@@ -211,11 +211,11 @@ async fn read_segment(
     while position + BLOCK <= bytes {
         let block = window.at(position, BLOCK_BYTES).await?;
         let mut next = position + BLOCK;
-        let header = decode_batch_header(block, id);
+        let header = decode_batch_header(block, life).filter(counts);
         let length = header.map_or(0, |it| {
             padded(BATCH_HEADER_BYTES + it.length as usize) as u64
         });
-        let is_other = !is_older(block, id) && block.iter().any(|&byte| byte != 0);
+        let is_other = holds_something(block, life);
         let mut is_whole = false;
         if let Some(header) = header.filter(|_| length <= bytes - position) {
             let batch = window.at(position, length as usize).await?;
@@ -237,14 +237,6 @@ async fn read_segment(
         position = next;
     }
     Ok(segment)
-}
-
-/// True if a batch of an earlier life of `segment`'s file begins here.
-fn is_older(block: &[u8], segment: SegmentId) -> bool {
-    let named = block[8..16].try_into().map(u64::from_le_bytes);
-    named.is_ok_and(|named| {
-        named < segment.0 && decode_batch_header(block, SegmentId(named)).is_some()
-    })
 }
 
 /// What a whole batch says. What is wrong with it is a program error, or a forgery.
@@ -301,17 +293,19 @@ impl Segment {
                 witness.foreign(path, format);
                 return false;
             }
-            // A crash may leave a recycled file with its new name and its old header, or the other
-            // way round; but then nothing has been written to it.
+            // A crash may leave a recycled file with its new header and its old name; but then nothing
+            // has been written to it.
             SegmentHeader::Valid(stream, named)
-                if (stream != self.stream || (named != self.id && named >= floor.segment))
-                    && (is_needed || !self.batches.is_empty()) =>
+                if (stream, named) != (self.stream, self.id)
+                    && (is_needed
+                        || ((stream != self.stream || named >= floor.segment)
+                            && !self.batches.is_empty())) =>
             {
                 let what = format!("it holds {}", named.file_name(stream));
                 witness.damage(path, 0, what);
             }
-            SegmentHeader::Valid(stream, named) if (stream, named) == (self.stream, self.id) => {}
-            _ if is_needed && !self.batches.is_empty() => {
+            SegmentHeader::Valid(..) => {}
+            SegmentHeader::Unreadable if is_needed && !self.batches.is_empty() => {
                 witness.damage(path, 0, "its header is broken, but it is in use".to_owned());
             }
             _ => {}
@@ -324,6 +318,15 @@ impl Segment {
             witness.damage(path, self.bytes, what);
         }
         true
+    }
+
+    /// The end of a log that ends here.
+    fn end(&self, path: &Path, offset: u64) -> End {
+        End {
+            file: path.to_owned(),
+            offset,
+            is_torn: self.others.contains(&offset),
+        }
     }
 
     /// Judges the batches of a segment that is not replayed.
@@ -364,22 +367,22 @@ struct Chain {
     /// The number of the next batch.
     expected: u64,
     /// Where it could not be read on.
-    end: Option<(PathBuf, u64)>,
+    end: Option<End>,
 }
 
 impl Chain {
     fn take(&mut self, path: &Path, segment: &Segment, witness: &mut impl Witness) {
         let Some(first) = segment.batches.first() else {
             // If something follows, then what is missing was here.
-            self.end = Some((path.to_owned(), BLOCK));
+            self.end = Some(segment.end(path, BLOCK));
             return;
         };
         let mut position = BLOCK;
         if first.header.sequence > self.expected {
             // Either the last segment lacks its end or this one its beginning.
             let here = (path.to_owned(), BLOCK);
-            let before = self.end.clone().filter(|_| first.at == BLOCK);
-            let place = before.unwrap_or(here);
+            let before = self.end.as_ref().filter(|_| first.at == BLOCK);
+            let place = before.map_or(here, |end| (end.file.clone(), end.offset));
             let Some(proof) = proof(&segment.batches, self.expected) else {
                 let what = "nothing says that it was synced, and its beginning is torn".to_owned();
                 witness.note(path, BLOCK, what);
@@ -399,12 +402,14 @@ impl Chain {
             if let Some(what) = &batch.said.objection {
                 witness.damage(path, batch.at, what.clone());
             }
-            witness.replayed(&batch.said.numbers);
+            witness.replayed(&batch.said.numbers, batch.header.durable);
             self.expected = batch.header.sequence + 1;
             position = batch.end;
         }
-        self.end = Some((path.to_owned(), position));
-        if segment.others.contains(&position) {
+        let end = segment.end(path, position);
+        let is_torn = end.is_torn;
+        self.end = Some(end);
+        if is_torn {
             let what = "the log ends here; what follows is the torn end of a crash, or from an \
                         earlier life of the file";
             witness.note(path, position, what.to_owned());
