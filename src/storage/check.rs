@@ -467,7 +467,7 @@ impl Part<'_, '_> {
         let mut ends = Vec::new();
         for (stream, floor) in logs {
             match log::verify(dir, stream, floor, self).await {
-                Ok(end) => ends.extend(end),
+                Ok(found) => ends.extend(found),
                 Err(error) => self.checker.failed(dir, error),
             }
         }
@@ -489,17 +489,13 @@ impl Part<'_, '_> {
         }
     }
 
-    /// Write `gap` was durable, and none of the logs, which end so, has it: it was in the one of which
-    /// the end is torn, or it has left no trace.
-    fn name_gap(&mut self, gap: Lsn, mut ends: Vec<log::End>) {
-        if ends.iter().any(|end| end.is_torn) {
-            ends.retain(|end| end.is_torn);
-        }
+    /// Write `gap` was durable, and none of the logs, which may end so, has it.
+    fn name_gap(&mut self, gap: Lsn, ends: Vec<log::End>) {
         let what = format!(
             "write {} cannot be read, but a batch says that all up to {} were durable",
             gap.0, self.durable.0
         );
-        for end in ends {
+        for end in log::suspects(ends) {
             self.checker.damage(&end.file, end.offset, &what);
         }
     }

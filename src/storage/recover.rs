@@ -15,7 +15,7 @@ use super::memtable::{Inserted, Memtable};
 use super::record::{KeyRef, Pointer, Record};
 use super::vlog::Garbage;
 use super::wal::format::{Entry, Stream, take_entry};
-use super::wal::replay::{Found, Read};
+use super::wal::replay::{End, Found, Read, suspects};
 use super::{RECOVERED, open::Undecided};
 use crate::error::{Error, Result};
 use crate::types::{CoreId, Lsn, Version};
@@ -143,18 +143,21 @@ pub fn check_gap(gap: Lsn, logs: [&Found; 2]) -> Result<()> {
     if durable < Some(gap) {
         return Ok(());
     }
-    // It was in the one of which the end is torn, or it has left no trace.
-    let ends = || logs.iter().filter_map(|found| found.end.as_ref());
-    let Some(end) = ends().find(|end| end.is_torn).or_else(|| ends().next()) else {
+    let ends = logs.iter().flat_map(|found| found.ends.iter().cloned());
+    let suspects = suspects(ends.collect());
+    let place = |end: &End| format!("{} at byte {}", end.file.display(), end.offset);
+    let places: Vec<String> = suspects.iter().map(place).collect();
+    let Some(end) = suspects.into_iter().next() else {
         unreachable!("a batch was read, so its log has an end");
     };
     Err(Error::Corrupt {
-        file: end.file.clone(),
+        file: end.file,
         offset: end.offset,
         why: format!(
-            "write {} is missing, but a batch says that all up to {} were durable",
+            "write {} is missing, but a batch says that all up to {} were durable; it was in {}",
             gap.0,
-            durable.unwrap_or_default().0
+            durable.unwrap_or_default().0,
+            places.join(" or in ")
         ),
     })
 }

@@ -90,14 +90,14 @@ pub struct Found {
     pub segment_next: SegmentId,
     /// Every write up to here, in whichever log, was durable: so says a batch.
     pub durable: Lsn,
-    /// Where it could not be read on.
-    pub end: Option<End>,
+    /// Where it could not be read on: in the last segment that holds something, or in those behind it.
+    pub ends: Vec<End>,
 }
 
-/// The end of a log.
+/// A place where a log may end.
 #[derive(Clone)]
 pub struct End {
-    /// Its last segment.
+    /// A segment.
     pub file: PathBuf,
     /// The first byte that no batch of it covers.
     pub offset: u64,
@@ -115,7 +115,7 @@ impl Found {
             sequence_next: floor.sequence,
             segment_next: next.map_or(floor.segment, |next| next.max(floor.segment)),
             durable: Lsn(0),
-            end: None,
+            ends: Vec::new(),
         }
     }
 
@@ -178,7 +178,7 @@ pub async fn replay(
             Some((_, at)) => {
                 // Either the last segment lacks its end or this one its beginning.
                 let here = (path.clone(), BLOCK_BYTES as u64);
-                let end = found.end.as_ref().filter(|_| at == here.1);
+                let end = found.ends.last().filter(|_| at == here.1);
                 let place = end.map_or(here, |end| (end.file.clone(), end.offset));
                 reader.check_gap(found.sequence_next, place).await?;
                 found.blank.push(path);
@@ -186,14 +186,14 @@ pub async fn replay(
             }
             None => {
                 // If something follows, then what is missing was here.
-                found.end = Some(reader.end().await?);
+                found.ends.push(reader.end().await?);
                 found.blank.push(path);
                 continue;
             }
         };
         found.sequence_next = reader.deliver(first, &mut each).await?;
         reader.check_tail(found.sequence_next).await?;
-        found.end = Some(reader.end().await?);
+        found.ends = vec![reader.end().await?];
         found.durable = found.durable.max(reader.durable);
         reader.make_durable().await?;
         found.segments.push(FoundSegment {
@@ -505,6 +505,15 @@ impl SegmentReader {
     pub fn damaged(&self, offset: u64, why: &str) -> Error {
         damage(&self.segment, offset, why)
     }
+}
+
+/// Of the places where logs may end, those where something that was durable may have been: where the end
+/// is torn, or, if it has left no trace, all.
+pub fn suspects(mut ends: Vec<End>) -> Vec<End> {
+    if ends.iter().any(|end| end.is_torn) {
+        ends.retain(|end| end.is_torn);
+    }
+    ends
 }
 
 /// True if this block holds what is neither blank nor from an earlier life of the file.

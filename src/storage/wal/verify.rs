@@ -15,7 +15,7 @@ use super::format::{
     batch_is_intact, decode_batch_header, decode_life, decode_segment_bytes, decode_segment_header,
     padded, take_entry, take_numbered,
 };
-pub use super::replay::End;
+pub use super::replay::{End, suspects};
 use super::replay::{Floor, holds_something, segments_of};
 use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, File, ReadBuffer};
@@ -42,18 +42,18 @@ pub trait Witness {
     fn seen(&mut self, bytes: u64);
 }
 
-/// Verifies what replay reads of the log `stream` in `dir`: from `floor` on. Says where it ends.
+/// Verifies what replay reads of the log `stream` in `dir`: from `floor` on. Says where it may end.
 pub async fn verify(
     dir: &Path,
     stream: Stream,
     floor: Floor,
     witness: &mut impl Witness,
-) -> Result<Option<End>> {
+) -> Result<Vec<End>> {
     let ids = segments_of(stream, &rt::list_dir(dir).await?);
     let last = ids.last().copied();
     let mut chain = Chain {
         expected: floor.sequence,
-        end: None,
+        ends: Vec::new(),
     };
     for id in ids {
         // Files of the write-ahead log are used again: one of below the floor may hold what is needed.
@@ -70,7 +70,7 @@ pub async fn verify(
             chain.take(&path, &segment, witness);
         }
     }
-    Ok(chain.end)
+    Ok(chain.ends)
 }
 
 /// A segment of the value log that is not replayed, as the manifest has it.
@@ -366,22 +366,22 @@ impl Segment {
 struct Chain {
     /// The number of the next batch.
     expected: u64,
-    /// Where it could not be read on.
-    end: Option<End>,
+    /// Where it could not be read on: in the last segment that holds something, or in those behind it.
+    ends: Vec<End>,
 }
 
 impl Chain {
     fn take(&mut self, path: &Path, segment: &Segment, witness: &mut impl Witness) {
         let Some(first) = segment.batches.first() else {
             // If something follows, then what is missing was here.
-            self.end = Some(segment.end(path, BLOCK));
+            self.ends.push(segment.end(path, BLOCK));
             return;
         };
         let mut position = BLOCK;
         if first.header.sequence > self.expected {
             // Either the last segment lacks its end or this one its beginning.
             let here = (path.to_owned(), BLOCK);
-            let before = self.end.as_ref().filter(|_| first.at == BLOCK);
+            let before = self.ends.last().filter(|_| first.at == BLOCK);
             let place = before.map_or(here, |end| (end.file.clone(), end.offset));
             let Some(proof) = proof(&segment.batches, self.expected) else {
                 let what = "nothing says that it was synced, and its beginning is torn".to_owned();
@@ -408,7 +408,7 @@ impl Chain {
         }
         let end = segment.end(path, position);
         let is_torn = end.is_torn;
-        self.end = Some(end);
+        self.ends = vec![end];
         if is_torn {
             let what = "the log ends here; what follows is the torn end of a crash, or from an \
                         earlier life of the file";
