@@ -77,6 +77,7 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
         sizes.values.add(&report.sizes.values);
         sizes.index_bytes += report.sizes.index_bytes;
         sizes.rows.add(&report.sizes.rows);
+        sizes.pointers.add(&report.sizes.pointers);
         sizes.blocks.add(&report.sizes.blocks);
     }
     (counters, sizes)
@@ -249,6 +250,7 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "memory_budget", shard.config.memory.0);
     line(out, "filter_and_index_bytes", sizes.index_bytes);
     cache(out, "row_cache", &sizes.rows);
+    cache(out, "key_cache", &sizes.pointers);
     cache(out, "block_cache", &sizes.blocks);
     line(out, "kicks", rt::kicks());
 }

@@ -1,6 +1,7 @@
-//! What is kept in memory of what tables hold: whole records by key, and blocks that were verified.
+//! What is kept in memory of what tables hold: whole records by key, where large values lie by key, and
+//! blocks that were verified.
 //!
-//! Both caches have a budget in bytes and keep what is asked for again (S3-FIFO, by `quick_cache`).
+//! All caches have a budget in bytes and keep what is asked for again (S3-FIFO, by `quick_cache`).
 //! Only lookups of single keys fill them: walks and merges go past them.
 //!
 //! A block never changes, and no table's number is used twice: a cached block is never wrong. A row may
@@ -8,7 +9,9 @@
 //! as a pointer to the value log. Readers ask memtables first; a write takes its key's row out before any
 //! reader sees the write, and a clear takes out all. A lookup that began before a write may end after
 //! it, with the old record in hand: a [`Ticket`], taken where the lookup began, tells whether anything
-//! was written since to a key of the same mark.
+//! was written since to a key of the same mark. The same holds for a key's pointer, which the collector
+//! takes out when it moves the value. Only what merges drop of expired records leaves a pointer here
+//! whose segment may go: whoever finds one asks whether the segment lives.
 
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -25,6 +28,8 @@ use crate::types::KeyHash;
 
 /// What an entry takes besides its bytes: its slots, and what the allocator takes.
 const ENTRY_BYTES: u64 = 96;
+/// Pointers get this part of the budget, rows half of it, blocks the rest.
+const POINTERS_SHARE: u64 = 8;
 /// No entry takes more than this part of its cache.
 const ENTRY_SHARE: u64 = 8;
 /// The budget is made for entries of this size on average; others only cost some memory more or less.
@@ -37,7 +42,7 @@ pub type CachedBlock = Rc<Block<Vec<u8>>>;
 
 /// A core's caches.
 pub struct Caches {
-    /// Whole records.
+    /// Whole records, and pointers to large ones.
     pub rows: Rows,
     /// Blocks of tables.
     pub blocks: Blocks,
@@ -72,6 +77,7 @@ impl Caches {
         let caches = Caches {
             rows: Rows {
                 cache: Bounded::new(),
+                pointers: Bounded::new(),
                 marks: std::array::from_fn(|_| Cell::new(0)),
             },
             blocks: Blocks {
@@ -84,14 +90,17 @@ impl Caches {
 
     /// Changes how many bytes they may hold together; gives up what is too much.
     pub fn set_budget(&self, budget: u64) {
-        self.rows.cache.set_budget(budget / 2);
-        self.blocks.cache.set_budget(budget - budget / 2);
+        let (rows, pointers) = (budget / 2, budget / POINTERS_SHARE);
+        self.rows.cache.set_budget(rows);
+        self.rows.pointers.set_budget(pointers);
+        self.blocks.cache.set_budget(budget - rows - pointers);
     }
 }
 
-/// Whole records, by key: the newest ones.
+/// By key: the newest records that are whole, and the newest that tables hold as pointers.
 pub struct Rows {
     cache: Bounded<u64, Record>,
+    pointers: Bounded<u64, Record>,
     /// Rise when a key of theirs is written.
     marks: [Cell<u64>; MARKS],
 }
@@ -110,6 +119,12 @@ impl Rows {
         self.cache.get(&key.hash.0, |row| row.key() == key.key)
     }
 
+    /// The pointer that tables hold as the newest record of `key`, if it is here. Ask memtables first.
+    pub fn pointer(&self, key: &KeyRef<'_>) -> Option<Record> {
+        let pointers = &self.pointers;
+        pointers.get(&key.hash.0, |pointing| pointing.key() == key.key)
+    }
+
     /// To be taken with the tables, or the pointer, that a lookup will read.
     pub fn ticket(&self, hash: KeyHash) -> Ticket {
         let mark = self.mark(hash).get();
@@ -121,6 +136,14 @@ impl Rows {
         assert!(record.pointer().is_none(), "a row is whole");
         if self.mark(ticket.hash).get() == ticket.mark {
             self.cache.insert(ticket.hash.0, record.clone());
+        }
+    }
+
+    /// A lookup in tables, of the key that `ticket` was taken for, found the pointer `pointing`.
+    pub fn fill_pointer(&self, ticket: Ticket, pointing: &Record) {
+        assert!(pointing.pointer().is_some(), "a row of its own");
+        if self.mark(ticket.hash).get() == ticket.mark {
+            self.pointers.insert(ticket.hash.0, pointing.clone());
         }
     }
 
@@ -138,17 +161,24 @@ impl Rows {
         let mark = self.mark(hash);
         mark.set(mark.get() + 1);
         self.cache.remove(&hash.0);
+        self.pointers.remove(&hash.0);
     }
 
     /// All that there is dies.
     pub fn clear(&self) {
         self.marks.iter().for_each(|mark| mark.set(mark.get() + 1));
         self.cache.clear();
+        self.pointers.clear();
     }
 
-    /// What it holds and has done.
+    /// What it holds of whole records, and has done.
     pub fn stats(&self) -> CacheStats {
         self.cache.stats()
+    }
+
+    /// What it holds of pointers, and has done.
+    pub fn pointer_stats(&self) -> CacheStats {
+        self.pointers.stats()
     }
 
     fn mark(&self, hash: KeyHash) -> &Cell<u64> {
@@ -314,7 +344,8 @@ impl Hasher for Mixer {
 mod tests {
     use super::*;
     use crate::storage::block::{BlockBuilder, Identity};
-    use crate::storage::record::Meta;
+    use crate::storage::record::{Meta, Pointer};
+    use crate::storage::wal::format::{SegmentId, Stream};
     use crate::types::{Position, Version};
     use std::collections::BTreeMap;
 
@@ -442,6 +473,37 @@ mod tests {
         }
         assert_eq!(caches.rows.get(&KeyRef::of(b"small")), Some(small));
         assert_eq!(caches.rows.get(&KeyRef::of(b"large")), None);
+    }
+
+    #[test]
+    fn a_pointer_that_was_found_before_its_value_moved_is_not_kept() {
+        let caches = Caches::new(200_000);
+        let rows = &caches.rows;
+        let whole = record(b"key", 1, 5_000);
+        let key = KeyRef::of(b"key");
+        let place = |offset: u32| {
+            let place = Pointer {
+                stream: Stream::Values,
+                segment: SegmentId(1),
+                offset,
+                length: whole.bytes().len() as u32,
+                crc: 0,
+            };
+            Record::pointing(whole.view(), place)
+        };
+        let (before, after) = (rows.ticket(key.hash), place(0));
+        rows.forget(key.hash);
+        rows.fill_pointer(before, &after);
+        assert_eq!(rows.pointer(&key), None, "a stale pointer is kept");
+        rows.fill_pointer(rows.ticket(key.hash), &after);
+        assert_eq!(rows.pointer(&key), Some(after.clone()));
+        assert_eq!(rows.get(&key), None, "a pointer is no row");
+        rows.forget(key.hash);
+        assert_eq!(rows.pointer(&key), None, "a write leaves the old pointer");
+        rows.fill_pointer(rows.ticket(key.hash), &after);
+        rows.clear();
+        assert_eq!(rows.pointer(&key), None, "a clear leaves the old pointer");
+        assert_eq!(rows.pointer_stats().hits, 1);
     }
 
     #[test]

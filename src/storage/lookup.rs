@@ -2,7 +2,8 @@
 //!
 //! A [`Lookup`] pins the tables and the segments of the value log of its moment, so that what it
 //! finds stays readable whatever is merged or collected meanwhile. It leaves the whole record, never
-//! a pointer, in the row cache, unless the key was written to since.
+//! a pointer, in the row cache, and a pointer from a table in the key cache, unless the key was written to
+//! since.
 
 use std::rc::Rc;
 
@@ -60,11 +61,16 @@ impl Lookup {
     /// Reads the tables in turn, one device read each, until one has it, and then its value.
     pub async fn read(mut self, key: &KeyRef<'_>) -> Result<Option<Found>> {
         let found = match self.found.take() {
-            Some(found) => Some(found),
-            None => self.find(key).await?,
-        };
-        let Some(found) = found else {
-            return Ok(None);
+            Some(found) => found,
+            None => {
+                let Some(found) = self.find(key).await? else {
+                    return Ok(None);
+                };
+                if self.want != Want::Stored && found.record.pointer().is_some() {
+                    self.caches.rows.fill_pointer(self.ticket, &found.record);
+                }
+                found
+            }
         };
         let is_whole = found.record.pointer().is_none();
         if self.want != Want::Value && !is_whole {
@@ -129,6 +135,17 @@ impl Store {
         {
             let lsn = RECOVERED;
             return Peek::Known(Some(Found { record, lsn }));
+        }
+        if want != Want::Stored
+            && let Some(record) = self.caches.rows.pointer(key)
+            && vlog::has(&state.values.segments(), &record)
+        {
+            let lsn = RECOVERED;
+            let found = Some(Found { record, lsn });
+            return match want {
+                Want::Value => lookup(found, Vec::new()),
+                _ => Peek::Known(found),
+            };
         }
         let tables = state.tables.candidates(key);
         match tables.is_empty() {

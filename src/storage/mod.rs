@@ -202,6 +202,8 @@ pub struct Sizes {
     pub index_bytes: u64,
     /// The row cache.
     pub rows: CacheStats,
+    /// The key cache: where large values lie.
+    pub pointers: CacheStats,
     /// The block cache.
     pub blocks: CacheStats,
 }
@@ -622,6 +624,7 @@ impl Store {
             table_runs: state.tables.runs().len() as u64,
             index_bytes: state.tables.memory_bytes(),
             rows: self.caches.rows.stats(),
+            pointers: self.caches.rows.pointer_stats(),
             blocks: self.caches.blocks.stats(),
             ..Sizes::default()
         };
