@@ -1,0 +1,1 @@
+//! Power cuts at every flush of the device: what had not been flushed is gone.
