@@ -93,6 +93,17 @@ impl Loop {
     fn on(file: &Path) -> Loop {
         Loop(must(&["losetup", "-f", "--show", text(file)]))
     }
+
+    /// Without a cache between it and the file.
+    fn direct(file: &Path) -> Loop {
+        Loop(must(&[
+            "losetup",
+            "-f",
+            "--show",
+            "--direct-io=on",
+            text(file),
+        ]))
+    }
 }
 
 impl Drop for Loop {
@@ -165,7 +176,6 @@ pub struct Disk {
     served: Option<Served>,
     /// Where it is mounted.
     pub path: PathBuf,
-    options: &'static str,
 }
 
 /// An empty ext4 in a file of so many MiB.
@@ -215,7 +225,7 @@ impl Disk {
         wait_until("the device is served", PATIENCE, || {
             is_mount_point(mount) && fs::metadata(file).is_ok_and(|file| file.len() > 0)
         });
-        Disk::of(dir, Loop::on(file), Some(served))
+        Disk::of(dir, Loop::direct(file), Some(served))
     }
 
     fn of(dir: &Path, device: Loop, served: Option<Served>) -> Disk {
@@ -225,21 +235,25 @@ impl Disk {
             device,
             served,
             path,
-            options: "errors=continue",
         };
         disk.mount();
         disk
     }
 
-    /// Mounts it.
+    /// Mounts it. When the kernel meets an error there, it makes it read-only.
     pub fn mount(&mut self) {
-        must(&[
+        self.try_mount().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn try_mount(&self) -> Result<String, String> {
+        let options = ["-o", "errors=remount-ro"];
+        run(&[
             "mount",
-            "-o",
-            self.options,
+            options[0],
+            options[1],
             &self.device.0,
             text(&self.path),
-        ]);
+        ])
     }
 
     /// Unmounts it; nobody may use it any more.
@@ -261,10 +275,14 @@ impl Disk {
         must(&["python3", "-c", CUT, text(&self.path)]);
     }
 
-    /// From its next mount on the kernel makes it read-only when it meets an error.
-    pub fn turn_read_only_on_errors(&mut self) {
-        self.options = "errors=remount-ro";
-        self.remount();
+    /// Unmounts and mounts it; if it needs its own check before that, true.
+    pub fn remount_or_repair(&mut self) -> bool {
+        self.unmount();
+        let is_damaged = self.try_mount().is_err();
+        if is_damaged {
+            self.repair();
+        }
+        is_damaged
     }
 
     /// Unmounts it, lets the file system's own check mend it, and mounts it.
@@ -282,12 +300,6 @@ impl Disk {
         let name = self.device.0.trim_start_matches("/dev/");
         let path = format!("/sys/fs/ext4/{name}/trigger_fs_error");
         fs::write(&path, "a test's").unwrap_or_else(|error| panic!("{path}: {error}"));
-    }
-
-    /// Forgets what is cached of it on the way to where errors are made.
-    pub fn forget_cached(&self) {
-        let device = format!("if={}", self.device.0);
-        must(&["dd", &device, "iflag=nocache", "count=0", "status=none"]);
     }
 
     /// A file that takes up space; false if there is none for it.
@@ -329,13 +341,6 @@ impl Disk {
         let served = self.served.as_mut();
         served.is_none_or(|served| matches!(served.server.0.try_wait(), Ok(None)))
     }
-
-    /// Ends what serves the device at once: what it had not passed on is gone.
-    pub fn kill_server(&mut self) {
-        let served = self.served.as_mut().expect("it has a server");
-        served.server.0.kill().expect("it lives");
-        served.server.0.wait().expect("it is a child of ours");
-    }
 }
 
 impl Drop for Disk {
@@ -356,15 +361,17 @@ impl Drop for Disk {
 pub struct Faulty {
     reads: PathBuf,
     writes: PathBuf,
+    read_percent: u8,
     write_percent: u8,
 }
 
 impl Faulty {
-    /// None yet. Of writes so many in a hundred will fail, of reads all.
-    pub fn new(dir: &Path, write_percent: u8) -> Faulty {
+    /// None yet. Of reads, and of writes, so many in a hundred will fail.
+    pub fn new(dir: &Path, read_percent: u8, write_percent: u8) -> Faulty {
         Faulty {
             reads: dir.join("fail-reads"),
             writes: dir.join("fail-writes"),
+            read_percent,
             write_percent,
         }
     }
@@ -373,7 +380,7 @@ impl Faulty {
         vec![
             format!("error-pwrite-rate={}%", self.write_percent),
             format!("error-pwrite-file={}", self.writes.display()),
-            "error-pread-rate=100%".to_owned(),
+            format!("error-pread-rate={}%", self.read_percent),
             format!("error-pread-file={}", self.reads.display()),
         ]
     }

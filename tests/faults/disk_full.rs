@@ -70,15 +70,15 @@ fn only_full(load: &mut Load, when: &str) -> u64 {
 #[test]
 fn a_full_disk_loses_nothing_and_writes_go_on_when_there_is_space() {
     const NAME: &str = "a_full_disk_loses_nothing_and_writes_go_on_when_there_is_space";
-    if !can(NAME, &["fallocate"]) {
+    if !can(NAME, &["fallocate", "python3"]) {
         return;
     }
     let mut chance = chance(NAME);
-    let rounds = times(2, 24);
+    let rounds = times(3, 24);
     let dir = scratch();
-    let disk = Disk::new(dir.path(), 64 + 16 * u64::from(rounds));
+    let mut disk = Disk::new(dir.path(), 48 + 12 * u64::from(rounds));
     for round in 0..rounds {
-        assert!(disk.ballast(&format!("ballast-{round}"), 16 << 20));
+        assert!(disk.ballast(&format!("ballast-{round}"), 12 << 20));
     }
     let mut load = Load::new(WRITERS, &mut chance);
     let mut node = launch(dir.path(), &disk).start();
@@ -102,11 +102,20 @@ fn a_full_disk_loses_nothing_and_writes_go_on_when_there_is_space() {
         load.check(&node, Health::Sound, "after space came back");
         load.start(&node, Work::Fill);
         wait_until_full(&load.progress);
-        // A restart on the full disk, killed or asked to stop in the middle of refusals.
-        match round % 2 {
+        // A restart on the full disk: in the middle of refusals it is killed, or power fails, or it is
+        // asked to stop.
+        match round % 3 {
             0 => {
                 node.kill();
                 load.join();
+            }
+            1 => {
+                disk.cut_power();
+                node.kill();
+                load.join();
+                load.take_errors();
+                disk.remount();
+                assert_sound(&disk.data());
             }
             _ => {
                 load.stop();

@@ -51,6 +51,7 @@ impl Write {
     }
 }
 
+#[derive(Clone)]
 struct Entry {
     /// What it held at least.
     holds: Write,
@@ -68,16 +69,19 @@ pub enum Health {
 }
 
 /// What one writer knows. Nobody else writes to its keys.
+#[derive(Clone)]
 pub struct Ledger {
     writer: usize,
     sequence: u64,
     keys: BTreeMap<usize, Entry>,
     /// Writes of several keys at once that were sent and not acknowledged.
     open: Vec<(u64, Vec<usize>)>,
+    /// Writes since the last pause.
+    recent: Vec<(Vec<usize>, Write)>,
     /// What does not fit.
     pub faults: Vec<String>,
     /// Errors that a sick node answered to reads.
-    pub read_errors: u64,
+    pub read_errors: BTreeMap<String, u64>,
 }
 
 impl Ledger {
@@ -88,8 +92,9 @@ impl Ledger {
             sequence: 0,
             keys: BTreeMap::new(),
             open: Vec::new(),
+            recent: Vec::new(),
             faults: Vec::new(),
-            read_errors: 0,
+            read_errors: BTreeMap::new(),
         }
     }
 
@@ -132,7 +137,27 @@ impl Ledger {
         if keys.len() > 1 {
             self.open.push((sequence, keys.to_vec()));
         }
+        self.recent.push((keys.to_vec(), Write { sequence, gives }));
         sequence
+    }
+
+    /// What is known now, when nothing is under way. What is written from here on is recent.
+    pub fn pause(&mut self) -> Ledger {
+        let now = self.clone();
+        self.recent.clear();
+        now
+    }
+
+    /// What is recent to `later`, this writer's next pause, may be there or not.
+    pub fn may_have(&mut self, later: &Ledger) {
+        let recent = match later.sequence == self.sequence {
+            true => Vec::new(),
+            false => later.recent.clone(),
+        };
+        for (keys, write) in recent {
+            self.sequence = write.sequence - 1;
+            self.intend(&keys, write.gives);
+        }
     }
 
     /// The write is acknowledged.
@@ -218,8 +243,8 @@ impl Ledger {
                     return None;
                 }
             },
-            Value::Error(_) if health == Health::Sick => {
-                self.read_errors += 1;
+            Value::Error(text) if health == Health::Sick => {
+                *self.read_errors.entry(text).or_default() += 1;
                 return None;
             }
             other => {

@@ -271,12 +271,22 @@ impl Load {
         self.writers.iter().map(|writer| writer.ledger.keys()).sum()
     }
 
-    /// Errors that a sick node answered to reads.
-    pub fn read_errors(&self) -> u64 {
-        self.writers
-            .iter()
-            .map(|writer| writer.ledger.read_errors)
-            .sum()
+    /// Errors that a sick node answered to reads, by their text; from here on they are counted anew.
+    pub fn take_read_errors(&mut self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for writer in &mut self.writers {
+            for (text, count) in std::mem::take(&mut writer.ledger.read_errors) {
+                *all.entry(text).or_default() += count;
+            }
+        }
+        all
+    }
+
+    /// What each writer knows, when none is under way.
+    pub fn ledgers(&mut self) -> Vec<Ledger> {
+        assert!(self.running.is_empty(), "they are under way");
+        let writers = self.writers.iter_mut();
+        writers.map(|writer| writer.ledger.pause()).collect()
     }
 
     /// The longest that a reply to a write took.
