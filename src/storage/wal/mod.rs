@@ -281,8 +281,8 @@ impl Wal {
             return Admission::Ready;
         }
         let alone = padded(BATCH_HEADER_BYTES + need) as u64;
-        if self.0.supply.refuses(alone) {
-            return Admission::DiskFull;
+        if let Some(refusal) = self.0.supply.refusal(alone) {
+            return refusal;
         }
         self.0.supply.ask_for(alone);
         Admission::Wait

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::Admission;
 use super::format::{SegmentId, Stream, encode_segment_header};
 use super::replay::Found;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::rt::{self, BLOCK_BYTES, Bug, File, WriteBuffer};
 
@@ -49,9 +50,22 @@ struct State {
     surplus: Vec<PathBuf>,
     /// The largest batch that somebody waits to write.
     room_wanted: u64,
-    /// The disk had no space for a segment that takes a batch of so many bytes.
-    refused: Option<u64>,
+    /// There was to be no segment that takes a batch of so many bytes, and why.
+    refused: Option<(u64, Admission)>,
     stopping: bool,
+}
+
+impl State {
+    /// A segment of `bytes` cannot be made.
+    fn refuse(&mut self, bytes: u64, error: &Error) {
+        let admission = match error.is_disk_full() {
+            true => Admission::DiskFull,
+            false => Admission::DiskFails,
+        };
+        self.refused = Some((bytes - BLOCK_BYTES as u64, admission));
+        // Whoever wanted so much is refused; an ordinary segment does for all the others.
+        self.room_wanted = 0;
+    }
 }
 
 impl Supply {
@@ -87,10 +101,11 @@ impl Supply {
         state.spare.is_none() && state.refused.is_some()
     }
 
-    /// True while the disk refuses a segment that takes a batch of `bytes`.
-    pub fn refuses(&self, bytes: u64) -> bool {
-        let refused = self.state.borrow().refused;
-        refused.is_some_and(|refused| bytes >= refused) || self.is_refused()
+    /// What those are told who want to write a batch of `bytes`, while there is to be no segment for it.
+    pub fn refusal(&self, bytes: u64) -> Option<Admission> {
+        let state = self.state.borrow();
+        let (refused, admission) = state.refused?;
+        (bytes >= refused || state.spare.is_none()).then_some(admission)
     }
 
     /// The largest batch that the spare takes; 0 without a spare.
@@ -187,7 +202,7 @@ impl Supply {
 
     /// Removes what is surplus and makes a spare if there is none that suffices.
     pub async fn prepare(&self) -> Result<()> {
-        self.remove_surplus().await?;
+        let removed = self.remove_surplus().await;
         let (bytes, id) = {
             let mut state = self.state.borrow_mut();
             let wanted = state.room_wanted + BLOCK_BYTES as u64;
@@ -197,11 +212,16 @@ impl Supply {
                 .is_some_and(|spare| spare.bytes >= wanted)
             {
                 state.refused = None;
-                return Ok(());
+                return removed;
+            }
+            let bytes = self.segment_bytes.max(wanted);
+            if let Err(error) = removed {
+                state.refuse(bytes, &error); // nothing is made beside what must go
+                return Err(error);
             }
             let id = state.id_next;
             state.id_next = SegmentId(id.0 + 1);
-            (self.segment_bytes.max(wanted), id)
+            (bytes, id)
         };
         let path = self.dir.join(id.file_name(self.stream));
         match self.make(&path, id, bytes).await {
@@ -221,9 +241,7 @@ impl Supply {
                 let _ = rt::remove_file(&path).await;
                 let mut state = self.state.borrow_mut();
                 state.surplus.push(path);
-                state.refused = Some(bytes - BLOCK_BYTES as u64);
-                // Whoever wanted so much is refused; an ordinary segment does for all the others.
-                state.room_wanted = 0;
+                state.refuse(bytes, &error);
                 Err(error)
             }
         }
