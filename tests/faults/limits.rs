@@ -94,6 +94,71 @@ fn a_node_that_runs_out_of_files_refuses_writes_and_loses_nothing() {
     load.insist(&node, PATIENCE).expect("there are files");
 }
 
+/// Lets directories take and give no files any more, though those that are open can be written to; on
+/// drop they do again.
+struct Frozen(Vec<PathBuf>);
+
+impl Frozen {
+    fn new(dirs: Vec<PathBuf>) -> Frozen {
+        let frozen = Frozen(dirs);
+        frozen.change("+i");
+        frozen
+    }
+
+    fn change(&self, how: &str) {
+        for dir in &self.0 {
+            let dir = dir.to_str().expect("a test's paths are text");
+            run(&["chattr", how, dir]).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.change("-i");
+    }
+}
+
+/// Else whoever writes would wait for ever for a file that is never made.
+#[test]
+fn where_no_file_can_be_made_or_removed_writes_are_refused_and_nobody_hangs() {
+    const NAME: &str = "where_no_file_can_be_made_or_removed_writes_are_refused_and_nobody_hangs";
+    if !can(NAME, &["chattr"]) {
+        return;
+    }
+    let mut chance = chance(NAME);
+    let dir = scratch();
+    let disk = Disk::new(dir.path(), 256);
+    let mut load = Load::new(WRITERS, &mut chance);
+    let mut node = power_cuts::launch(dir.path(), &disk).start();
+    for _ in 0..times(2, 30) {
+        load.start(&node, Work::Churn(100));
+        thread::sleep(Duration::from_millis(chance.u64(200..700)));
+        let cores = (0..CORES).map(|core| disk.data().join(format!("core-{core:03}")));
+        let frozen = Frozen::new(cores.collect());
+        let before = count(&load.progress.refused);
+        wait_until("writes are refused", PATIENCE / 2, || {
+            count(&load.progress.refused) > before + 50
+        });
+        thread::sleep(Duration::from_secs(1));
+        // Everybody is answered, whatever he has asked for.
+        load.stop();
+        let errors = load.take_errors();
+        let is_clear = |text: &String| text.starts_with("MISCONF The disk fails");
+        assert!(errors.keys().all(is_clear), "{errors:#?}");
+        load.check(&node, Health::Sound, "while no file can be made");
+        drop(frozen);
+        let resumed = load.insist(&node, Duration::from_secs(5));
+        println!("refused {errors:?}; writes go on after {resumed:.2?}");
+        resumed.expect("files can be made again");
+    }
+    assert!(node.is_running(), "it has ended: {}", node.said());
+    node.kill();
+    assert_sound(&disk.data());
+    let node = power_cuts::launch(dir.path(), &disk).start();
+    load.check(&node, Health::Sound, "after a restart");
+}
+
 /// Else a kernel that protects a damaged disk would make a node lose what it has acknowledged.
 #[test]
 fn a_file_system_that_turns_read_only_loses_no_acknowledged_write() {
