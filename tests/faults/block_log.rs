@@ -224,6 +224,9 @@ fn every_flush_of_the_device_leaves_all_that_was_acknowledged_by_then() {
             .expect("just copied");
         unflushed.iter().for_each(|entry| log.apply(entry, &lost));
         drop(lost);
+        if std::env::var_os("KEEP").is_some() {
+            copy(&found, Path::new("/tmp/h-faults-p/kept-found.img"));
+        }
         let when = format!("power cut at entry {cut}, {} more", unflushed.len());
         let mut ledgers: Vec<Ledger> = pauses[known].ledgers.clone();
         for (ledger, later) in ledgers.iter_mut().zip(&next.ledgers) {

@@ -403,3 +403,11 @@ impl Faulty {
         }
     }
 }
+
+pub fn keep(data: &Path, name: &str) {
+    if std::env::var_os("KEEP").is_some() {
+        let to = format!("/tmp/h-faults-p/kept-{name}");
+        let _ = fs::remove_dir_all(&to);
+        must(&["cp", "-a", text(data), &to]);
+    }
+}

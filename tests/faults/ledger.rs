@@ -53,8 +53,10 @@ impl Write {
 
 #[derive(Clone)]
 struct Entry {
-    /// What it held at least.
+    /// What it held at least: what was acknowledged last, or seen since.
     holds: Write,
+    /// The number of the last write that was acknowledged.
+    acknowledged: u64,
     /// What was sent since, and may or may not have arrived.
     sent: Vec<Write>,
 }
@@ -66,6 +68,8 @@ pub enum Health {
     Sound,
     /// It may answer errors, and what was not acknowledged may yet come.
     Sick,
+    /// As `Sick`, and what is seen may go again: see `Load::doubt`.
+    Doubted,
 }
 
 /// What one writer knows. Nobody else writes to its keys.
@@ -130,6 +134,7 @@ impl Ledger {
                     sequence: 0,
                     gives: Gives::Nothing,
                 },
+                acknowledged: 0,
                 sent: Vec::new(),
             });
             entry.sent.push(Write { sequence, gives });
@@ -166,6 +171,7 @@ impl Ledger {
             .retain(|(sequence, _)| *sequence != write.sequence);
         for key in keys {
             let entry = self.keys.get_mut(key).expect("it was intended");
+            entry.acknowledged = entry.acknowledged.max(write.sequence);
             if entry.holds.sequence <= write.sequence {
                 entry.holds = write;
             }
@@ -243,7 +249,7 @@ impl Ledger {
                     return None;
                 }
             },
-            Value::Error(text) if health == Health::Sick => {
+            Value::Error(text) if health != Health::Sound => {
                 *self.read_errors.entry(text).or_default() += 1;
                 return None;
             }
@@ -258,9 +264,9 @@ impl Ledger {
             .find(|write| write.explains(now, asked, answered))
             .copied();
         let Some(reason) = reason else {
-            let (holds, sent) = (entry.holds, &entry.sent);
+            let (holds, sent, last) = (entry.holds, &entry.sent, entry.acknowledged);
             self.faults.push(format!(
-                "{name}: holds {now:?}, not {holds:?} or of {sent:?}"
+                "{name}: holds {now:?}, not {holds:?} or of {sent:?}; {last} was acknowledged last"
             ));
             return Some(now);
         };
@@ -274,7 +280,7 @@ impl Ledger {
                 entry.holds = reason;
                 entry.sent.retain(|write| write.sequence > reason.sequence);
             }
-            Health::Sick => {}
+            Health::Sick | Health::Doubted => {}
         }
         Some(now)
     }

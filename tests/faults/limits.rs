@@ -174,6 +174,7 @@ fn a_file_system_that_turns_read_only_loses_no_acknowledged_write() {
         let mut node = power_cuts::launch(dir.path(), &disk).start();
         load.start(&node, Work::Churn(100));
         thread::sleep(Duration::from_millis(chance.u64(300..1200)));
+        load.doubt();
         disk.report_error();
         wait_until("writes are refused", PATIENCE, || {
             count(&load.progress.refused) > 20
@@ -183,7 +184,7 @@ fn a_file_system_that_turns_read_only_loses_no_acknowledged_write() {
         let is_clear = |text: &String| text.starts_with("MISCONF") || text.starts_with("UNKNOWN");
         assert!(errors.keys().all(is_clear), "{errors:#?}");
         assert!(node.is_running(), "it has ended: {}", node.said());
-        load.check(&node, Health::Sick, "while nothing can be written");
+        load.check(&node, Health::Doubted, "while nothing can be written");
         // What is there can be read; of what was on its way to the disk nobody knows.
         let reads = load.take_read_errors();
         let is_clear = |text: &String| text.starts_with("UNKNOWN");
@@ -191,6 +192,7 @@ fn a_file_system_that_turns_read_only_loses_no_acknowledged_write() {
         let code = node.stop("TERM");
         println!("refused: {errors:?}; reads {reads:?}; an orderly stop ends with {code:?}");
         disk.repair();
+        crate::disk::keep(&disk.data(), "ro");
         assert_sound(&disk.data());
         let node = power_cuts::launch(dir.path(), &disk).start();
         load.check(

@@ -65,12 +65,14 @@ fn no_acknowledged_write_is_lost_when_power_fails() {
             node.kill();
             disk.cut_power();
         } else {
+            load.doubt();
             disk.cut_power();
             thread::sleep(Duration::from_millis(chance.u64(0..60)));
             node.kill();
         }
         load.join();
         disk.remount();
+        crate::disk::keep(&disk.data(), "cut");
         assert_sound(&disk.data());
         if chance.u32(..4) == 0 {
             // Also in the middle of what a power cut makes a node do.
