@@ -11,7 +11,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -135,7 +135,7 @@ fn logged_disk(dir: &Path, base: &Path, log: &Path) -> Disk {
     server.arg("--export").arg(format!(
         "type=fuse,id=e,node-name=r,mountpoint={point},writable=on"
     ));
-    Disk::behind(dir, &export, &export, server)
+    Disk::exported(dir, &export, server)
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -208,14 +208,13 @@ fn every_flush_of_the_device_leaves_all_that_was_acknowledged_by_then() {
             .iter()
             .for_each(|entry| log.apply(entry, &file));
         applied = cut + 1;
-        // The pause before the cut has all that was acknowledged; what came after may be there.
-        let known = pauses.partition_point(|pause| pause.entries <= *cut) - 1;
-        let next = pauses.get(known + 1).unwrap_or(&pauses[known]);
-        let after = entries[applied..]
-            .iter()
-            .take_while(|entry| entry.flags & FLUSH == 0);
-        let unflushed: Vec<&Entry> = after.filter(|_| chance.bool()).collect();
-        let unflushed = if chance.bool() { unflushed } else { Vec::new() };
+        let more = entries[applied..].iter();
+        let more = more.take_while(|entry| entry.flags & FLUSH == 0);
+        let end = applied + more.clone().count();
+        let unflushed: Vec<&Entry> = match chance.bool() {
+            true => more.filter(|_| chance.bool()).collect(),
+            false => Vec::new(),
+        };
         let found = dir.path().join("found.img");
         copy(&device, &found);
         let lost = File::options()
@@ -224,13 +223,16 @@ fn every_flush_of_the_device_leaves_all_that_was_acknowledged_by_then() {
             .expect("just copied");
         unflushed.iter().for_each(|entry| log.apply(entry, &lost));
         drop(lost);
-        if std::env::var_os("KEEP").is_some() {
-            copy(&found, Path::new("/tmp/h-faults-p/kept-found.img"));
-        }
         let when = format!("power cut at entry {cut}, {} more", unflushed.len());
+        // The last pause before the cut has what must be there. What was sent later, up to the last of
+        // what may have come to the device, may be there, too.
+        let known = pauses.partition_point(|pause| pause.entries <= *cut) - 1;
         let mut ledgers: Vec<Ledger> = pauses[known].ledgers.clone();
-        for (ledger, later) in ledgers.iter_mut().zip(&next.ledgers) {
-            ledger.may_have(later);
+        let before_end = pauses.partition_point(|pause| pause.entries <= end);
+        for pause in pauses[known + 1..].iter().take(before_end - known) {
+            for (ledger, later) in ledgers.iter_mut().zip(&pause.ledgers) {
+                ledger.may_have(later);
+            }
         }
         verify(&found, &mut ledgers, &when);
     }
@@ -243,7 +245,7 @@ fn every_flush_of_the_device_leaves_all_that_was_acknowledged_by_then() {
 }
 
 /// Starts a node on what was found, and asks it for everything.
-fn verify(found: &PathBuf, ledgers: &mut [Ledger], when: &str) {
+fn verify(found: &Path, ledgers: &mut [Ledger], when: &str) {
     let dir = scratch();
     let disk = Disk::of_image(dir.path(), found);
     if disk.data().exists() {

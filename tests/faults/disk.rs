@@ -208,11 +208,22 @@ impl Disk {
         server.arg(&file).args(["--command", "nbdkit", "-s"]);
         server.args(["--exit-with-parent", "--filter=error", "file"]);
         server.arg(&image).arg("error=EIO").args(faulty.options());
-        Disk::behind(dir, &mount, &file, server)
+        Disk::behind(dir, &mount, (&file, Loop::direct), server)
+    }
+
+    /// One whose device is the file `export`, which `server` serves by FUSE right there.
+    pub fn exported(dir: &Path, export: &Path, server: Command) -> Disk {
+        // Without the cache, reads from such a file have been seen to miss what was written last.
+        Disk::behind(dir, export, (export, Loop::on), server)
     }
 
     /// One whose device is `file`, which `server` serves by FUSE at the mount point `mount`.
-    pub fn behind(dir: &Path, mount: &Path, file: &Path, mut server: Command) -> Disk {
+    fn behind(
+        dir: &Path,
+        mount: &Path,
+        (file, attach): (&Path, fn(&Path) -> Loop),
+        mut server: Command,
+    ) -> Disk {
         let child = server
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -225,7 +236,7 @@ impl Disk {
         wait_until("the device is served", PATIENCE, || {
             is_mount_point(mount) && fs::metadata(file).is_ok_and(|file| file.len() > 0)
         });
-        Disk::of(dir, Loop::direct(file), Some(served))
+        Disk::of(dir, attach(file), Some(served))
     }
 
     fn of(dir: &Path, device: Loop, served: Option<Served>) -> Disk {
@@ -401,13 +412,5 @@ impl Faulty {
             // It may not have been there.
             let _ = fs::remove_file(path);
         }
-    }
-}
-
-pub fn keep(data: &Path, name: &str) {
-    if std::env::var_os("KEEP").is_some() {
-        let to = format!("/tmp/h-faults-p/kept-{name}");
-        let _ = fs::remove_dir_all(&to);
-        must(&["cp", "-a", text(data), &to]);
     }
 }

@@ -155,13 +155,9 @@ impl Ledger {
 
     /// What is recent to `later`, this writer's next pause, may be there or not.
     pub fn may_have(&mut self, later: &Ledger) {
-        let recent = match later.sequence == self.sequence {
-            true => Vec::new(),
-            false => later.recent.clone(),
-        };
-        for (keys, write) in recent {
+        for (keys, write) in &later.recent {
             self.sequence = write.sequence - 1;
-            self.intend(&keys, write.gives);
+            self.intend(keys, write.gives);
         }
     }
 

@@ -192,7 +192,6 @@ fn a_file_system_that_turns_read_only_loses_no_acknowledged_write() {
         let code = node.stop("TERM");
         println!("refused: {errors:?}; reads {reads:?}; an orderly stop ends with {code:?}");
         disk.repair();
-        crate::disk::keep(&disk.data(), "ro");
         assert_sound(&disk.data());
         let node = power_cuts::launch(dir.path(), &disk).start();
         load.check(

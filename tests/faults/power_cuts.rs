@@ -72,7 +72,6 @@ fn no_acknowledged_write_is_lost_when_power_fails() {
         }
         load.join();
         disk.remount();
-        crate::disk::keep(&disk.data(), "cut");
         assert_sound(&disk.data());
         if chance.u32(..4) == 0 {
             // Also in the middle of what a power cut makes a node do.
