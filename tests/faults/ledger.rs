@@ -11,6 +11,9 @@ use crate::common::{Client, Value, request};
 
 /// Keys that are asked for at once.
 const ASKED: usize = 32;
+/// Answers to so many writes of a key are remembered, and so much of each.
+const HISTORY_WRITES: usize = 6;
+const HISTORY_CHARS: usize = 24;
 
 /// Milliseconds since 1970: the clock of this machine, which the node has, too.
 pub fn wall_ms() -> u64 {
@@ -57,6 +60,8 @@ struct Entry {
     holds: Write,
     /// The number of the last write that was acknowledged.
     acknowledged: u64,
+    /// What became of the last writes, for whoever looks for a fault.
+    history: Vec<(Write, String)>,
     /// What was sent since, and may or may not have arrived.
     sent: Vec<Write>,
 }
@@ -135,6 +140,7 @@ impl Ledger {
                     gives: Gives::Nothing,
                 },
                 acknowledged: 0,
+                history: Vec::new(),
                 sent: Vec::new(),
             });
             entry.sent.push(Write { sequence, gives });
@@ -181,6 +187,18 @@ impl Ledger {
         for key in keys {
             let entry = self.keys.get_mut(key).expect("it was intended");
             entry.sent.retain(|other| other.sequence != sequence);
+        }
+    }
+
+    /// Notes what was answered to a write.
+    pub fn remember(&mut self, keys: &[usize], write: Write, answer: &str) {
+        for key in keys {
+            let entry = self.keys.get_mut(key).expect("it was intended");
+            entry
+                .history
+                .push((write, answer.chars().take(HISTORY_CHARS).collect()));
+            let surplus = entry.history.len().saturating_sub(HISTORY_WRITES);
+            entry.history.drain(..surplus);
         }
     }
 
@@ -262,7 +280,7 @@ impl Ledger {
         let Some(reason) = reason else {
             let (holds, sent, last) = (entry.holds, &entry.sent, entry.acknowledged);
             self.faults.push(format!(
-                "{name}: holds {now:?}, not {holds:?} or of {sent:?}; {last} was acknowledged last"
+                "{name}: holds {now:?}, not {holds:?} or of {sent:?}; {last} was acknowledged last; {:?}", entry.history
             ));
             return Some(now);
         };

@@ -183,6 +183,8 @@ impl Writer {
 
     /// Notes what became of a write; false if it was no acknowledgement.
     fn note(&mut self, piece: &Piece, reply: Value, progress: &Progress) -> bool {
+        let said = format!("{reply:?}");
+        self.ledger.remember(&piece.keys, piece.write, &said);
         let Value::Error(text) = reply else {
             if progress.doubted.load(Ordering::SeqCst) {
                 return true; // it may have come or not
