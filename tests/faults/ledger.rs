@@ -181,6 +181,13 @@ impl Ledger {
         }
     }
 
+    /// True if something that was sent to one of `keys` before may yet come to be.
+    pub fn is_open(&self, keys: &[usize], sequence: u64) -> bool {
+        let earlier = |write: &Write| write.sequence < sequence;
+        keys.iter()
+            .any(|key| self.keys[key].sent.iter().any(earlier))
+    }
+
     /// The write is refused, and has certainly changed nothing.
     pub fn refuse(&mut self, keys: &[usize], sequence: u64) {
         self.open.retain(|(open, _)| *open != sequence);

@@ -185,9 +185,13 @@ impl Writer {
     fn note(&mut self, piece: &Piece, reply: Value, progress: &Progress) -> bool {
         let said = format!("{reply:?}");
         self.ledger.remember(&piece.keys, piece.write, &said);
-        let Value::Error(text) = reply else {
+        let Value::Error(text) = &reply else {
             if progress.doubted.load(Ordering::SeqCst) {
                 return true; // it may have come or not
+            }
+            let is_open = self.ledger.is_open(&piece.keys, piece.write.sequence);
+            if reply == Value::Integer(0) && is_open {
+                return true; // nothing was there to delete: what is in doubt may come later
             }
             self.ledger.acknowledge(&piece.keys, piece.write);
             progress.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -201,7 +205,7 @@ impl Writer {
         if text.contains("changed nothing") || text.contains("Nothing was done") {
             self.ledger.refuse(&piece.keys, piece.write.sequence);
         }
-        *self.errors.entry(text).or_default() += 1;
+        *self.errors.entry(text.clone()).or_default() += 1;
         progress.refused.fetch_add(1, Ordering::Relaxed);
         false
     }
