@@ -384,3 +384,32 @@ fn every_test_has_a_name_that_says_what_it_is_about() {
     }
     report("a test's name is a sentence", &broken);
 }
+
+/// The list of known ways to lose data names tests; without one of them a promise is unguarded.
+#[test]
+fn every_known_loss_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = fs::read_to_string(root.join("tests/losses.txt")).expect("it is in the package");
+    let sources = sources(&["src", "tests"]);
+    let (mut broken, mut losses) = (Vec::new(), Vec::new());
+    for line in list.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(test) = line.strip_prefix("    ") {
+            let (place, name) = test.split_once(' ').expect("a place and a name");
+            let is_there = sources.iter().any(|source| {
+                let path = source.path.trim_end_matches(".rs");
+                let path = path.trim_start_matches("src/").trim_start_matches("tests/");
+                let is_place = path == place || path.starts_with(&format!("{place}/"));
+                is_place && source.text.contains(&format!("#[test]\n    fn {name}()"))
+                    || is_place && source.text.contains(&format!("#[test]\nfn {name}()"))
+            });
+            if !is_there {
+                broken.push(test.to_owned());
+            }
+        } else if let Some((number, _)) = line.split_once(' ') {
+            losses.push(number.to_owned());
+        }
+    }
+    report("the list of losses names a test that is not there", &broken);
+    let wanted: Vec<String> = (1..=19).map(|number| format!("B{number:02}")).collect();
+    assert_eq!(losses, wanted, "every loss has its number");
+}

@@ -290,6 +290,7 @@ pub fn without_cleared(memtable: &Memtable, cleared: Version) -> Memtable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::wal::replay::Floor;
 
     fn gap(flushed: u64, lsns: &[u64], voids: &[(u64, u64)]) -> u64 {
         let voids: Vec<Void> = voids.iter().map(|(a, b)| (Lsn(*a), Lsn(*b))).collect();
@@ -323,6 +324,29 @@ mod tests {
             tombstone: false,
         };
         Record::new(meta, key, value)
+    }
+
+    #[test]
+    fn a_write_that_another_log_calls_durable_is_missed() {
+        let found = |durable: u64, is_torn: bool, name: &str| Found {
+            durable: Lsn(durable),
+            ends: vec![End {
+                file: name.into(),
+                offset: 4096,
+                is_torn,
+            }],
+            ..Found::nothing(Floor::start(CoreId(0), Stream::Records), [].into_iter())
+        };
+        let check = |gap, torn: bool| {
+            check_gap(Lsn(gap), [&found(7, torn, "one"), &found(9, !torn, "two")])
+        };
+        assert!(check(10, true).is_ok(), "nobody says that it was durable");
+        for (gap, is_torn, name) in [(9, true, "one"), (8, false, "two")] {
+            let Err(Error::Corrupt { file, .. }) = check(gap, is_torn) else {
+                panic!("{gap} was durable, and is not missed");
+            };
+            assert_eq!(file.to_str(), Some(name), "the torn end is named");
+        }
     }
 
     #[test]

@@ -104,6 +104,14 @@ impl Launch {
 
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Node {
+        self.try_start().unwrap_or_else(|(code, said)| {
+            panic!("the node is not ready (exit code {code:?}), and says:\n{said}")
+        })
+    }
+
+    /// Starts it and waits until it is ready, or says no: with what code it has ended, if it has, and
+    /// what it said on stderr.
+    pub fn try_start(self) -> Result<Node, (Option<i32>, String)> {
         let begun = Instant::now();
         let mut process = self.spawn();
         let stdout = process.stdout.take().expect("it is piped");
@@ -126,11 +134,12 @@ impl Launch {
             let word = said.strip_prefix("ready redis=")?.split(' ').next()?;
             word.parse().ok()
         });
-        match address {
-            Some(address) => node.address = address,
-            None => panic!("the node said {said:?}, and on stderr:\n{}", self.said()),
-        }
-        node
+        let Some(address) = address else {
+            let ended = wait(&mut node.process, Duration::from_secs(1));
+            return Err((ended.and_then(|status| status.code()), self.said()));
+        };
+        node.address = address;
+        Ok(node)
     }
 
     /// Starts it and kills it so much later, wherever it is then.

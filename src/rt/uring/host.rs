@@ -150,37 +150,42 @@ struct Block([u8; BLOCK_BYTES]);
 fn check_dir(dir: &Path) -> Result<()> {
     create_dirs(dir).map_err(|error| refuse(dir, "cannot be created", &error))?;
     let path = dir.join(format!("check-{}.tmp", std::process::id()));
-    let checked = check_direct(dir, &path);
+    let checked = check_direct(&path);
     // If it cannot be removed it could not be written either, and that was told.
     let _ = std::fs::remove_file(&path);
-    checked
-}
-
-fn check_direct(dir: &Path, path: &Path) -> Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    options
-        .open(path)
-        .map_err(|error| refuse(dir, "cannot be written to", &error))?;
-    options.custom_flags(libc::O_DIRECT);
-    let block = Box::new(Block([0; BLOCK_BYTES]));
-    let opened = options.open(path);
-    let written =
-        opened.and_then(|mut file| file.write_all(&block.0).and_then(|()| file.sync_data()));
-    match written {
-        Ok(()) => Ok(()),
+    match checked {
+        // What is there can be read all the same. Where nothing is, making it will fail.
+        Err(error) if is_full(&error) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(Error::Setup(format!(
             "the file system of {} has no direct I/O (O_DIRECT): use ext4 or XFS",
             dir.display()
         ))),
-        Err(error) => Err(refuse(dir, "cannot be written to", &error)),
+        checked => checked.map_err(|error| refuse(dir, "cannot be written to", &error)),
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+fn check_direct(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    options.open(path)?;
+    options.custom_flags(libc::O_DIRECT);
+    let block = Box::new(Block([0; BLOCK_BYTES]));
+    let mut file = options.open(path)?;
+    file.write_all(&block.0)?;
+    file.sync_data()
 }
 
 fn refuse(dir: &Path, what: &str, error: &io::Error) -> Error {
     let dir = dir.display();
     Error::Setup(match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        _ if is_full(error) => {
             format!("the disk of the data directory {dir} is full: free some space")
         }
         io::ErrorKind::PermissionDenied => {

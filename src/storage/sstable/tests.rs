@@ -622,3 +622,37 @@ fn a_block_that_is_cached_is_read_once_and_says_the_same() {
         );
     });
 }
+
+#[test]
+fn neither_filter_nor_index_hides_a_key_that_the_blocks_have() {
+    let world = world(31, &[]);
+    let mut random = fastrand::Rng::with_seed(31);
+    let stored = |number: u32| number.wrapping_mul(0x9E37_79B9).to_le_bytes();
+    let items: Vec<Item> = (0..20_000)
+        .map(|number| item(&stored(number), &vec![7; random.usize(..60)], meta(1)))
+        .collect();
+    let items = sorted(items);
+    on(&world, async move {
+        let info = write(1, &items).await.expect("a sound disk");
+        let table = Rc::new(
+            Table::open(&dir(), &info)
+                .await
+                .expect("it was just written"),
+        );
+        // What the blocks have, read in order: neither filter nor index is asked.
+        let blocks = read_all(Rc::clone(&table), Bound::START).await;
+        let blocks = blocks.expect("a sound disk");
+        assert_eq!(blocks.len(), items.len());
+        for item in &blocks {
+            let key = key_ref(item);
+            assert!(table.may_contain(&key), "the filter hides {:?}", key.key);
+            let found = table.get(&key, &uncached()).await.expect("a sound disk");
+            assert_eq!(found.as_ref(), Some(&item.record), "the index hides it");
+        }
+        for number in 20_000..25_000 {
+            let bytes = stored(number);
+            let found = table.get(&KeyRef::of(&bytes), &uncached()).await;
+            assert_eq!(found.expect("a sound disk"), None);
+        }
+    });
+}
