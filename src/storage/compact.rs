@@ -19,8 +19,11 @@ use super::{State, Store};
 use crate::error::Result;
 use crate::rt;
 
-/// What has expired in tables is looked for at least so often.
-const EXPIRY_CHECK: Duration = Duration::from_secs(30);
+/// What has expired in tables is looked for at least so often; when nobody has written for so long, what
+/// deletes and overwrites hide is looked for, too.
+const REST: Duration = Duration::from_secs(10);
+/// The same on a full disk.
+const REST_FULL: Duration = Duration::from_secs(2);
 /// After failing again and again a merge is tried so often.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// What a table takes besides records, at most, if it has the records of one memtable.
@@ -105,9 +108,13 @@ impl Store {
     /// Merges and moves tables until the store stops.
     pub(super) async fn merge_tables(self: Rc<Self>) {
         let (mut retry, mut is_failing) = (RETRY, false);
+        let mut is_at_rest = false;
         while !self.state.borrow().stopping {
             let infos = self.table_infos();
-            let plan = compaction::plan(&infos, &self.options.compaction, rt::wall_ms());
+            let plan = match compaction::plan(&infos, &self.options.compaction, rt::wall_ms()) {
+                Plan::Idle if is_at_rest => self.plan_at_rest(&infos),
+                plan => plan,
+            };
             if is_failing || plan == Plan::Idle {
                 self.pace.is_helpless.set(true);
                 self.changed.wake_all();
@@ -115,7 +122,8 @@ impl Store {
                 self.pace.is_helpless.set(false);
             }
             let pause = match plan {
-                Plan::Idle => EXPIRY_CHECK,
+                Plan::Idle if self.is_disk_full() => REST_FULL,
+                Plan::Idle => REST,
                 plan => {
                     assert!(compaction::keeps_order(&infos, &plan), "{plan:?}");
                     let done = self.carry_out(plan).await;
@@ -132,14 +140,35 @@ impl Store {
                     retry
                 }
             };
-            let changed = self.changed.wait_for(|| {
+            let is_same = || {
                 let state = self.state.borrow();
                 let now = state.tables.iter().map(|table| table.info().id);
-                let same = now.eq(infos.iter().map(|info| info.id));
-                (state.stopping || (!same && !is_failing)).then_some(())
+                now.eq(infos.iter().map(|info| info.id))
+            };
+            let last = self.lsn_last();
+            let changed = self.changed.wait_for(|| {
+                let is_over = self.state.borrow().stopping;
+                (is_over || (!is_failing && !is_same())).then_some(())
             });
             future::or(changed, rt::sleep(pause)).await;
+            // What changed without a write was done for the sake of rest.
+            is_at_rest = (is_same() || is_at_rest) && self.lsn_last() == last;
         }
+    }
+
+    /// What to do when nobody writes. What memory has that may hide something in tables is flushed first.
+    fn plan_at_rest(&self, infos: &[TableInfo]) -> Plan {
+        let must_flush = {
+            let state = self.state.borrow();
+            let hiding = state.active.hiding.get();
+            let records = infos.iter().map(|info| info.records).sum();
+            let may = state.frozen.is_empty() && state.undecided.is_empty() && !state.stopping;
+            may && compaction::is_worth_merging(hiding, records) && records > 0
+        };
+        if must_flush && !self.has_failed() {
+            self.freeze();
+        }
+        compaction::plan_at_rest(infos, &self.options.compaction)
     }
 
     /// All that readers see, the oldest first.

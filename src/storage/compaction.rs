@@ -25,6 +25,8 @@ use crate::types::UnixMillis;
 
 /// The deepest level.
 pub const LEVEL_MAX: u8 = 7;
+/// At rest a merge is worth it for one record that may hide another in so many.
+const HIDING_SHARE: u64 = 50;
 /// More runs of level 0 are not merged at once.
 const MERGE_RUNS_MAX: usize = 16;
 
@@ -88,6 +90,30 @@ pub fn plan(tables: &[TableInfo], shape: &Shape, now: UnixMillis) -> Plan {
     };
     let plan = planned.or_else(|| half_expired(tables, now));
     plan.unwrap_or(Plan::Idle)
+}
+
+/// Decides what to do while nobody writes and [`plan`] has nothing to do: what deletes and overwrites hide
+/// in deeper tables is merged with them, so that its space comes back. Only where they are many enough
+/// (one of [`HIDING_SHARE`]) to be worth it. Carried out again and again, this comes to an end.
+pub fn plan_at_rest(tables: &[TableInfo], shape: &Shape) -> Plan {
+    let planned = match shape.style {
+        Style::Leveled => leveled::plan_at_rest(tables, shape),
+        Style::SizeTiered => tiered::plan_at_rest(tables),
+    };
+    planned.unwrap_or(Plan::Idle)
+}
+
+/// True if `hiding` records, which may hide older ones, are many beside `records`.
+pub fn is_worth_merging(hiding: u64, records: u64) -> bool {
+    hiding > 0 && hiding.saturating_mul(HIDING_SHARE) >= records
+}
+
+fn tombstones_of<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> u64 {
+    tables.into_iter().map(|table| table.tombstones).sum()
+}
+
+fn records_of<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> u64 {
+    tables.into_iter().map(|table| table.records).sum()
 }
 
 /// A level from 1 on, or a run of level 0.

@@ -149,6 +149,8 @@ struct Layer {
     last: Lsn,
     /// Rises from layer to layer.
     number: u64,
+    /// How many deletes and large values were written to it: each may hide a large value in tables.
+    hiding: Cell<u64>,
 }
 
 /// This core's part of a transaction over several cores.
@@ -307,7 +309,15 @@ impl Store {
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
         self.pace.count(self.record_tree_bytes(&record));
         self.caches.rows.forget(KeyHash::of(record.key()));
-        let active = Rc::clone(&self.state.borrow().active.memtable);
+        let active = {
+            let active = &self.state.borrow().active;
+            if record.meta().tombstone
+                || record.view().value().len() >= self.options.value_bytes_min
+            {
+                active.hiding.set(active.hiding.get() + 1);
+            }
+            Rc::clone(&active.memtable)
+        };
         let inserted = active.borrow_mut().insert(record, position, lsn);
         match inserted {
             Inserted::Added => {}

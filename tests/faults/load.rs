@@ -24,8 +24,6 @@ const AFTER_REFUSALS: Duration = Duration::from_millis(2);
 pub enum Work {
     /// New keys, again and again.
     Fill,
-    /// Small values, of so many keys again and again.
-    Small(usize),
     /// So many keys, again and again, with deletes, ends of life and several keys at once.
     Churn(usize),
 }
@@ -95,10 +93,6 @@ impl Writer {
             Work::Fill => {
                 self.next_key += 1;
                 return self.set(&[self.next_key - 1], length, Gives::Value);
-            }
-            Work::Small(keys) => {
-                let key = self.chance.usize(..keys);
-                return self.set(&[key], SMALL, Gives::Value);
             }
             Work::Churn(keys) => keys,
         };

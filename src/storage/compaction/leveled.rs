@@ -10,7 +10,10 @@
 
 use std::cmp::Reverse;
 
-use super::{LEVEL_MAX, MERGE_RUNS_MAX, Plan, Run, Shape, Span, bytes_of, ids_of, runs_of};
+use super::{
+    LEVEL_MAX, MERGE_RUNS_MAX, Plan, Run, Shape, Span, bytes_of, ids_of, is_worth_merging,
+    records_of, runs_of,
+};
 use crate::storage::sstable::TableInfo;
 
 /// So many runs of level 0 are merged into level 1.
@@ -29,6 +32,23 @@ pub(super) fn plan(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
     Some(match level {
         0 => tree.lower_runs(shape),
         _ => tree.lower_table(level),
+    })
+}
+
+/// At rest: level 0 goes down, and then what has tombstones, until they have met all that they hide.
+pub(super) fn plan_at_rest(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
+    let tree = Tree::of(tables);
+    let young = tree.young.iter().flat_map(|run| run.tables);
+    if let Some(span) = Span::of(young.clone()) {
+        let below = tree.overlapping(1, span);
+        if is_worth_merging(records_of(young), records_of(below)) {
+            return Some(tree.lower_runs(shape));
+        }
+    }
+    let is_due = |table: &&TableInfo| is_worth_merging(table.tombstones, table.records);
+    (1..LEVEL_MAX).find_map(|level| {
+        let table = tree.level(level).iter().find(is_due)?;
+        Some(tree.lower(table, level))
     })
 }
 
@@ -134,7 +154,11 @@ impl<'a> Tree<'a> {
             rewritten * u128::from(table.records) * 1_000_000 / gain.max(1)
         };
         let table = self.level(level).iter().min_by_key(cost);
-        let table = table.expect("a level that is too full has tables");
+        self.lower(table.expect("a level that is too full has tables"), level)
+    }
+
+    /// Takes `table` of `level` down.
+    fn lower(&self, table: &TableInfo, level: u8) -> Plan {
         let span = Span::of([table]).expect("it is one");
         let below = self.overlapping(level + 1, span);
         let alone = std::slice::from_ref(table);

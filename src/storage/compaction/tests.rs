@@ -459,8 +459,45 @@ fn whatever_is_planned_readers_find_the_newest_and_it_comes_to_rest() {
         if shape.style == Style::Leveled {
             assert!(young < 4, "seed {seed}: {young} runs in level 0");
         }
+        rest(&mut toys, &shape, table_records, seed);
     }
     assert!(moves > 100, "hardly ever is anything moved: {moves}");
+}
+
+/// When nobody writes, deletes meet what they hide; and that has an end.
+fn rest(toys: &mut Toys, shape: &Shape, table_records: usize, seed: u64) {
+    for step in 0.. {
+        assert!(step < 10_000, "seed {seed}: rest has no end");
+        let infos = toys.infos();
+        let next = match plan(&infos, shape, 0) {
+            Plan::Idle => plan_at_rest(&infos, shape),
+            plan => plan,
+        };
+        if next == Plan::Idle {
+            break;
+        }
+        assert!(
+            keeps_order(&infos, &next),
+            "seed {seed}: {next:?} of {infos:?}"
+        );
+        toys.carry_out(&next, table_records);
+        toys.check(seed);
+    }
+    let infos = toys.infos();
+    let is_due = |tables: &[TableInfo]| {
+        is_worth_merging(tombstones_of(tables), records_of(tables)) && tables[0].level < LEVEL_MAX
+    };
+    match shape.style {
+        Style::Leveled => {
+            let mut lowered = infos.iter().filter(|table| table.level > 0);
+            let due = lowered.find(|table| is_due(std::slice::from_ref(*table)));
+            assert!(due.is_none(), "seed {seed}: {due:?} still hides something");
+        }
+        Style::SizeTiered => {
+            let due = runs_of(&infos).into_iter().find(|run| is_due(run.tables));
+            assert!(due.is_none(), "seed {seed}: a run still hides something");
+        }
+    }
 }
 
 /// Uniform overwrites of a set that fills three levels.

@@ -5,7 +5,9 @@
 //! stand between one size and its double, and runs stay few. A level from 1 on, which leveled
 //! compaction has left, is a run like any other; what is merged stands where its newest input stood.
 
-use super::{MERGE_RUNS_MAX, Plan, Run, ids_of, runs_of};
+use super::{
+    MERGE_RUNS_MAX, Plan, Run, ids_of, is_worth_merging, records_of, runs_of, tombstones_of,
+};
 use crate::storage::sstable::TableInfo;
 
 /// Fewer neighbouring runs of similar size are left alone.
@@ -21,6 +23,20 @@ pub(super) fn plan(tables: &[TableInfo]) -> Option<Plan> {
     Some(Plan::Merge {
         inputs: ids_of(similar.iter().flat_map(|run| run.tables)),
         level: newest.level(),
+    })
+}
+
+/// At rest: a run with many tombstones is merged with the one before it, which they may hide; the
+/// oldest is written anew without.
+pub(super) fn plan_at_rest(tables: &[TableInfo]) -> Option<Plan> {
+    let runs = runs_of(tables);
+    let is_due =
+        |run: &Run<'_>| is_worth_merging(tombstones_of(run.tables), records_of(run.tables));
+    let newest = runs.iter().rposition(is_due)?;
+    let merged = &runs[newest.saturating_sub(1)..=newest];
+    Some(Plan::Merge {
+        inputs: ids_of(merged.iter().flat_map(|run| run.tables)),
+        level: runs[newest].level(),
     })
 }
 

@@ -41,6 +41,9 @@ const REST_RATIO: u32 = 1;
 const REST_MAX: Duration = Duration::from_millis(20);
 const URGENT_PERCENT: u64 = 10;
 
+/// So many bytes of records are looked at before what is alive of them moves: each move ends in a sync, and
+/// in the padding of a batch.
+const MOVE_BYTES: usize = 512 << 10;
 /// Records that are looked up at the same time.
 const LOOKUPS_MAX: usize = 16;
 
@@ -77,9 +80,9 @@ fn as_tombstone(item: Item) -> Item {
 /// Bytes of a segment that collecting it would give back, as far as is known.
 fn waste(info: &SegmentInfo) -> u64 {
     let live = info.written - info.garbage;
-    // What `values` loses to padding the mover packs. A segment of `moved` is packed as well as it
-    // may be, unless a start has cut it short.
-    match info.stream == Stream::Values || info.written < info.bytes / 2 {
+    // What `values` loses to padding the mover packs. A segment of `moved` is packed as well as it may be
+    // (were it taken for wasteful, it would be moved again and again), unless a start has cut it short.
+    match info.stream == Stream::Values || live < info.bytes / 4 {
         true => info.bytes.saturating_sub(live),
         false => info.garbage,
     }
@@ -99,6 +102,34 @@ fn worst<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> Option<(u64, Se
     }
     let (share, key) = worst?;
     (share > 0).then_some((wasted * 100 / bytes.max(1), key))
+}
+
+/// Reads records of segment `key` with their places: all of the next batches up to [`MOVE_BYTES`] or the
+/// end.
+async fn read_some(reader: &mut SegmentReader, key: SegmentKey) -> Result<Vec<(Pointer, Record)>> {
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    while bytes < MOVE_BYTES {
+        let from = records.len();
+        let mut take = |read: Read<'_>| {
+            if let Entry::Record(view) = read.entry {
+                let place = Pointer {
+                    stream: key.0,
+                    segment: key.1,
+                    offset: read.offset as u32,
+                    length: view.bytes().len() as u32,
+                    crc: crc32c::crc32c(view.bytes()),
+                };
+                records.extend(Record::decode(view.bytes()).map(|record| (place, record)));
+            }
+            Ok(())
+        };
+        if !reader.next_batch(&mut take).await? {
+            break;
+        }
+        let new = records[from..].iter();
+        bytes += new.map(|(place, _)| place.length as usize).sum::<usize>();
+    }
+    Ok(records)
 }
 
 impl Store {
@@ -183,24 +214,14 @@ impl Store {
             let mut seen = 0;
             loop {
                 let began = rt::now();
-                let mut records = Vec::new();
-                let mut take = |read: Read<'_>| {
-                    if let Entry::Record(view) = read.entry {
-                        let place = Pointer {
-                            stream: key.0,
-                            segment: key.1,
-                            offset: read.offset as u32,
-                            length: view.bytes().len() as u32,
-                            crc: crc32c::crc32c(view.bytes()),
-                        };
-                        seen += bytes_of(place);
-                        records.extend(Record::decode(view.bytes()).map(|record| (place, record)));
-                    }
-                    Ok(())
-                };
-                if !reader.next_batch(&mut take).await? {
+                let records = read_some(&mut reader, key).await?;
+                if records.is_empty() {
                     break;
                 }
+                seen += records
+                    .iter()
+                    .map(|(place, _)| bytes_of(*place))
+                    .sum::<u64>();
                 // What moves goes through memtables and tables, like what is written.
                 self.wait_for_room().await;
                 self.move_live(records).await?;
@@ -435,8 +456,13 @@ mod tests {
     fn what_nothing_can_be_gained_from_is_left_alone() {
         assert_eq!(worst([].iter()), None);
         assert_eq!(worst([info(Stream::Values, 1, 1000, 0)].iter()), None);
-        // A full segment of `moved` is as it would be written again.
-        assert_eq!(worst([info(Stream::Moved, 1, 600, 0)].iter()), None);
+        // A full segment of `moved` is as it would be written again; and so is one that is not so full, or
+        // it would be moved for ever.
+        for written in [600, 300] {
+            assert_eq!(worst([info(Stream::Moved, 1, written, 0)].iter()), None);
+        }
+        let cut_short = worst([info(Stream::Moved, 1, 200, 0)].iter());
+        assert_eq!(cut_short.map(|(percent, _)| percent), Some(80));
         let padded = worst([info(Stream::Values, 1, 600, 0)].iter());
         assert_eq!(padded.map(|(percent, _)| percent), Some(40));
     }
