@@ -23,6 +23,9 @@ use crate::types::{CoreId, Position};
 /// A re-sharding says so often how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
+/// The data directory is this node's: core 0 has the lock, and all know what is in force.
+pub type Claimed = (Option<rt::DirLock>, Identity);
+
 /// How the store of core `id` of `cores` is to be.
 pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
     let (storage, values) = (&config.storage, &config.value_log);
@@ -56,7 +59,7 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
 
 /// Makes the data directory this node's, for `cores` cores, or sees that it is, whatever that takes.
 /// `None`: the node was asked to stop before that was done.
-pub async fn claim(config: &Config, cores: u16) -> Result<Option<(rt::DirLock, Identity)>> {
+pub async fn claim(config: &Config, cores: u16) -> Result<Option<Claimed>> {
     rt::create_dir_all(&config.dir).await?;
     let lock = rt::lock_file(&config.dir.join("LOCK"))
         .await
@@ -91,7 +94,7 @@ pub async fn claim(config: &Config, cores: u16) -> Result<Option<(rt::DirLock, I
         log::warn!("{error}; the next start removes what a re-sharding has left");
     }
     if found.cores == cores {
-        return Ok(Some((lock, found)));
+        return Ok(Some((Some(lock), found)));
     }
     let resharded = async { reshard(config, found, cores).await.map(Some) };
     let stopped = async {
@@ -100,7 +103,7 @@ pub async fn claim(config: &Config, cores: u16) -> Result<Option<(rt::DirLock, I
         Ok(None)
     };
     let identity = future::or(resharded, stopped).await?;
-    Ok(identity.map(|identity| (lock, identity)))
+    Ok(identity.map(|identity| (Some(lock), identity)))
 }
 
 /// Removes `folders`, which certainly do not count.

@@ -17,7 +17,6 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue};
-use crate::storage::identity::Identity;
 use crate::storage::{Opened, Store, Undecided};
 use crate::types::{CoreId, Version};
 
@@ -57,25 +56,19 @@ pub async fn run(
             .iter()
             .for_each(|other| siblings.tell(*other, message()));
     };
-    let mut lock = None;
-    let folders = if id == CoreId(0) {
-        match directory::claim(&config, core.count).await {
-            Ok(Some((claimed, identity))) => {
-                lock = Some(claimed);
-                tell_all(&|| Message::Begin(identity));
-                identity
-            }
-            ended => {
-                tell_all(&|| Message::Leave);
-                return ended.map(|_| ());
-            }
-        }
-    } else {
-        match told_to_begin(&mut inboxes).await {
-            Some(identity) => identity,
-            None => return Ok(()), // core 0 says why
-        }
+    let begun = match id {
+        CoreId(0) => directory::claim(&config, core.count).await,
+        _ => Ok(told_to_begin(&mut inboxes).await),
     };
+    let Ok(Some((lock, folders))) = begun else {
+        if id == CoreId(0) {
+            tell_all(&|| Message::Leave);
+        }
+        return begun.map(|_| ()); // of the others' ends core 0 says why
+    };
+    if id == CoreId(0) {
+        tell_all(&|| Message::Begin(folders));
+    }
     let dir = config.dir.join(folders.folder(id).name());
     let options = directory::store_options(id, core.count, &config);
     let opened = match Store::open(&dir, options).await {
@@ -130,10 +123,10 @@ pub async fn run(
 }
 
 /// Waits for core 0's word that the data directory is this node's, and which folders in it count.
-async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<Identity> {
+async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<directory::Claimed> {
     let first = inboxes.iter_mut().find(|inbox| inbox.from() == CoreId(0))?;
     match first.recv().await {
-        Some(Message::Begin(identity)) => Some(identity),
+        Some(Message::Begin(identity)) => Some((None, identity)),
         _ => None,
     }
 }

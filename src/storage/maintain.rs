@@ -492,9 +492,12 @@ impl Store {
     }
 
     /// Like [`Store::stop`], and fails unless tables have all that was written: the logs hold nothing
-    /// that counts then.
+    /// that counts then. No file changes any more when this returns.
     pub(super) async fn stop_in_tables(&self) -> Result<()> {
         self.stop().await?;
+        for log in self.wal.iter().chain([&self.values, &self.moved]) {
+            log.wait_ended().await;
+        }
         let state = self.state.borrow();
         let is_whole = state.active.memtable.borrow().is_empty() && state.frozen.is_empty();
         let is_durable = state.manifest.cleared == state.cleared && !self.has_failed();
