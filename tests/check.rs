@@ -253,3 +253,38 @@ fn a_directory_that_one_may_only_read_is_checked_too() {
     check(&dir).has(0, &["note ", "LOCK", "sound: 2 cores"]);
     assert!(!dir.join("LOCK").exists(), "a check makes no lock");
 }
+
+/// A machine that gets more cores, or fewer, keeps its data: a kill and a start with another number, and back.
+#[test]
+fn what_was_written_is_there_with_any_number_of_cores_and_the_directory_is_sound() {
+    let scratch = scratch();
+    let dir = made(scratch.path());
+    for cores in [1, 3, 3, 2] {
+        let launch = Launch::new(scratch.path()).config(CONFIG);
+        let node = launch.with("--cores", cores).start();
+        let mut client = node.client();
+        for number in 0..400 {
+            let (key, value) = (format!("key:{number}"), format!("{number:01000}"));
+            client.send(&request(&["GET", &key]));
+            assert_eq!(client.read(), Value::bulk(&value), "{cores} cores: {key}");
+        }
+        for number in 140..200 {
+            let (key, value) = (format!("large:{}", number % 60), format!("{number:03000}"));
+            client.send(&request(&["GET", &key]));
+            assert_eq!(client.read(), Value::bulk(&value), "{cores} cores: {key}");
+        }
+        client.send(&request(&["DBSIZE"]));
+        assert_eq!(client.read(), Value::Integer(460), "{cores} cores");
+        node.kill();
+        check(&dir).has(0, &[&format!("sound: {cores} cores")]);
+        let folders = fs::read_dir(&dir).expect("a directory").filter(|entry| {
+            let entry = entry.as_ref().expect("an entry");
+            entry.path().is_dir()
+        });
+        assert_eq!(
+            folders.count(),
+            cores,
+            "a folder for each core, and no other"
+        );
+    }
+}

@@ -263,17 +263,15 @@ fn a_directory_of_a_running_node_is_refused() {
 
 /// A directory is never reinterpreted: half the keys would be gone.
 #[test]
-fn a_directory_of_other_cores_or_another_node_is_refused() {
+fn a_directory_of_another_node_is_refused() {
     let dir = scratch();
     let node = Launch::new(dir.path()).start();
     fill(&mut node.client());
     assert_eq!(node.stop("TERM"), Some(0));
-    let other_cores = Launch::new(dir.path()).with("--cores", 1).refused();
-    assert_told(other_cores, &["--cores 2"]);
     let other_node = Launch::new(dir.path()).with("--node-id", 7).refused();
     assert_told(other_node, &["node 1", "node 7"]);
     let node = Launch::new(dir.path()).start();
-    check(&mut node.client(), "two refusals");
+    check(&mut node.client(), "a refusal");
 }
 
 /// A word that is not understood is not a setting that is ignored.

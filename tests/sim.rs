@@ -201,6 +201,51 @@ fn transactions_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
     Ok(scene.outcome_of(&book.borrow()))
 }
 
+/// Several lives of a node, each with another number of cores, that go down at any moment.
+fn other_cores(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
+    let mut options = Options::random(seed);
+    options.planted = planted.to_vec();
+    let mut scene = Scene::new(options, 1..6);
+    let clients = scene.chance.usize(2..6);
+    let ledger = Ledger::new(clients, scene.may_pipeline);
+    for _ in 0..scene.chance.u64(3..7) {
+        let node =
+            scene.start_with_other_cores(|client| workload::verify(ledger.clone(), client))?;
+        let tasks = scene.spawn(&node, clients, |number, client, chance| {
+            workload::work(ledger.clone(), client, number, chance)
+        });
+        let target = ledger.borrow().answered + scene.chance.u64(..200);
+        scene.run_until(&node, || ledger.borrow().answered >= target)?;
+        scene.end(node, &tasks)?;
+        scene.check_directory()?;
+    }
+    scene.start_with_other_cores(|client| workload::verify(ledger.clone(), client))?;
+    Ok(scene.outcome(&ledger))
+}
+
+/// The same for clients with transactions.
+fn transactions_and_other_cores(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
+    let mut options = Options::random(seed);
+    options.planted = planted.to_vec();
+    let mut scene = Scene::new(options, 2..6);
+    let book = transactions::Shared::default();
+    let node = scene.start(transactions::open_accounts)?;
+    scene.end(node, &[])?;
+    for _ in 0..scene.chance.u64(2..6) {
+        let node =
+            scene.start_with_other_cores(|client| transactions::verify(book.clone(), client))?;
+        let tasks = scene.spawn(&node, 5, |_, client, chance| {
+            transactions::work(book.clone(), client, u64::MAX, chance)
+        });
+        let target = book.borrow().done + scene.chance.u64(..80);
+        scene.run_until(&node, || book.borrow().done >= target)?;
+        scene.end(node, &tasks)?;
+        scene.check_directory()?;
+    }
+    scene.start_with_other_cores(|client| transactions::verify(book.clone(), client))?;
+    Ok(scene.outcome_of(&book.borrow()))
+}
+
 impl Scene {
     fn outcome(&self, ledger: &workload::Shared) -> Outcome {
         let ledger = ledger.borrow();
@@ -222,8 +267,13 @@ impl Scene {
 
 /// Plants `bug` and says after how many seeds the test of power cuts finds it.
 fn finds(bug: Bug) {
+    finds_by(power_cuts, bug);
+}
+
+/// Plants `bug` and says after how many seeds `simulate` finds it.
+fn finds_by(simulate: impl Fn(u64, &[Bug]) -> Verdict<Outcome>, bug: Bug) {
     let found = (0..FINDING_SEEDS).find_map(|seed| {
-        let ran = survive(|| power_cuts(seed, &[bug]));
+        let ran = survive(|| simulate(seed, &[bug]));
         ran.err().map(|why| (seed, why))
     });
     let Some((seed, why)) = found else {
@@ -313,4 +363,36 @@ fn transactions_survive_power_cuts_whole_or_not_at_all() {
 fn transactions_are_whole_though_a_log_fails() {
     let name = "transactions_are_whole_though_a_log_fails";
     for_seeds(name, 100, transactions_and_failing_syncs);
+}
+
+#[test]
+fn nothing_is_lost_when_a_node_is_started_with_another_number_of_cores() {
+    let name = "nothing_is_lost_when_a_node_is_started_with_another_number_of_cores";
+    for_seeds(name, 200, |seed| other_cores(seed, &[]));
+}
+
+#[test]
+fn transactions_are_whole_when_a_node_is_started_with_another_number_of_cores() {
+    let name = "transactions_are_whole_when_a_node_is_started_with_another_number_of_cores";
+    for_seeds(name, 100, |seed| transactions_and_other_cores(seed, &[]));
+}
+
+#[test]
+fn folders_that_count_before_they_are_whole_are_found() {
+    finds_by(other_cores, Bug::SwitchTooEarly);
+}
+
+#[test]
+fn old_folders_that_go_too_early_are_found() {
+    finds_by(other_cores, Bug::OldFoldersFirst);
+}
+
+#[test]
+fn numbers_of_segments_that_come_again_are_found() {
+    finds_by(other_cores, Bug::NumbersAgain);
+}
+
+#[test]
+fn a_re_sharding_that_forgets_what_was_prepared_is_found() {
+    finds_by(transactions_and_other_cores, Bug::UndecidedDropped);
 }

@@ -184,6 +184,14 @@ pub enum Bug {
     StaleRow,
     /// A lookup that meets a damaged block takes it for one without the key.
     DamageIsAbsence,
+    /// A re-sharding makes the new folders count before their manifests are there.
+    SwitchTooEarly,
+    /// A re-sharding removes the old folders before it is durable that the new ones count.
+    OldFoldersFirst,
+    /// A re-sharding drops what was prepared of transactions, decided or not.
+    UndecidedDropped,
+    /// After a re-sharding the numbers of segments begin anew.
+    NumbersAgain,
 }
 
 /// True in a simulated world that has `bug` planted.
@@ -401,6 +409,25 @@ pub async fn rename(from: &Path, to: &Path) -> Result<()> {
         None => uring::rename(from, to).await,
     };
     done.map_err(|source| Error::io("rename", from, source))
+}
+
+/// Gives the file `from` the name `to` as well, which must be free, on the same file system; durable
+/// after [`sync_dir`]. Both names are of one file, which lives as long as any of them.
+pub async fn link(from: &Path, to: &Path) -> Result<()> {
+    let done = match sim::current() {
+        Some(world) => world.link(from, to).await,
+        None => uring::link(from, to).await,
+    };
+    done.map_err(|source| Error::io("link", from, source))
+}
+
+/// Removes an empty directory, and syncs the one that it was in.
+pub async fn remove_dir(path: &Path) -> Result<()> {
+    let done = match sim::current() {
+        Some(world) => world.remove_dir(path).await,
+        None => uring::remove_dir(path).await,
+    };
+    done.map_err(|source| Error::io("remove directory", path, source))
 }
 
 /// Removes a file; durable after [`sync_dir`].

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod connection;
+mod directory;
 mod dispatch;
 pub mod evaluate;
 mod execute;
@@ -122,7 +123,7 @@ impl Shard {
             match message {
                 Message::Answer(id, said) => self.siblings.answered(id, said),
                 Message::Clients(count) => self.clients.note_others(from, count),
-                Message::Begin => {} // it was waited for before there was a shard
+                Message::Begin(_) => {} // it was waited for before there was a shard
                 Message::Leave => {
                     self.siblings.has_left(from);
                     self.advance(Stage::Stopping);

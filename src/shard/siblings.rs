@@ -13,6 +13,7 @@ use crate::protocol::resp::OwnedArgs;
 use crate::rt::Outbox;
 use crate::rt::sync::{Answer as AnswerSlot, Answerer, answer_slot};
 use crate::shard::latches::Wants;
+use crate::storage::identity::Identity;
 use crate::types::{CoreId, UnixMillis, Version};
 
 /// What travels between cores.
@@ -23,8 +24,8 @@ pub enum Message {
     Answer(u64, Said),
     /// The sender has this many clients now.
     Clients(usize),
-    /// From core 0: the data directory is this node's; open your part.
-    Begin,
+    /// From core 0: the data directory is this node's, and this in force; open your part.
+    Begin(Identity),
     /// The sender takes no more clients: the node is to end.
     Leave,
 }

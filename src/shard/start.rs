@@ -11,16 +11,13 @@ use futures_lite::future;
 use super::connection::Clients;
 use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
-use super::{Shard, Stage};
+use super::{Shard, Stage, directory};
 use crate::cluster::ring::Map;
-use crate::config::{CompactionName, Config, MEMTABLE_SHARE, VNODES};
-use crate::error::{Error, Result};
+use crate::config::Config;
+use crate::error::Result;
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue};
-use crate::storage::compaction::{Shape, Style};
-use crate::storage::identity::{self, Identity};
-use crate::storage::wal::WalLimits;
-use crate::storage::{Opened, Store, StoreOptions, Undecided};
+use crate::storage::{Opened, Store, Undecided};
 use crate::types::{CoreId, Version};
 
 /// Stopping clients get this long to take their last replies.
@@ -54,28 +51,30 @@ pub async fn run(
     let (outbox, mut inboxes) = core.mail.connect().await;
     let siblings = Siblings::new(outbox);
     let others: Vec<CoreId> = inboxes.iter().map(rt::Inbox::from).collect();
-    let tell_all = |message: fn() -> Message| {
+    let tell_all = |message: &dyn Fn() -> Message| {
         others
             .iter()
             .for_each(|other| siblings.tell(*other, message()));
     };
-    let mut lock = None;
-    if id == CoreId(0) {
-        match claim(&config, core.count).await {
-            Ok(claimed) => lock = Some(claimed),
-            Err(error) => {
-                tell_all(|| Message::Leave);
-                return Err(error);
-            }
+    let begun = match id {
+        CoreId(0) => directory::claim(&config, core.count).await,
+        _ => Ok(told_to_begin(&mut inboxes).await),
+    };
+    let Ok(Some((lock, folders))) = begun else {
+        if id == CoreId(0) {
+            tell_all(&|| Message::Leave);
         }
-        tell_all(|| Message::Begin);
-    } else if !told_to_begin(&mut inboxes).await {
-        return Ok(()); // core 0 says why
+        return begun.map(|_| ()); // of the others' ends core 0 says why
+    };
+    if id == CoreId(0) {
+        tell_all(&|| Message::Begin(folders));
     }
-    let opened = match open(id, core.count, &config).await {
+    let dir = config.dir.join(folders.folder(id).name());
+    let options = directory::store_options(id, core.count, &config);
+    let opened = match Store::open(&dir, options).await {
         Ok(opened) => opened,
         Err(error) => {
-            tell_all(|| Message::Leave);
+            tell_all(&|| Message::Leave);
             return Err(error);
         }
     };
@@ -123,68 +122,13 @@ pub async fn run(
     served.and(stopped)
 }
 
-/// Waits for core 0's word that the data directory is this node's.
-async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> bool {
-    let Some(first) = inboxes.iter_mut().find(|inbox| inbox.from() == CoreId(0)) else {
-        return false;
-    };
-    matches!(first.recv().await, Some(Message::Begin))
-}
-
-async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
-    let dir = config.dir.join(format!("core-{:03}", id.0));
-    let (storage, values) = (&config.storage, &config.value_log);
-    let memory_bytes = config.memory.0 / u64::from(cores);
-    let options = StoreOptions {
-        core: id,
-        cores,
-        durability: config.durability(),
-        memtable_bytes: storage.memtable.0.min(memory_bytes / MEMTABLE_SHARE),
-        memory_bytes,
-        wal_bytes_max: storage.wal_max.0,
-        wal: WalLimits {
-            segment_bytes: storage.wal_segment.0,
-            batch_bytes_max: storage.wal_batch.0 as usize,
-        },
-        compaction: Shape {
-            style: match storage.compaction {
-                CompactionName::Leveled => Style::Leveled,
-                CompactionName::SizeTiered => Style::SizeTiered,
-            },
-            table_bytes: storage.table_max.0,
-            base_bytes: storage.level_base.0,
-            ratio: storage.level_ratio,
-        },
-        value_bytes_min: values.threshold.0 as usize,
-        value_segment_bytes: values.segment.0,
-        value_replay_bytes_max: values.replay_max.0,
-        value_garbage_percent_max: values.garbage_max_percent,
-    };
-    Store::open(&dir, options).await
-}
-
-/// Makes sure that the data directory is this node's. Core 0 does so before any core opens its part.
-async fn claim(config: &Config, cores: u16) -> Result<rt::DirLock> {
-    rt::create_dir_all(&config.dir).await?;
-    let lock = rt::lock_file(&config.dir.join("LOCK"))
-        .await
-        .map_err(|error| match &error {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
-                Error::Setup(format!(
-                    "the data directory {} is in use by another process: stop that node, or start \
-                 this one with another --dir",
-                    config.dir.display()
-                ))
-            }
-            _ => error,
-        })?;
-    let identity = Identity {
-        node: config.node_id,
-        cores,
-        vnodes: VNODES,
-    };
-    identity::claim(&config.dir, identity).await?;
-    Ok(lock)
+/// Waits for core 0's word that the data directory is this node's, and which folders in it count.
+async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<directory::Claimed> {
+    let first = inboxes.iter_mut().find(|inbox| inbox.from() == CoreId(0))?;
+    match first.recv().await {
+        Some(Message::Begin(identity)) => Some((None, identity)),
+        _ => None,
+    }
 }
 
 async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce()) -> Result<()> {

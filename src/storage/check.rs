@@ -14,7 +14,7 @@ mod follow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::identity::{self, Identity};
+use super::identity::{self, Folder, Identity};
 use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest};
 use super::merge::Item;
 use super::record::{KeyRef, Record};
@@ -96,7 +96,8 @@ pub async fn check(
 ) -> Result<Summary> {
     let names = rt::list_dir(dir).await?;
     let _lock = lock(dir, &names).await?;
-    let folders: BTreeSet<CoreId> = names.iter().filter_map(|name| core_of(name)).collect();
+    let folders = names.iter().filter_map(|name| Folder::parse(name));
+    let folders: BTreeSet<Folder> = folders.collect();
     let is_nothing = folders.is_empty() && !names.iter().any(|name| name == identity::NAME);
     if is_nothing {
         return Err(Error::Setup(format!(
@@ -109,7 +110,7 @@ pub async fn check(
         ring,
         tell,
         summary: Summary::default(),
-        bytes_total: measure(dir, &folders).await?,
+        bytes_total: 0,
     };
     if !names.iter().any(|name| name == LOCK) {
         checker.note(
@@ -120,24 +121,30 @@ pub async fn check(
     }
     let identity = checker.read_identity(dir).await;
     checker.name_strangers(dir, &names);
+    let is_left_over =
+        |folder: &Folder| identity.is_some_and(|identity| identity.is_left_over(*folder));
+    for folder in folders.iter().filter(|folder| is_left_over(folder)) {
+        let what = "a re-sharding has left it: the next start removes it";
+        checker.note(&dir.join(folder.name()), 0, what);
+    }
+    let expected = identity.map_or(Vec::new(), |identity| {
+        let cores = (0..identity.cores).map(CoreId);
+        cores.map(|core| identity.folder(core)).collect()
+    });
+    let there = folders.iter().filter(|folder| !is_left_over(folder));
+    let all: BTreeSet<Folder> = there.copied().chain(expected.iter().copied()).collect();
+    checker.bytes_total = measure(dir, all.intersection(&folders)).await?;
     let mut missing = Vec::new();
-    let expected = 0..identity.map_or(0, |identity| identity.cores);
-    let cores: BTreeSet<CoreId> = expected
-        .map(CoreId)
-        .chain(folders.iter().copied())
-        .collect();
-    for core in cores {
-        let folder = dir.join(folder_name(core));
-        if identity.is_some_and(|identity| core.0 >= identity.cores) {
-            checker.damage(
-                &folder,
-                0,
-                "the node has no such core: nobody reads what is here",
-            );
+    for folder in all {
+        let path = dir.join(folder.name());
+        if identity.is_some() && !expected.contains(&folder) {
+            let what = "the node has no such core: nobody reads what is here";
+            checker.damage(&path, 0, what);
         }
-        let is_begun = folders.contains(&core) && checker.check_core(&folder, core, identity).await;
+        let is_begun =
+            folders.contains(&folder) && checker.check_core(&path, folder.core, identity).await;
         if !is_begun {
-            missing.push(folder);
+            missing.push(path);
         }
     }
     // A node serves nobody before all cores have begun.
@@ -173,10 +180,10 @@ async fn lock(dir: &Path, names: &[String]) -> Result<Option<rt::DirLock>> {
 }
 
 /// Bytes of all tables and segments.
-async fn measure(dir: &Path, folders: &BTreeSet<CoreId>) -> Result<u64> {
+async fn measure(dir: &Path, folders: impl Iterator<Item = &Folder>) -> Result<u64> {
     let mut total = 0;
-    for core in folders {
-        let folder = dir.join(folder_name(*core));
+    for folder in folders {
+        let folder = dir.join(folder.name());
         for name in rt::list_dir(&folder).await? {
             if is_data(&name) {
                 total += length_of(&folder.join(name)).await?;
@@ -191,15 +198,6 @@ async fn length_of(path: &Path) -> Result<u64> {
     let length = file.len().await;
     file.close().await;
     length
-}
-
-fn folder_name(core: CoreId) -> String {
-    format!("core-{:03}", core.0)
-}
-
-fn core_of(name: &str) -> Option<CoreId> {
-    let core = CoreId(name.strip_prefix("core-")?.parse().ok()?);
-    (folder_name(core) == name).then_some(core)
 }
 
 struct Checker<'a> {
@@ -225,7 +223,7 @@ impl Checker<'_> {
     /// Names what is neither a core's directory nor a file that a node makes.
     fn name_strangers(&mut self, dir: &Path, names: &[String]) {
         let is_known =
-            |name: &str| name == identity::NAME || name == LOCK || core_of(name).is_some();
+            |name: &str| name == identity::NAME || name == LOCK || Folder::parse(name).is_some();
         for name in names.iter().filter(|name| !is_known(name)) {
             let what = match name.ends_with(".tmp") {
                 true => "half written: nothing needs it",
@@ -277,6 +275,7 @@ impl Checker<'_> {
             flushed: manifest.as_ref().map_or(Lsn(0), |it| it.flushed),
             numbers: Vec::new(),
             durable: Lsn(0),
+            is_replaying: false,
         };
         part.check(dir, &names, manifest.as_ref()).await;
         true
@@ -337,7 +336,7 @@ fn segment_of(name: &str) -> Option<(Stream, SegmentId)> {
 
 /// True if a start reads this segment of the value log as a log.
 fn is_replayed(manifest: &Manifest, stream: Stream, id: SegmentId) -> bool {
-    stream == Stream::Values && !manifest.logless && id >= manifest.values_floor.segment
+    stream == Stream::Values && !manifest.logless && manifest.values_floor.covers(id)
 }
 
 /// The check of one core's directory.
@@ -358,6 +357,9 @@ struct Part<'a, 'b> {
     numbers: Vec<Lsn>,
     /// All up to here was durable: a batch says so.
     durable: Lsn,
+    /// What is looked at is a log that replay reads. (A segment of the value log that is only kept may
+    /// hold keys that were this core's, or another one's, before a re-sharding.)
+    is_replaying: bool,
 }
 
 impl Part<'_, '_> {
@@ -465,6 +467,7 @@ impl Part<'_, '_> {
             logs.push((Stream::Values, manifest.values_floor));
         }
         let mut ends = Vec::new();
+        self.is_replaying = true;
         for (stream, floor) in logs {
             match log::verify(dir, stream, floor, self).await {
                 Ok(found) => ends.extend(found),
@@ -564,7 +567,10 @@ impl log::Witness for Part<'_, '_> {
                 if view.pointer().is_some() || (is_value && view.meta().tombstone) {
                     return Some("a record has no value where it should have one".to_owned());
                 }
-                self.misplaced(KeyRef::of(view.key()).position)
+                match self.is_replaying {
+                    true => self.misplaced(KeyRef::of(view.key()).position),
+                    false => None,
+                }
             }
             _ if is_value => Some("something other than a record is in the value log".to_owned()),
             Entry::Prepare { cores, .. } if !cores.contains(&self.core) => {

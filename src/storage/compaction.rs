@@ -59,6 +59,14 @@ impl Shape {
         self.base_bytes
             .saturating_mul(self.ratio.saturating_pow(u32::from(level) - 1))
     }
+
+    /// The first level that may have so many bytes, or the deepest.
+    pub fn level_for(&self, bytes: u64) -> u8 {
+        let mut levels = 1..LEVEL_MAX;
+        levels
+            .find(|level| bytes <= self.level_bytes(*level))
+            .unwrap_or(LEVEL_MAX)
+    }
 }
 
 /// What to do next.

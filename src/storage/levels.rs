@@ -31,6 +31,11 @@ impl Run {
         Run { tables, bytes }
     }
 
+    /// Its tables, in order.
+    pub fn tables(&self) -> &[Rc<Table>] {
+        &self.tables
+    }
+
     /// The only table that may have this key, by its range.
     fn table_for(&self, key: &KeyRef<'_>) -> Option<&Rc<Table>> {
         let before = |table: &Rc<Table>| table.info().ends_before(key.position, key.key);

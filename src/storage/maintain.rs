@@ -81,15 +81,12 @@ impl Store {
                         None => "there is no log: its records are lost",
                     };
                     log::warn!("a memtable cannot be flushed at the stop ({error}); {kept}");
+                    self.note_flush_refused(&error);
                     break;
                 }
                 Err(error) => {
                     log::warn!("a memtable cannot be flushed, trying again: {error}");
-                    let refusal = match error.is_disk_full() {
-                        true => Admission::DiskFull,
-                        false => Admission::DiskFails,
-                    };
-                    self.state.borrow_mut().flush_refused = Some(refusal);
+                    self.note_flush_refused(&error);
                     self.changed.wake_all();
                     rt::sleep(RETRY).await;
                 }
@@ -98,6 +95,14 @@ impl Store {
         }
         self.state.borrow_mut().flusher_ended = true;
         self.changed.wake_all();
+    }
+
+    fn note_flush_refused(&self, error: &Error) {
+        let refusal = match error.is_disk_full() {
+            true => Admission::DiskFull,
+            false => Admission::DiskFails,
+        };
+        self.state.borrow_mut().flush_refused = Some(refusal);
     }
 
     fn next_chore(&self) -> Option<Chore> {
@@ -484,6 +489,24 @@ impl Store {
         manifest.flushed = safe;
         manifest.values_floor = self.values.floor(safe);
         manifest.voids.retain(|void| void.1 > safe);
+    }
+
+    /// Like [`Store::stop`], and fails unless tables have all that was written: the logs hold nothing
+    /// that counts then. No file changes any more when this returns.
+    pub(super) async fn stop_in_tables(&self) -> Result<()> {
+        self.stop().await?;
+        for log in self.wal.iter().chain([&self.values, &self.moved]) {
+            log.wait_ended().await;
+        }
+        let state = self.state.borrow();
+        let is_whole = state.active.memtable.borrow().is_empty() && state.frozen.is_empty();
+        let is_durable = state.manifest.cleared == state.cleared && !self.has_failed();
+        match state.flush_refused {
+            _ if is_whole && is_durable => Ok(()),
+            Some(Admission::DiskFull) => Err(Error::DiskFull),
+            Some(_) => Err(Error::DiskFails),
+            None => Err(Error::LogFailed),
+        }
     }
 
     /// Flushes everything and ends the background work. Nothing may be written any more.

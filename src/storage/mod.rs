@@ -33,6 +33,7 @@ pub mod merge;
 mod open;
 pub mod record;
 mod recover;
+pub mod reshard;
 pub mod scan;
 pub mod sstable;
 pub mod vlog;

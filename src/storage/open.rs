@@ -99,6 +99,16 @@ struct Logs {
 impl Store {
     /// Opens the store in `dir`, or makes one there, and starts its background work.
     pub async fn open(dir: &Path, options: StoreOptions) -> Result<Opened> {
+        let opened = Store::open_to_flush(dir, options).await?;
+        let store = &opened.store;
+        rt::spawn_in(Queue::Background, Rc::clone(store).merge_tables());
+        rt::spawn_in(Queue::Background, Rc::clone(store).collect_values());
+        Ok(opened)
+    }
+
+    /// Like [`Store::open`], for a store that only takes in what it has to recover and then stops: it
+    /// merges and collects nothing.
+    pub(super) async fn open_to_flush(dir: &Path, options: StoreOptions) -> Result<Opened> {
         rt::create_dir_all(dir).await?;
         let names = rt::list_dir(dir).await?;
         let mut manifest = match Manifest::load(dir).await? {
@@ -218,8 +228,6 @@ impl Start<'_> {
         let undecided = store.take_prepared(parts, &committed);
         rt::spawn(Rc::clone(&store).take_in_values());
         rt::spawn_in(Queue::Background, Rc::clone(&store).flush_memtables());
-        rt::spawn_in(Queue::Background, Rc::clone(&store).merge_tables());
-        rt::spawn_in(Queue::Background, Rc::clone(&store).collect_values());
         Ok(Opened {
             store,
             undecided,
@@ -523,7 +531,7 @@ async fn remove_orphans(dir: &Path, manifest: &mut Manifest, names: &[String]) -
     let mut orphans = manifest.take_orphans(names);
     for stream in [Stream::Values, Stream::Moved] {
         let is_replayed = |id: SegmentId| {
-            stream == Stream::Values && !manifest.logless && id >= manifest.values_floor.segment
+            stream == Stream::Values && !manifest.logless && manifest.values_floor.covers(id)
         };
         let is_listed = |id: SegmentId| {
             let mut segments = manifest.segments.iter();

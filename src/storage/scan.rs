@@ -11,6 +11,7 @@ use std::rc::Rc;
 use super::levels::{Run, RunCursor};
 use super::memtable::Memtable;
 use super::merge::{Bound, Item, Merge, Step};
+use super::sstable::Table;
 use super::vlog::Segments;
 use crate::error::Result;
 use crate::rt;
@@ -40,6 +41,11 @@ enum Source {
 }
 
 impl Snapshot {
+    /// Its tables.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Rc<Table>> {
+        self.runs.iter().flat_map(|run| run.tables())
+    }
+
     /// Puts `memtable` on top: what a transaction has written and not committed.
     pub fn with_overlay(mut self, memtable: Rc<RefCell<Memtable>>) -> Snapshot {
         self.memtables.insert(0, memtable);

@@ -35,7 +35,7 @@ pub type SegmentKey = (Stream, SegmentId);
 pub type Segments = Rc<BTreeMap<SegmentKey, Rc<Segment>>>;
 
 /// Bytes of the value log that a record takes.
-fn bytes_of(place: Pointer) -> u64 {
+pub(super) fn bytes_of(place: Pointer) -> u64 {
     ENTRY_HEADER_BYTES as u64 + u64::from(place.length)
 }
 

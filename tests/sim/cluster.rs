@@ -128,6 +128,29 @@ pub enum End {
 impl Node {
     /// Starts the node; returns when it accepts clients.
     pub fn start(world: &World, config: &Config) -> Verdict<Node> {
+        match Node::start_within(world, config, START_MAX)? {
+            Some(node) => Ok(node),
+            None => Err("the node neither starts nor says why it does not".to_owned()),
+        }
+    }
+
+    /// Starts the node, and ends it at some moment of its start, or later.
+    pub fn start_in_vain(world: &World, config: &Config, moment: Duration, end: End) -> Verdict {
+        match Node::start_within(world, config, moment)? {
+            Some(node) => node.end(world, end),
+            None if end == End::PowerCut => {
+                world.crash_node(NODE);
+                Ok(())
+            }
+            None => {
+                world.kill_node(NODE);
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts the node; `None` if it does not accept clients within `time`, and has not ended.
+    fn start_within(world: &World, config: &Config, time: Duration) -> Verdict<Option<Node>> {
         let is_ready = Rc::new(Cell::new(false));
         let config = Rc::new(config.clone());
         let facts = NodeFacts {
@@ -142,16 +165,19 @@ impl Node {
             shard::run(core, Rc::clone(&config), facts.clone(), ready)
         });
         let done = || is_ready.get() || world.node_ended(NODE);
-        if !world.run_until(done, START_MAX) {
-            return Err("the node neither starts nor says why it does not".to_owned());
+        if !world.run_until(done, time) {
+            return Ok(None);
         }
         let node = Node {
             tasks,
             life: Rc::default(),
         };
         match is_ready.get() {
-            true => Ok(node),
-            false => Err(format!("the node does not start: {:?}", node.failure())),
+            true => Ok(Some(node)),
+            false => Err(match node.failure() {
+                Some(error) => format!("the node does not start: {error:?}"),
+                None => "the node does not start, and says nothing".to_owned(),
+            }),
         }
     }
 

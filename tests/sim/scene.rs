@@ -3,10 +3,14 @@
 use std::future::Future;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
+use quoit::cluster::ring::Map;
 use quoit::config::{CompactionName, Config};
 use quoit::rt::sim::{Options, Task, World};
+use quoit::storage::check::{self, Told};
 
 use crate::cluster::{Client, End, NODE, Node, Verdict, config};
 
@@ -116,6 +120,31 @@ impl Scene {
         Ok(node)
     }
 
+    /// Starts the node with some other number of cores. At times it goes down before it is ready, and
+    /// is then started with yet another number.
+    pub fn start_with_other_cores<F: Future<Output = Verdict> + 'static>(
+        &mut self,
+        check: impl FnOnce(Client) -> F,
+    ) -> Verdict<Node> {
+        loop {
+            self.config.cores = self.chance.u16(1..=5);
+            let memory = u64::from(self.config.cores) * [1, 2, 8][self.chance.usize(..3)];
+            self.config.memory = ByteSize::mib(memory);
+            if self.chance.u8(..5) < 2 {
+                return self.start(check);
+            }
+            let most = [2_000, 30_000, 200_000, 2_000_000][self.chance.usize(..4)];
+            let moment = Duration::from_micros(self.chance.u64(..most));
+            let end = [End::PowerCut, End::PowerCut, End::Kill][self.chance.usize(..3)];
+            Node::start_in_vain(&self.world, &self.config, moment, end)?;
+        }
+    }
+
+    /// The node is down: see [`check_directory`].
+    pub fn check_directory(&self) -> Verdict {
+        check_directory(&self.world, self.config.cores)
+    }
+
     /// Starts clients of this life.
     pub fn spawn<F: Future<Output = ()> + 'static>(
         &mut self,
@@ -182,4 +211,30 @@ impl Scene {
         }
         life.verdict()
     }
+}
+
+/// The node of so many cores is down: its directory is sound, and has nothing of another number.
+pub fn check_directory(world: &World, cores: u16) -> Verdict {
+    let directories = world.disk(NODE).directories();
+    let is_folder = |path: &&PathBuf| path.parent() == Some(Path::new("/data"));
+    let folders: Vec<&PathBuf> = directories.iter().filter(is_folder).collect();
+    if folders.len() != usize::from(cores) {
+        return Err(format!("{cores} cores have the folders {folders:?}"));
+    }
+    world.run_on(NODE, async {
+        let mut damaged = Vec::new();
+        let ring = |cores: u16| -> check::Owner {
+            let map = Map::one_node(cores);
+            Box::new(move |position| map.core_of(position))
+        };
+        let mut tell = |told| match told {
+            Told::Damage(place) | Told::Unchecked(place) => damaged.push(place),
+            Told::Note(_) | Told::Progress { .. } => {}
+        };
+        let checked = check::check(Path::new("/data"), &ring, &mut tell).await;
+        match (checked, damaged.is_empty()) {
+            (Ok(_), true) => Ok(()),
+            (checked, _) => Err(format!("it is not sound: {checked:?}, {damaged:?}")),
+        }
+    })
 }

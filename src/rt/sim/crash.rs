@@ -89,15 +89,21 @@ impl CrashPoint {
                 names.insert(to.clone(), *file);
             }
         }
-        let found = names.into_iter();
-        found
+        // A file that has several names is found the same under each.
+        let mut found: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        let mut read = |file: usize| {
+            let (durable, changes) = &self.files[file];
+            let mut image = durable.clone();
+            changes
+                .iter()
+                .for_each(|change| apply(&mut image, change, decisions));
+            image.read(0, image.length() as usize)
+        };
+        names
+            .into_iter()
             .map(|(name, file)| {
-                let (durable, changes) = &self.files[file];
-                let mut image = durable.clone();
-                changes
-                    .iter()
-                    .for_each(|change| apply(&mut image, change, decisions));
-                (name, image.read(0, image.length() as usize))
+                let bytes = found.entry(file).or_insert_with(|| read(file));
+                (name, bytes.clone())
             })
             .collect()
     }

@@ -43,6 +43,12 @@ impl Disk {
         CrashPoint::of(&self.volume.names.borrow())
     }
 
+    /// All directories, sorted.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let names = self.volume.names.borrow();
+        names.directories.iter().cloned().collect()
+    }
+
     /// All files, sorted.
     pub fn files(&self) -> Vec<PathBuf> {
         self.volume.names.borrow().visible.keys().cloned().collect()
@@ -103,6 +109,11 @@ impl Disk {
             let mark = contents.mark();
             contents.sync(mark);
         }
+    }
+
+    /// Bytes that were written to it, by all writes so far.
+    pub fn written_bytes(&self) -> u64 {
+        self.volume.written_bytes.get()
     }
 
     /// Bytes that files take.

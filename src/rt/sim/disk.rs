@@ -97,6 +97,8 @@ pub(super) struct Volume {
     pub losses: Cell<DiskLosses>,
     /// Counts the lives of its node, so that what an earlier one left open is stale.
     pub life: Cell<u64>,
+    /// Bytes of all writes so far.
+    pub written_bytes: Cell<u64>,
     /// Is shown the disk before each sync that takes effect.
     pub watcher: RefCell<Option<Watcher>>,
 }
@@ -111,6 +113,7 @@ impl Volume {
             faults: RefCell::new(faults),
             losses: Cell::default(),
             life: Cell::new(0),
+            written_bytes: Cell::new(0),
             watcher: RefCell::new(None),
         }
     }
@@ -279,6 +282,8 @@ impl File {
         assert!(position.is_multiple_of(block) && bytes.len().is_multiple_of(BLOCK_BYTES));
         executor.note(u64::from(crc32c::crc32c(&bytes)) ^ position << 32);
         let first = (position / block) as usize;
+        let written = &self.volume.written_bytes;
+        written.set(written.get() + bytes.len() as u64);
         let change = Change::Write {
             first,
             buffer: Rc::new(bytes),
@@ -541,6 +546,41 @@ impl Context {
             Ok((change, ()))
         };
         self.change_names(rename).await
+    }
+
+    /// Gives a file another name.
+    pub async fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let link = |names: &mut Names| {
+            let inode = names.find(from)?;
+            names.check_parent(to)?;
+            if names.visible.contains_key(to) || names.has_directory(to) {
+                return Err(error(libc::EEXIST));
+            }
+            let to = Some((to.to_owned(), inode));
+            Ok((NameChange { from: None, to }, ()))
+        };
+        self.change_names(link).await
+    }
+
+    /// Removes an empty directory, durably.
+    pub async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let volume = self.volume();
+        self.operate(&volume).await?;
+        volume.fail(&self.world.executor.chance, |faults| faults.eio_write)?;
+        let mut names = volume.names.borrow_mut();
+        if !names.directories.contains(path) {
+            return Err(not_found());
+        }
+        let all = names.visible.keys().chain(&names.directories);
+        if all.into_iter().any(|name| name.parent() == Some(path)) {
+            return Err(error(libc::ENOTEMPTY));
+        }
+        // A directory never goes before what was in it.
+        let mark = names.numbered;
+        names.sync(path, mark);
+        names.directories.remove(path);
+        self.world.executor.note(0xD1E ^ mark << 16);
+        Ok(())
     }
 
     /// Removes a file.

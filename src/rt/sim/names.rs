@@ -3,7 +3,8 @@
 //! Names have a visible and a durable state like contents do: creating, renaming and removing is
 //! an operation that only [`sync_dir`](super::super::sync_dir) makes sure of. A power cut keeps
 //! any subset of the operations that were not synced, except that an operation on a name is lost
-//! if an earlier one on that name was: a renamed file has its old name or its new one.
+//! if an earlier one on that name was: a renamed file has its old name or its new one. A file may have
+//! several names (links), each of which comes and goes by itself.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -148,8 +149,13 @@ impl Names {
     pub fn used_blocks(&self) -> usize {
         let named = self.visible.values();
         let orphans = self.orphans.iter().filter(|inode| inode.open.get() > 0);
-        named
+        // A file that has several names is there once.
+        let inodes: BTreeMap<*const Inode, &Rc<Inode>> = named
             .chain(orphans)
+            .map(|inode| (Rc::as_ptr(inode), inode))
+            .collect();
+        inodes
+            .values()
             .map(|inode| inode.contents.borrow().visible.allocated())
             .sum()
     }

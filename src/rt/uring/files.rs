@@ -279,10 +279,7 @@ pub(super) fn create_dirs(path: &Path) -> io::Result<()> {
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
     }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent_of(path);
     create_dirs(parent)?;
     match std::fs::create_dir(path) {
         Ok(()) => {}
@@ -309,6 +306,29 @@ pub async fn list_dir(path: &Path) -> io::Result<Vec<String>> {
 /// Gives `from` the name `to`.
 pub async fn rename(from: &Path, to: &Path) -> io::Result<()> {
     glommio::io::rename(from, to).await.map_err(into_io)
+}
+
+/// Gives `from` the name `to` as well.
+pub async fn link(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (from.to_owned(), to.to_owned());
+    blocking(move || std::fs::hard_link(from, to)).await
+}
+
+/// Removes an empty directory, and syncs its parent.
+pub async fn remove_dir(path: &Path) -> io::Result<()> {
+    let path = path.to_owned();
+    blocking(move || {
+        std::fs::remove_dir(&path)?;
+        std::fs::File::open(parent_of(&path))?.sync_all()
+    })
+    .await
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// Removes a file.

@@ -34,8 +34,8 @@ use crate::error::{Error, Result};
 use crate::types::{CoreId, UnixMillis};
 
 pub use files::{
-    DirLock, File, ReadBytes, WriteBytes, create_dir_all, file_to_probe, list_dir, lock_existing,
-    lock_file, remove_file, rename, sync_dir,
+    DirLock, File, ReadBytes, WriteBytes, create_dir_all, file_to_probe, link, list_dir,
+    lock_existing, lock_file, remove_dir, remove_file, rename, sync_dir,
 };
 pub use host::{HostReport, check_host, cpu_count, cpu_seconds, pins_for, resident_bytes};
 pub use mail::{Inbox, Mail, Outbox};

@@ -6,7 +6,7 @@
 //! range and filter. The values in the value log of what goes are garbage. What is below stays the same while a merge runs, but for what a FLUSHALL takes
 //! out: merges run one at a time, and a flush comes on top.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -117,12 +117,7 @@ pub async fn run(
     next_id: impl FnMut() -> TableId,
     pause: impl Fn(usize) -> Duration,
 ) -> Result<Merged> {
-    let mut outputs = Outputs {
-        job,
-        next_id,
-        open: None,
-        done: Vec::new(),
-    };
+    let mut outputs = Outputs::new(&job.dir, job.level, job.table_bytes_max, next_id);
     let merged = merge(job, &mut outputs, pause).await;
     let finished = match merged {
         Ok(gone) => outputs.end_table().await.map(|()| gone),
@@ -175,20 +170,41 @@ async fn merge(
     }
 }
 
-/// The tables that a merge writes.
-struct Outputs<'a, F> {
-    job: &'a Job,
+/// Tables that are written one after the other, in the order of their keys: one run.
+pub(in crate::storage) struct Outputs<'a, F> {
+    dir: &'a Path,
+    level: u8,
+    table_bytes_max: u64,
     next_id: F,
     open: Option<TableWriter>,
-    done: Vec<TableInfo>,
+    /// Those that are written and synced; their names are not.
+    pub(in crate::storage) done: Vec<TableInfo>,
 }
 
-impl<F: FnMut() -> TableId> Outputs<'_, F> {
-    async fn add(&mut self, item: &Item) -> Result<()> {
+impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
+    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`.
+    pub(in crate::storage) fn new(
+        dir: &'a Path,
+        level: u8,
+        table_bytes_max: u64,
+        next_id: F,
+    ) -> Outputs<'a, F> {
+        Outputs {
+            dir,
+            level,
+            table_bytes_max,
+            next_id,
+            open: None,
+            done: Vec::new(),
+        }
+    }
+
+    /// Adds the next record.
+    pub(in crate::storage) async fn add(&mut self, item: &Item) -> Result<()> {
         if self
             .open
             .as_ref()
-            .is_some_and(|table| table.bytes() >= self.job.table_bytes_max)
+            .is_some_and(|table| table.bytes() >= self.table_bytes_max)
         {
             self.end_table().await?;
         }
@@ -197,8 +213,8 @@ impl<F: FnMut() -> TableId> Outputs<'_, F> {
             None => {
                 let id = (self.next_id)();
                 let run = self.done.first().map_or(id, |first| first.run);
-                let table = TableWriter::create(&self.job.dir, id, run).await?;
-                table.at_level(self.job.level)
+                let table = TableWriter::create(self.dir, id, run).await?;
+                table.at_level(self.level)
             }
         };
         table.add(&item.record, item.position).await?;
@@ -206,7 +222,8 @@ impl<F: FnMut() -> TableId> Outputs<'_, F> {
         Ok(())
     }
 
-    async fn end_table(&mut self) -> Result<()> {
+    /// Completes the table that is under way: before the end, or the next record begins another one.
+    pub(in crate::storage) async fn end_table(&mut self) -> Result<()> {
         if let Some(table) = self.open.take() {
             let info = table.finish().await?;
             self.done.push(info);
@@ -219,7 +236,7 @@ impl<F: FnMut() -> TableId> Outputs<'_, F> {
             table.abandon().await;
         }
         for table in self.done {
-            if let Err(failure) = rt::remove_file(&table.path(&self.job.dir)).await {
+            if let Err(failure) = rt::remove_file(&table.path(self.dir)).await {
                 // It stays as an orphan, which the next start removes.
                 log::warn!("{failure}");
             }

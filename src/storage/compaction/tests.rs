@@ -572,3 +572,21 @@ fn a_plan_that_would_put_old_over_new_is_told_from_one_that_does_not() {
         assert!(!keeps_order(&live, &plan), "{plan:?}: {why}");
     }
 }
+
+#[test]
+fn what_comes_as_one_run_gets_the_first_level_that_holds_it() {
+    let shape = Shape {
+        base_bytes: 100,
+        ratio: 10,
+        ..LEVELED
+    };
+    for (bytes, level) in [
+        (0, 1),
+        (100, 1),
+        (101, 2),
+        (10_000, 3),
+        (u64::MAX, LEVEL_MAX),
+    ] {
+        assert_eq!(shape.level_for(bytes), level, "{bytes} bytes");
+    }
+}

@@ -185,8 +185,9 @@ impl Store {
         let moved_now = state.moving_from.map_or(now, |from| from.min(now));
         let may = |info: &&SegmentInfo| {
             let is_quiet = match info.stream {
-                Stream::Values => info.id < state.manifest.values_floor.segment,
-                _ => info.id < moved_now,
+                Stream::Values => !state.manifest.values_floor.covers(info.id),
+                // What another core began, before a re-sharding, nobody goes on with.
+                _ => info.id < moved_now || !state.manifest.moved_floor.is_own(info.id),
             };
             let key = (info.stream, info.id);
             let is_open = !state.damaged.contains(&key);

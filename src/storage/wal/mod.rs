@@ -179,6 +179,8 @@ struct State {
     placed: Vec<Placed>,
     stopping: bool,
     stopped: bool,
+    /// No segment is made or removed any more.
+    are_segments_made: bool,
 }
 
 /// A segment that takes no more batches.
@@ -263,6 +265,7 @@ impl Wal {
             placed: Vec::new(),
             stopping: false,
             stopped: false,
+            are_segments_made: false,
         };
         let (durability, stream) = (options.durability, options.stream);
         let wal = Wal(Rc::new(Inner {
@@ -563,6 +566,13 @@ impl Wal {
         }
     }
 
+    /// Waits until nothing of this log, which was stopped, changes any file any more. (A stop does not
+    /// wait for a spare segment that is being made.)
+    pub async fn wait_ended(&self) {
+        self.wait_for(|| self.0.state.borrow().are_segments_made.then_some(()))
+            .await;
+    }
+
     /// The number of the segment that is being written, or else of the next one.
     pub fn segment_now(&self) -> format::SegmentId {
         let state = self.0.state.borrow();
@@ -595,6 +605,8 @@ impl Wal {
             }
             self.0.options.fate.progress.wake_all();
         }
+        self.0.state.borrow_mut().are_segments_made = true;
+        self.0.options.fate.progress.wake_all();
     }
 
     /// Nothing more is written or acknowledged: after a failed write or sync, or because something

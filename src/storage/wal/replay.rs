@@ -54,6 +54,17 @@ impl Floor {
             sequence: 1,
         }
     }
+
+    /// True if this segment is one of this log, and not of the same stream of another core: such ones
+    /// lie beside a core's own after a re-sharding, to be read by pointers only.
+    pub fn is_own(&self, id: SegmentId) -> bool {
+        id.0 >> STREAM_SHIFT == self.segment.0 >> STREAM_SHIFT
+    }
+
+    /// True if a log that begins here has this segment.
+    pub fn covers(&self, id: SegmentId) -> bool {
+        self.is_own(id) && id >= self.segment
+    }
 }
 
 /// A segment that holds something.
@@ -106,9 +117,11 @@ pub struct End {
 }
 
 impl Found {
-    /// A log of which nothing is read: it goes on behind `floor`, and behind the segments `ids`.
+    /// A log of which nothing is read: it goes on behind `floor`, and behind those of the segments
+    /// `ids` that are its own.
     pub fn nothing(floor: Floor, ids: impl Iterator<Item = SegmentId>) -> Found {
-        let next = ids.map(|id| SegmentId(id.0 + 1)).max();
+        let own = ids.filter(|id| floor.is_own(*id));
+        let next = own.map(|id| SegmentId(id.0 + 1)).max();
         Found {
             segments: Vec::new(),
             blank: Vec::new(),
@@ -143,6 +156,15 @@ pub fn segments_of(stream: Stream, names: &[String]) -> Vec<SegmentId> {
     ids
 }
 
+/// The segments of `stream` among the names in a directory that those see who read its log from
+/// `floor` on, in order.
+pub fn log_segments_of(stream: Stream, floor: Floor, names: &[String]) -> Vec<SegmentId> {
+    let mut ids = segments_of(stream, names);
+    // Nobody else's write-ahead log is ever here: a stranger among them is looked at.
+    ids.retain(|id| stream == Stream::Records || floor.is_own(*id));
+    ids
+}
+
 /// Reads the log `stream` in `dir` from `floor` on and gives every entry to `each`, in order. Segments
 /// below the floor are not touched.
 pub async fn replay(
@@ -151,7 +173,7 @@ pub async fn replay(
     floor: Floor,
     mut each: impl FnMut(Read<'_>) -> Result<()>,
 ) -> Result<Found> {
-    let ids = segments_of(stream, &rt::list_dir(dir).await?);
+    let ids = log_segments_of(stream, floor, &rt::list_dir(dir).await?);
     let last = ids.last().copied();
     let mut found = Found::nothing(floor, ids.iter().copied());
     for id in ids {

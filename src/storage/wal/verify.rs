@@ -16,7 +16,7 @@ use super::format::{
     padded, take_entry, take_numbered,
 };
 pub use super::replay::{End, suspects};
-use super::replay::{Floor, holds_something, segments_of};
+use super::replay::{Floor, holds_something, log_segments_of};
 use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, File, ReadBuffer};
 use crate::types::Lsn;
@@ -49,7 +49,7 @@ pub async fn verify(
     floor: Floor,
     witness: &mut impl Witness,
 ) -> Result<Vec<End>> {
-    let ids = segments_of(stream, &rt::list_dir(dir).await?);
+    let ids = log_segments_of(stream, floor, &rt::list_dir(dir).await?);
     let last = ids.last().copied();
     let mut chain = Chain {
         expected: floor.sequence,

@@ -535,3 +535,72 @@ fn space_that_was_taken_is_there_when_the_disk_is_full_and_reads_as_zeros() {
         write(&file, 5, 7).await.expect_err("that is behind it");
     });
 }
+
+#[test]
+fn a_linked_file_is_one_file_and_lives_as_long_as_any_of_its_names() {
+    let (first, second) = (Path::new("data/file"), Path::new("other/file"));
+    let (mut kept, mut lost) = (0, 0);
+    for seed in 0..60 {
+        let world = World::new(Options::calm(seed));
+        let disk = world.disk(NODE);
+        world.run_on(NODE, async {
+            let file = create(first).await;
+            write(&file, 0, 1).await.unwrap();
+            file.sync().await.unwrap();
+            rt::sync_dir(dir()).await.unwrap();
+            rt::create_dir_all(Path::new("other")).await.unwrap();
+            rt::link(first, second).await.unwrap();
+            let again = rt::link(first, second).await.expect_err("it is taken");
+            assert_eq!(kind(again), ErrorKind::AlreadyExists);
+            write(&file, 0, 2).await.unwrap();
+        });
+        assert_eq!(disk.read(first), disk.read(second), "one file");
+        assert_eq!(disk.used_bytes(), BLOCK, "its space is taken once");
+        world.crash_node(NODE);
+        match disk.read(second) {
+            Some(bytes) => {
+                kept += 1;
+                assert_eq!(Some(bytes), disk.read(first), "one file, after a crash too");
+            }
+            None => lost += 1,
+        }
+        world.run_on(NODE, async {
+            match rt::link(first, second).await {
+                Ok(()) => {}
+                Err(error) => assert_eq!(kind(error), ErrorKind::AlreadyExists),
+            }
+            rt::sync_dir(Path::new("other")).await.unwrap();
+            rt::remove_file(first).await.unwrap();
+            rt::sync_dir(dir()).await.unwrap();
+        });
+        world.crash_node(NODE);
+        assert_eq!(disk.read(first), None);
+        assert!(disk.read(second).is_some(), "it has a name, and is gone");
+        assert_eq!(disk.used_bytes(), BLOCK);
+    }
+    assert!(
+        kept > 5 && lost > 5,
+        "a link is durable by chance: {kept}, {lost}"
+    );
+}
+
+#[test]
+fn a_directory_goes_only_when_it_is_empty_and_nothing_of_it_comes_back() {
+    for seed in 0..40 {
+        let world = World::new(Options::calm(seed));
+        world.run_on(NODE, async {
+            let file = create(path()).await;
+            file.sync().await.unwrap();
+            rt::sync_dir(dir()).await.unwrap();
+            let full = rt::remove_dir(dir()).await.expect_err("it is not empty");
+            assert_eq!(kind(full), ErrorKind::DirectoryNotEmpty);
+            rt::remove_file(path()).await.unwrap();
+            rt::remove_dir(dir()).await.unwrap();
+            let gone = rt::remove_dir(dir()).await.expect_err("it is gone");
+            assert_eq!(kind(gone), ErrorKind::NotFound);
+        });
+        world.crash_node(NODE);
+        assert_eq!(world.disk(NODE).read(path()), None, "seed {seed}");
+        assert!(!world.disk(NODE).directories().iter().any(|it| it == dir()));
+    }
+}

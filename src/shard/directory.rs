@@ -1,0 +1,190 @@
+//! The data directory before any core opens its part: whose it is, and for how many cores.
+//!
+//! Core 0 does all of this while it holds the lock and the other cores wait: it removes what a crash has left of a
+//! re-sharding, and re-shards if the node is to have another number of cores than the data is laid out
+//! for.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use futures_lite::future;
+
+use crate::cluster::ring::Map;
+use crate::config::{CompactionName, Config, MEMTABLE_SHARE, VNODES};
+use crate::error::{Error, Result};
+use crate::rt;
+use crate::storage::StoreOptions;
+use crate::storage::compaction::{Shape, Style};
+use crate::storage::identity::{self, Folder, Identity};
+use crate::storage::reshard::{Reshard, Share};
+use crate::storage::wal::WalLimits;
+use crate::types::{CoreId, Position};
+
+/// A re-sharding says so often how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// The data directory is this node's: core 0 has the lock, and all know what is in force.
+pub type Claimed = (Option<rt::DirLock>, Identity);
+
+/// How the store of core `id` of `cores` is to be.
+pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
+    let (storage, values) = (&config.storage, &config.value_log);
+    let memory_bytes = config.memory.0 / u64::from(cores);
+    StoreOptions {
+        core: id,
+        cores,
+        durability: config.durability(),
+        memtable_bytes: storage.memtable.0.min(memory_bytes / MEMTABLE_SHARE),
+        memory_bytes,
+        wal_bytes_max: storage.wal_max.0,
+        wal: WalLimits {
+            segment_bytes: storage.wal_segment.0,
+            batch_bytes_max: storage.wal_batch.0 as usize,
+        },
+        compaction: Shape {
+            style: match storage.compaction {
+                CompactionName::Leveled => Style::Leveled,
+                CompactionName::SizeTiered => Style::SizeTiered,
+            },
+            table_bytes: storage.table_max.0,
+            base_bytes: storage.level_base.0,
+            ratio: storage.level_ratio,
+        },
+        value_bytes_min: values.threshold.0 as usize,
+        value_segment_bytes: values.segment.0,
+        value_replay_bytes_max: values.replay_max.0,
+        value_garbage_percent_max: values.garbage_max_percent,
+    }
+}
+
+/// Makes the data directory this node's, for `cores` cores, or sees that it is, whatever that takes.
+/// `None`: the node was asked to stop before that was done.
+pub async fn claim(config: &Config, cores: u16) -> Result<Option<Claimed>> {
+    rt::create_dir_all(&config.dir).await?;
+    let lock = rt::lock_file(&config.dir.join("LOCK"))
+        .await
+        .map_err(|error| match &error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
+                Error::Setup(format!(
+                    "the data directory {} is in use by another process: stop that node, or start \
+                 this one with another --dir",
+                    config.dir.display()
+                ))
+            }
+            _ => error,
+        })?;
+    let wanted = Identity {
+        node: config.node_id,
+        cores,
+        vnodes: VNODES,
+        generation: 0,
+    };
+    let found = identity::claim(&config.dir, wanted).await?;
+    let folders = identity::left_over(&config.dir, &found).await?;
+    let removed = match identity::confirm(&config.dir, &found, &folders).await {
+        Ok(()) => remove_all(config, &folders).await,
+        Err(error) if error.is_disk_full() => Err(error),
+        Err(error) => return Err(error),
+    };
+    if let Err(error) = removed {
+        // They would be in the way of a re-sharding, and of nothing else.
+        if found.cores != cores {
+            return Err(error);
+        }
+        log::warn!("{error}; the next start removes what a re-sharding has left");
+    }
+    if found.cores == cores {
+        return Ok(Some((Some(lock), found)));
+    }
+    let resharded = async { reshard(config, found, cores).await.map(Some) };
+    let stopped = async {
+        rt::stopping().await;
+        log::info!("stopped before the data was laid out for {cores} cores: it is as it was");
+        Ok(None)
+    };
+    let identity = future::or(resharded, stopped).await?;
+    Ok(identity.map(|identity| (Some(lock), identity)))
+}
+
+/// Removes `folders`, which certainly do not count.
+async fn remove_all(config: &Config, folders: &[Folder]) -> Result<()> {
+    for folder in folders {
+        identity::remove(&config.dir.join(folder.name())).await?;
+    }
+    Ok(())
+}
+
+/// Lays the data out for `cores` cores; the identity that is in force then.
+async fn reshard(config: &Config, from: Identity, cores: u16) -> Result<Identity> {
+    let generation = from.generation.checked_add(1).ok_or_else(|| {
+        let dir = config.dir.display();
+        Error::Setup(format!("{dir} was re-sharded too often"))
+    })?;
+    let to = Identity {
+        cores,
+        generation,
+        ..from
+    };
+    let (dir, old) = (config.dir.display(), from.cores);
+    log::info!("the data in {dir} is laid out for {old} cores: re-sharding it for {cores}");
+    let reshard = Reshard {
+        dir: &config.dir,
+        from,
+        to,
+        shares_from: shares(old),
+        shares_to: shares(cores),
+        options: &|core, cores| store_options(core, cores, config),
+    };
+    let began = rt::now();
+    let told_at = Cell::new(began);
+    let tell = |percent: u64| {
+        if rt::now() - told_at.get() >= PROGRESS_EVERY {
+            told_at.set(rt::now());
+            log::info!("re-sharding: {percent}%");
+        }
+    };
+    let done = reshard.run(tell).await.map_err(|error| match error {
+        Error::Uncertain => Error::Setup(format!(
+            "the re-sharding of {dir} from {old} to {cores} cores could not be completed, or it may \
+             have been: nothing is lost, start the node again"
+        )),
+        other => Error::Setup(format!(
+            "{dir} cannot be re-sharded from {old} to {cores} cores: {other}. Its data is as it was, \
+             and opens with --cores {old}"
+        )),
+    })?;
+    log::info!(
+        "re-sharded from {old} to {cores} cores in {:.1?}: {} records, {} bytes of tables; {} segments \
+         of large values are linked, not copied",
+        rt::now() - began,
+        done.records,
+        done.table_bytes,
+        done.segments
+    );
+    let removed = match identity::left_over(&config.dir, &to).await {
+        Ok(folders) => remove_all(config, &folders).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        log::warn!("{error}; the next start removes what is left of the old layout");
+    }
+    Ok(to)
+}
+
+/// Which of so many cores has which positions.
+fn shares(cores: u16) -> Vec<Share> {
+    let map = Map::one_node(cores);
+    let mut shares = Vec::with_capacity(usize::from(cores));
+    let mut next = Some(Position(0));
+    while let Some(first) = next {
+        let run = map.run_of(first);
+        assert!(run.first == first, "runs follow each other");
+        shares.push(Share {
+            core: run.core,
+            first,
+            last: run.last,
+        });
+        next = run.last.0.checked_add(1).map(Position);
+    }
+    shares
+}
