@@ -44,7 +44,7 @@ use siblings::{Job, Message, Said, Siblings};
 use transaction::{Refused, Reserved, Token};
 
 pub use siblings::Message as CoreMessage;
-pub use start::{NodeFacts, run};
+pub use start::{NodeFacts, open as open_store, run};
 
 /// One core. Shared within it by `Rc`.
 pub struct Shard {

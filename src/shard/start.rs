@@ -131,7 +131,8 @@ async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> bool {
     matches!(first.recv().await, Some(Message::Begin))
 }
 
-async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
+/// Opens the store of core `id` of `cores` as `config` says. (`bench/engines` drives it without the rest.)
+pub async fn open(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
     let dir = config.dir.join(format!("core-{:03}", id.0));
     let (storage, values) = (&config.storage, &config.value_log);
     let memory_bytes = config.memory.0 / u64::from(cores);
