@@ -46,14 +46,15 @@ pub struct Job {
 }
 
 /// What is known of the records when a job begins.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Known {
     /// There is none yet.
     Empty,
     /// There is none yet, and each is written once.
     WriteOnce,
-    /// They were written once, and those below a turn (the second time in turn) twice.
-    Filled { twice_below: u64 },
+    /// They are there, each in one of the generations up to the last: those below a number at least in
+    /// the generation beside it.
+    Filled { floors: Vec<(u64, u64)>, last: u64 },
 }
 
 /// One thing to do.
@@ -79,7 +80,7 @@ pub enum Told {
     /// A phase was done.
     Done(Box<PhaseResult>),
     /// Writes of all records below this one are acknowledged.
-    Acknowledged { below: u64, facts: Option<Facts> },
+    Acknowledged { below: u64 },
     /// All was done, and the engine is closed; that took so long.
     Closed { seconds: f64 },
     /// It could not go on.
@@ -136,9 +137,11 @@ impl Child {
         let ledger = match job.known {
             Known::Empty => Ledger::new(job.records),
             Known::WriteOnce => Ledger::write_once(),
-            Known::Filled { twice_below } => {
-                let ledger = Ledger::filled(job.records, 2);
-                (0..twice_below).for_each(|number| ledger.note_floor(number, 2));
+            Known::Filled { ref floors, last } => {
+                let ledger = Ledger::filled(job.records, last);
+                for (below, generation) in floors {
+                    (0..*below).for_each(|number| ledger.note_floor(number, *generation));
+                }
                 ledger
             }
         };
@@ -285,14 +288,13 @@ impl Child {
     }
 
     fn run_and_tell(&mut self, phase: &Arc<Phase>) -> Outcome<()> {
-        let facts = self.engine.facts()?;
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let teller = scope.spawn(|| -> Outcome<()> {
                 while !over.load(Ordering::SeqCst) {
                     std::thread::sleep(TELL_EVERY);
-                    let (below, facts) = (phase.low_water(), Some(facts.clone()));
-                    tell(&Told::Acknowledged { below, facts })?;
+                    let below = phase.low_water();
+                    tell(&Told::Acknowledged { below })?;
                 }
                 Ok(())
             });

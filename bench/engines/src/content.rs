@@ -117,9 +117,9 @@ impl Ledger {
         Ledger { cells: None }
     }
 
-    /// A ledger of records that are there in generation 1 at least (and at most in `last`).
+    /// A ledger of records that may have been written in the generations up to `last`.
     pub fn filled(records: u64, last: u64) -> Ledger {
-        let cell = last << ISSUED_SHIFT | 1 << FLOOR_SHIFT;
+        let cell = last << ISSUED_SHIFT;
         Ledger {
             cells: Some((0..records).map(|_| AtomicU64::new(cell)).collect()),
         }

@@ -3,10 +3,12 @@
 //! Read on in `long` (an experiment), `child` and `phase` (what runs it), `quoit_engine` and `peers` (what is
 //! driven), `content` and `stream` (with what), `result`, `machine` and `report` (what comes out).
 
+mod beside;
 mod child;
 mod content;
 mod engine;
 mod failure;
+mod fio;
 mod long;
 mod machine;
 mod parent;
@@ -14,8 +16,10 @@ mod parent;
 mod peers;
 mod phase;
 mod quoit_engine;
+mod recovery;
 mod report;
 mod result;
+mod small;
 mod stream;
 
 use std::process::ExitCode;
@@ -41,6 +45,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Experiment {
     Long(long::Long),
+    ReadsBesideFio(fio::BesideFio),
+    Beside(beside::Beside),
+    Small(small::Small),
+    Recovery(recovery::Recovery),
 }
 
 fn main() -> ExitCode {
@@ -63,5 +71,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Outcome<bool> {
     match cli.experiment {
         Experiment::Long(long) => long.run(),
+        Experiment::ReadsBesideFio(beside) => beside.run(),
+        Experiment::Beside(beside) => beside.run(),
+        Experiment::Small(small) => small.run(),
+        Experiment::Recovery(recovery) => recovery.run(),
     }
 }

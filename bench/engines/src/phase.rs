@@ -152,7 +152,7 @@ impl Phase {
             .bytes()
             .fold(1, |seed, byte| crate::content::mix(seed ^ u64::from(byte)));
         let turns = || AtomicU64::new(first);
-        let workers = spec.workers.max(lanes) * 2;
+        let workers = (spec.workers / lanes).max(1) * lanes;
         Phase {
             rate,
             seed,
@@ -172,7 +172,7 @@ impl Phase {
             failed: AtomicU64::new(0),
             puts: AtomicU64::new(0),
             gets: AtomicU64::new(0),
-            at: (0..workers).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            at: (0..workers).map(|_| AtomicU64::new(first)).collect(),
             spec,
             records,
             content: checked.0,
@@ -199,7 +199,7 @@ impl Phase {
     }
 
     /// Writes of this phase that are known to have ended: those of all records before this one. Only
-    /// where records are written in turn, and all workers have begun.
+    /// where records are written in turn.
     pub fn low_water(&self) -> u64 {
         let at = self.at.iter().map(|at| at.load(Ordering::SeqCst));
         at.filter(|at| *at != u64::MAX).min().unwrap_or(0)
@@ -290,9 +290,6 @@ impl Worker {
     /// Worker `index` of `count`, on `lane`.
     pub fn new(phase: &Arc<Phase>, index: usize, count: usize, lane: usize) -> Worker {
         let seed = phase.seed ^ (index as u64).wrapping_mul(0x0001_0001);
-        if matches!(phase.spec.choice, Choice::InTurn { .. }) {
-            phase.at[index].store(0, Ordering::SeqCst);
-        }
         Worker {
             chance: Chance::new(seed),
             due: phase.started,

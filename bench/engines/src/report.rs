@@ -315,3 +315,14 @@ pub fn facts(result: &PhaseResult) {
         facts.collect::<Vec<_>>().join(", ")
     );
 }
+
+/// The middle one.
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => values[count / 2],
+        count => (values[count / 2 - 1] + values[count / 2]) / 2.0,
+    }
+}
