@@ -218,20 +218,19 @@ impl Child {
             false => self.engine.run(&phase),
         };
         let seconds = phase.started().elapsed().as_secs_f64();
-        let after = self.meter.read();
+        let end = Sample::take(&self.meter, &self.job.setup.dir);
         ran?;
         let live = self.live_bytes(&phase);
-        let space = machine::space_bytes(&self.job.setup.dir);
         let settled = self.settle(settle);
-        let samples = sampler.stop();
+        let samples = sampler.stop(end);
         let settled = match settled {
             true => Some(Sample::take(&self.meter, &self.job.setup.dir)),
             false => None,
         };
         let facts = self.engine.facts()?;
         let mut result = PhaseResult::of(&phase, seconds, samples);
-        result.count(before, after, settled, self.job.value_bytes);
-        result.measure_space(live, space, settled);
+        result.count(before, end.counters, settled, self.job.value_bytes);
+        result.measure_space(live, end.space_bytes, settled);
         result.facts = facts;
         result.rate = rate;
         result.resident_before = self.resident_before;

@@ -51,9 +51,12 @@ pub struct Long {
     /// Seconds of the mixed phase.
     #[arg(long, default_value_t = 120.0)]
     mixed_seconds: f64,
+    /// Each overwrite writes so many times as many records as there are.
+    #[arg(long, default_value_t = 1.0)]
+    overwrites: f64,
     /// Operations a second of the mixed phase, each begun when it is due. 0: half of what the uniform reads
     /// reached.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 5000.0)]
     rate: f64,
     /// Operations that may be under way at once in the mixed phase.
     #[arg(long, default_value_t = 256)]
@@ -117,6 +120,7 @@ impl Long {
         let sizes = self.common.sizes(SIZES);
         let parent = Parent::new(&self.common, (sizes.data as f64 * SPACE_FACTOR) as u64)?;
         let records = sizes.records();
+        let overwrites = (records as f64 * self.overwrites) as u64;
         let specs = [
             self.writes(
                 FILL,
@@ -126,8 +130,8 @@ impl Long {
                 },
                 records,
             ),
-            self.writes(OVERWRITE, Choice::Uniform, records),
-            self.writes(OVERWRITE_ZIPF, Choice::Zipf { theta: THETA }, records),
+            self.writes(OVERWRITE, Choice::Uniform, overwrites),
+            self.writes(OVERWRITE_ZIPF, Choice::Zipf { theta: THETA }, overwrites),
             self.spec(READ, Choice::Uniform),
             self.spec(READ_ZIPF, Choice::Zipf { theta: THETA }),
             self.mixed(),
@@ -140,6 +144,7 @@ impl Long {
                 "writers, readers",
                 format!("{}, {}", self.writers, self.readers),
             ),
+            ("overwrites", format!("{} times the data", self.overwrites)),
             ("settling", format!("at most {} s", self.settle)),
         ];
         let mut report = Report::new("long", &self.common, sizes, &more);

@@ -395,7 +395,10 @@ impl Recorder {
             Kind::Put => phase.puts.fetch_add(1, Ordering::Relaxed),
             Kind::Get => phase.gets.fetch_add(1, Ordering::Relaxed),
         };
+        // What ends shortly after the end of the phase belongs to its last window.
+        let last = (phase.spec.seconds_max / phase.window.as_secs_f64()).ceil() as u64;
         let window = (since.as_nanos() / phase.window.as_nanos()) as u64;
+        let window = window.min(last.saturating_sub(1));
         if window != self.window {
             self.flush();
             self.window = window;

@@ -222,7 +222,7 @@ pub fn phases(results: &[PhaseResult]) {
         let (has_puts, has_gets) = (result.puts.count > 0, result.gets.count > 0);
         vec![
             result.name.clone(),
-            format!("{:.0}", result.seconds),
+            format!("{:.1}", result.seconds),
             format!("{:.0}", result.operations_per_second),
             latencies(&result.puts),
             latencies(&result.gets),
@@ -278,7 +278,7 @@ pub fn windows(result: &PhaseResult) {
     println!("\n## {} by windows of time\n", result.name);
     let rows = result.windows.iter().map(|window| {
         vec![
-            format!("{:.0}", window.until_seconds),
+            format!("{:.1}", window.until_seconds),
             format!("{:.0}", window.operations_per_second),
             latencies(&window.puts),
             latencies(&window.gets),

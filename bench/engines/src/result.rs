@@ -129,9 +129,11 @@ impl PhaseResult {
         let load = |counter: &std::sync::atomic::AtomicU64| {
             counter.load(std::sync::atomic::Ordering::SeqCst)
         };
-        let results = windows
-            .into_iter()
-            .map(|(index, window)| samples.window(index, window, seconds));
+        let last = windows.keys().next_back().copied();
+        let results = windows.into_iter().map(|(index, window)| {
+            let is_last = Some(index) == last;
+            samples.window(index, window, is_last.then_some(seconds))
+        });
         PhaseResult {
             name: phase.spec.name.clone(),
             measured: phase.spec.measured,
@@ -239,15 +241,17 @@ pub struct Samples {
     first: Counters,
     /// At the end of each window.
     ends: Vec<Sample>,
-    last: Sample,
+    /// At the end of the phase.
+    end: Sample,
     space_peak: u64,
     resident_peak: u64,
 }
 
 impl Samples {
-    fn window(&self, index: u64, window: Window, seconds: f64) -> WindowResult {
+    /// Window `index`; the last one ends with the phase.
+    fn window(&self, index: u64, window: Window, end: Option<f64>) -> WindowResult {
         let start = index as f64 * self.window.as_secs_f64();
-        let until_seconds = (start + self.window.as_secs_f64()).min(seconds);
+        let until_seconds = end.unwrap_or(start + self.window.as_secs_f64());
         let long = |part: Option<Histogram<u32>>| {
             let mut all = no_latencies();
             if let Some(part) = &part {
@@ -261,7 +265,8 @@ impl Samples {
             Some(before) => self.ends.get(before).map(|sample| sample.counters),
             None => Some(self.first),
         };
-        let end = self.ends.get(index).copied().unwrap_or(self.last);
+        let at_end = self.ends.get(index).filter(|_| end.is_none());
+        let end = at_end.copied().unwrap_or(self.end);
         let counted = end.counters.since(&before.unwrap_or(end.counters));
         WindowResult {
             until_seconds,
@@ -302,11 +307,12 @@ impl Sampler {
         Sampler { stop, thread }
     }
 
-    /// What it has seen.
-    pub fn stop(self) -> Samples {
+    /// What it has seen, of a phase that had ended at `end`.
+    pub fn stop(self, end: Sample) -> Samples {
         // If it is gone, joining says so.
         let _ = self.stop.send(());
-        self.thread.join().unwrap_or_default()
+        let seen = self.thread.join().unwrap_or_default();
+        Samples { end, ..seen }
     }
 }
 
@@ -322,7 +328,6 @@ impl Watch {
         let mut samples = Samples {
             window,
             first: self.meter.read(),
-            last: Sample::take(&self.meter, &self.dir),
             ..Samples::default()
         };
         let mut looks = 0;
@@ -341,8 +346,6 @@ impl Watch {
                 told = Instant::now();
             }
         }
-        samples.last = Sample::take(&self.meter, &self.dir);
-        samples.resident_peak = samples.resident_peak.max(samples.last.resident_bytes);
         samples
     }
 
