@@ -14,7 +14,7 @@ use crate::engine::EngineName;
 use crate::failure::Outcome;
 use crate::machine::{self, ControlGroup};
 use crate::parent::{Common, Parent, Sizes};
-use crate::phase::Spec;
+use crate::phase::{Rate, Spec};
 use crate::report::{self, Bar, Report, median};
 use crate::result::PhaseResult;
 use crate::stream::Choice;
@@ -61,6 +61,10 @@ pub struct Beside {
     /// An engine gets at most so many seconds to settle after writes.
     #[arg(long, default_value_t = 60.0)]
     settle: f64,
+    /// Records a second of what is loaded unmeasured: an engine that is given more takes more memory
+    /// than it has.
+    #[arg(long, default_value_t = 5000.0)]
+    load_rate: f64,
     /// What a control group holds beside the memory budget.
     #[arg(long, default_value = "256MiB")]
     beside_budget: ByteSize,
@@ -96,9 +100,15 @@ impl Beside {
         for turn in 1..=self.turns {
             for engine in &self.engines {
                 eprintln!("turn {turn} of {}: {}", self.turns, engine.name());
-                let results = self.turn(&parent, *engine, sizes)?;
-                results.iter().for_each(|result| report.note_others(result));
-                turns.entry(*engine).or_default().push(results);
+                match self.turn(&parent, *engine, sizes) {
+                    Ok(results) => {
+                        results.iter().for_each(|result| report.note_others(result));
+                        turns.entry(*engine).or_default().push(results);
+                    }
+                    Err(failure) if *engine == EngineName::Quoit => return Err(failure),
+                    // One that does not keep within its memory, say, is no reason to stop.
+                    Err(failure) => println!("Turn {turn} of {} failed: {failure}", engine.name()),
+                }
             }
         }
         for (engine, turns) in &turns {
@@ -150,9 +160,10 @@ impl Beside {
         let load = Spec {
             choice: Choice::Missing,
             seconds_max: f64::MAX,
+            rate: Some(Rate::Fixed(self.load_rate)),
             measured: false,
             settle_seconds: self.settle,
-            ..fill(LOAD, 64, 0, records)
+            ..fill(LOAD, 8, 0, records)
         };
         let overwrite = Spec {
             choice: Choice::Uniform,
