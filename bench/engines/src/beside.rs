@@ -73,6 +73,8 @@ pub struct Beside {
     no_cgroup: bool,
 }
 
+/// A number that is compared.
+type Ratio = fn(&Turns, EngineName) -> f64;
 /// The turns of each engine.
 type Turns = BTreeMap<EngineName, Vec<Vec<PhaseResult>>>;
 
@@ -209,7 +211,7 @@ impl Beside {
             [(*phase).to_owned()].into_iter().chain(cells).collect()
         });
         let mut rows: Vec<Vec<String>> = rows.collect();
-        let ratios: &[(&str, fn(&Turns, EngineName) -> f64)] = &[
+        let ratios: &[(&str, Ratio)] = &[
             (
                 "bytes written per byte, fill to settled",
                 |turns, engine| over_turns(turns, engine, fill_amplification),

@@ -22,7 +22,7 @@ use quoit::shard;
 use quoit::storage::record::{KeyRef, Meta, Record};
 use quoit::storage::wal::Admission;
 use quoit::storage::{Batch, Opened, Sizes, Stats, Store, Want};
-use quoit::types::{CoreId, Position};
+use quoit::types::{CoreId, Lsn, Position};
 
 use crate::content::{Ticket, key};
 use crate::engine::{Engine, Facts, Setup};
@@ -275,35 +275,38 @@ impl Driver {
     async fn put(&self, phase: &Phase, number: u64) -> Result<()> {
         let key = key(number);
         let key = KeyRef::of(&key);
-        let mut batch = Batch::default();
-        loop {
-            let admission = self.store.admit(key.key.len(), phase.content.value_bytes());
-            match admission {
-                Admission::Ready => break,
-                Admission::Wait => {}
-                Admission::DiskFull => return Err(Error::DiskFull),
-                Admission::DiskFails => return Err(Error::DiskFails),
-                Admission::Failed => return Err(Error::LogFailed),
+        let admission = self.store.admit(key.key.len(), phase.content.value_bytes());
+        let (ticket, lsn) = match admission {
+            Admission::Ready => {
+                let (ticket, record) = self.record(phase, number, &key);
+                (ticket, self.store.write(key.position, record))
             }
-            // The patient way, as of a command that becomes a transaction of its own.
-            if batch.records.is_empty() {
-                let blank = vec![0; phase.content.value_bytes()];
-                let record = Record::new(self.meta(), key.key, &blank);
-                batch.records.push((key.position, record));
-            }
-            self.store.wait_admitted(&batch).await?;
-            let (ticket, record) = self.record(phase, number, &key);
-            batch.records[0].1 = record;
-            let lsn = self.store.write_batch(batch);
-            self.store.wait_acknowledged(lsn).await?;
-            phase.ledger.acknowledged(number, ticket, true);
-            return Ok(());
-        }
-        let (ticket, record) = self.record(phase, number, &key);
-        let lsn = self.store.write(key.position, record);
+            Admission::Wait => self.put_patiently(phase, number, &key).await?,
+            Admission::DiskFull => return Err(Error::DiskFull),
+            Admission::DiskFails => return Err(Error::DiskFails),
+            Admission::Failed => return Err(Error::LogFailed),
+        };
         self.store.wait_acknowledged(lsn).await?;
         phase.ledger.acknowledged(number, ticket, true);
         Ok(())
+    }
+
+    /// As a command that becomes a transaction of its own because it has to wait.
+    async fn put_patiently(
+        &self,
+        phase: &Phase,
+        number: u64,
+        key: &KeyRef<'_>,
+    ) -> Result<(Ticket, Lsn)> {
+        // Others may write the key meanwhile: what this one writes gets its version after the wait.
+        let blank = vec![0; phase.content.value_bytes()];
+        let mut batch = Batch::default();
+        let record = Record::new(self.meta(), key.key, &blank);
+        batch.records.push((key.position, record));
+        self.store.wait_admitted(&batch).await?;
+        let (ticket, record) = self.record(phase, number, key);
+        batch.records[0].1 = record;
+        Ok((ticket, self.store.write_batch(batch)))
     }
 
     /// The record to be written now: nothing may be waited for between this and the write.

@@ -168,7 +168,7 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) {
         .iter()
         .enumerate()
         .map(|(column, width)| match column {
-            0 => format!("{}", "-".repeat(width + 2)),
+            0 => "-".repeat(width + 2),
             _ => format!("{}:", "-".repeat(width + 1)),
         });
     println!("|{}|", rules.collect::<Vec<_>>().join("|"));
