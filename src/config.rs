@@ -187,8 +187,8 @@ impl Default for ValueLog {
         ValueLog {
             threshold: ByteSize::kib(1),
             segment: ByteSize::mib(64),
-            replay_max: ByteSize::gib(1),
-            garbage_max_percent: 25,
+            replay_max: ByteSize::mib(512),
+            garbage_max_percent: 20,
         }
     }
 }

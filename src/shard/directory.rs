@@ -13,11 +13,11 @@ use crate::cluster::ring::Map;
 use crate::config::{CompactionName, Config, MEMTABLE_SHARE, VNODES};
 use crate::error::{Error, Result};
 use crate::rt;
-use crate::storage::StoreOptions;
 use crate::storage::compaction::{Shape, Style};
 use crate::storage::identity::{self, Folder, Identity};
 use crate::storage::reshard::{Reshard, Share};
 use crate::storage::wal::WalLimits;
+use crate::storage::{Opened, Store, StoreOptions};
 use crate::types::{CoreId, Position};
 
 /// A re-sharding says so often how far it is.
@@ -55,6 +55,19 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
         value_replay_bytes_max: values.replay_max.0,
         value_garbage_percent_max: values.garbage_max_percent,
     }
+}
+
+/// Opens the store of core `id` of `cores` in a directory that was never re-sharded, as `config` says.
+/// (`bench/engines` drives it without the rest of a node.)
+pub async fn open_store(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
+    let identity = Identity {
+        node: config.node_id,
+        cores,
+        vnodes: VNODES,
+        generation: 0,
+    };
+    let dir = config.dir.join(identity.folder(id).name());
+    Store::open(&dir, store_options(id, cores, config)).await
 }
 
 /// Makes the data directory this node's, for `cores` cores, or sees that it is, whatever that takes.

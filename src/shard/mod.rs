@@ -44,6 +44,7 @@ use report::Counters;
 use siblings::{Job, Message, Said, Siblings};
 use transaction::{Refused, Reserved, Token};
 
+pub use directory::open_store;
 pub use siblings::Message as CoreMessage;
 pub use start::{NodeFacts, run};
 

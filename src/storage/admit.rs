@@ -16,19 +16,22 @@ impl Store {
     pub fn admit(&self, key_bytes: usize, value_bytes: usize) -> Admission {
         let bytes = RECORD_HEADER_BYTES + key_bytes + value_bytes;
         let admission = self.admit_to(self.log_for(value_bytes), bytes, 1);
-        self.in_turn(admission, self.tree_bytes(key_bytes, value_bytes))
+        let large = self.large_bytes(value_bytes);
+        self.in_turn(admission, self.tree_bytes(key_bytes, value_bytes), large)
     }
 
     /// May `batch` be written now?
     pub fn admit_batch(&self, batch: &Batch) -> Admission {
         let admission = self.admit_whole(self.log_of(batch), batch);
-        self.in_turn(admission, self.batch_tree_bytes(batch))
+        let large = self.batch_large_bytes(batch);
+        self.in_turn(admission, self.batch_tree_bytes(batch), large)
     }
 
-    /// Writers are slowed, and at last stopped, while merges are behind.
-    fn in_turn(&self, admission: Admission, tree_bytes: usize) -> Admission {
+    /// Writers are slowed, and at last stopped, while merges are behind; those of large values also while
+    /// the collector is.
+    fn in_turn(&self, admission: Admission, tree_bytes: usize, large_bytes: usize) -> Admission {
         match admission {
-            Admission::Ready if !self.pass_gate(tree_bytes) => Admission::Wait,
+            Admission::Ready if !self.pass_gate(tree_bytes, large_bytes) => Admission::Wait,
             admission => admission,
         }
     }
@@ -93,6 +96,21 @@ impl Store {
             .sum()
     }
 
+    /// Bytes of a value, if that is a large one.
+    fn large_bytes(&self, value_bytes: usize) -> usize {
+        match value_bytes >= self.options.value_bytes_min {
+            true => value_bytes,
+            false => 0,
+        }
+    }
+
+    fn batch_large_bytes(&self, batch: &Batch) -> usize {
+        let values = batch.records.iter();
+        values
+            .map(|(_, record)| self.large_bytes(record.view().value().len()))
+            .sum()
+    }
+
     /// Waits until `batch` may be written. Whoever waited asks again: others may have been faster.
     pub async fn wait_admitted(&self, batch: &Batch) -> Result<()> {
         self.wait_admitted_to(self.log_of(batch), batch).await
@@ -104,7 +122,8 @@ impl Store {
     }
 
     async fn wait_admitted_to(&self, log: Option<&Wal>, batch: &Batch) -> Result<()> {
-        self.wait_at_gate(self.batch_tree_bytes(batch)).await;
+        self.wait_at_gate(self.batch_tree_bytes(batch), self.batch_large_bytes(batch))
+            .await;
         loop {
             let room = self.wait_for_room();
             match log {

@@ -33,6 +33,10 @@ const YOUNG_SLACK_BYTES: u64 = 16 << 10;
 #[derive(Default)]
 pub(super) struct Pace {
     gate: RefCell<Gate>,
+    /// For the bytes of large values.
+    value_gate: RefCell<Gate>,
+    /// How many hundredths of what the collector may collect are garbage.
+    pub(super) garbage: Cell<u64>,
     meter: RefCell<Meter>,
     /// The last merge failed, or there is none to be made: it helps nobody to wait for one.
     is_helpless: Cell<bool>,
@@ -79,28 +83,52 @@ impl Store {
         }
     }
 
-    /// True if a write of `bytes` may go on at once: it has had its turn then.
-    pub(super) fn pass_gate(&self, bytes: usize) -> bool {
-        let Some(rate) = self.write_rate() else {
-            return true;
-        };
-        let (mut gate, now) = (self.pace.gate.borrow_mut(), rt::now());
-        let is_open = gate.is_open(now);
-        if is_open {
-            gate.enter(bytes, rate, now);
-        }
-        is_open
+    /// How fast large values may come.
+    fn value_rate(&self) -> Option<f64> {
+        let bound = self.options.value_garbage_percent_max;
+        pace::value_rate(self.pace.garbage.get(), bound)
     }
 
-    /// Waits for one's turn to write `bytes`, unless the reason to wait goes away before.
-    pub(super) async fn wait_at_gate(&self, bytes: usize) {
-        let Some(rate) = self.write_rate() else {
+    /// True if a write of `bytes`, with large values of `value_bytes`, may go on at once: it has had its
+    /// turn then.
+    pub(super) fn pass_gate(&self, bytes: usize, value_bytes: usize) -> bool {
+        let (rate, value_rate) = (self.write_rate(), self.value_rate());
+        if rate.is_none() && (value_rate.is_none() || value_bytes == 0) {
+            return true;
+        }
+        let (mut gate, mut value_gate) = (
+            self.pace.gate.borrow_mut(),
+            self.pace.value_gate.borrow_mut(),
+        );
+        let now = rt::now();
+        let is_shut = |gate: &Gate, rate: Option<f64>| rate.is_some() && !gate.is_open(now);
+        if is_shut(&gate, rate) || (value_bytes > 0 && is_shut(&value_gate, value_rate)) {
+            return false;
+        }
+        rate.map(|rate| gate.enter(bytes, rate, now));
+        value_rate.map(|rate| value_gate.enter(value_bytes, rate, now));
+        true
+    }
+
+    /// Waits for one's turn to write `bytes`, with large values of `value_bytes`, unless the reason to wait
+    /// goes away before.
+    pub(super) async fn wait_at_gate(&self, bytes: usize, value_bytes: usize) {
+        let (rate, now) = (self.write_rate(), rt::now());
+        let value_rate = self.value_rate().filter(|_| value_bytes > 0);
+        if rate.is_none() && value_rate.is_none() {
             return;
+        }
+        let turn = |gate: &RefCell<Gate>, bytes, rate: Option<f64>| {
+            rate.map_or(Duration::ZERO, |rate| {
+                gate.borrow_mut().enter(bytes, rate, now)
+            })
         };
-        let pause = self.pace.gate.borrow_mut().enter(bytes, rate, rt::now());
+        let pause = turn(&self.pace.gate, bytes, rate);
+        let pause = pause.max(turn(&self.pace.value_gate, value_bytes, value_rate));
         let relieved = self.changed.wait_for(|| {
             let is_over = self.state.borrow().stopping || self.has_failed();
-            (is_over || self.write_rate().is_none()).then_some(())
+            let is_free = self.write_rate().is_none() && self.value_rate().is_none();
+            (is_over || is_free).then_some(())
         });
         future::or(rt::sleep(pause), relieved).await;
     }

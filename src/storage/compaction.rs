@@ -155,6 +155,11 @@ fn bytes_of<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> u64 {
     tables.into_iter().map(|table| table.bytes).sum()
 }
 
+/// Bytes of the large values that these tables point to.
+fn pointed_by<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> u64 {
+    tables.into_iter().map(|table| table.pointed).sum()
+}
+
 fn ids_of<'a>(tables: impl IntoIterator<Item = &'a TableInfo>) -> Vec<TableId> {
     tables.into_iter().map(|table| table.id).collect()
 }

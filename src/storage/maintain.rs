@@ -518,7 +518,11 @@ impl Store {
         }
         self.changed.wake_all();
         self.changed
-            .wait_for(|| self.state.borrow().flusher_ended.then_some(()))
+            .wait_for(|| {
+                // A merge under way is finished: no file changes when this store is gone.
+                let state = self.state.borrow();
+                (state.flusher_ended && state.workers == 0).then_some(())
+            })
             .await;
         let flushed = self.state.borrow().frozen.is_empty();
         let mut stopped = match (&self.wal, flushed) {

@@ -137,6 +137,8 @@ struct State {
     install_failed: bool,
     stopping: bool,
     flusher_ended: bool,
+    /// Tasks that merge and collect.
+    workers: usize,
     stats: Stats,
 }
 

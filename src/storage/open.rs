@@ -101,9 +101,20 @@ impl Store {
     pub async fn open(dir: &Path, options: StoreOptions) -> Result<Opened> {
         let opened = Store::open_to_flush(dir, options).await?;
         let store = &opened.store;
-        rt::spawn_in(Queue::Background, Rc::clone(store).merge_tables());
-        rt::spawn_in(Queue::Background, Rc::clone(store).collect_values());
+        store.in_background(Rc::clone(store).merge_tables());
+        store.in_background(Rc::clone(store).collect_values());
         Ok(opened)
+    }
+
+    /// Runs `work`, which ends when the store stops.
+    fn in_background(self: &Rc<Self>, work: impl Future<Output = ()> + 'static) {
+        self.state.borrow_mut().workers += 1;
+        let store = Rc::clone(self);
+        rt::spawn_in(Queue::Background, async move {
+            work.await;
+            store.state.borrow_mut().workers -= 1;
+            store.changed.wake_all();
+        });
     }
 
     /// Like [`Store::open`], for a store that only takes in what it has to recover and then stops: it
@@ -282,6 +293,7 @@ impl Start<'_> {
             install_failed: false,
             stopping: false,
             flusher_ended: false,
+            workers: 0,
             stats: Stats::default(),
         }
     }

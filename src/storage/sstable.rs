@@ -40,7 +40,7 @@ use crate::storage::record::{KeyRef, Record};
 use crate::types::Position;
 
 /// The newest format that this program reads, and the one it writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAGIC: [u8; 8] = *b"QUOITTAB";
 const FOOTER_BYTES: usize = 64;
 const FOOTER_CRC_AT: usize = 12;
@@ -357,6 +357,12 @@ impl Footer {
                 "{file} has table format {format}; this version of quoit reads up to {FORMAT}"
             )));
         }
+        if format != FORMAT {
+            let file = path.display();
+            return Err(Error::Setup(format!(
+                "{file} has table format {format}, of an older version of quoit; this one reads {FORMAT}"
+            )));
+        }
         let mut parse = || {
             let crc = reader.u32()?;
             let (table, file_bytes) = (reader.u64()?, reader.u64()?);
@@ -371,7 +377,7 @@ impl Footer {
             ))
         };
         let (crc, footer) = parse().ok_or_else(|| corrupt(path, at, "the footer is cut short"))?;
-        if (footer.table, footer.file_bytes) != (id.0, length) || format != FORMAT {
+        if (footer.table, footer.file_bytes) != (id.0, length) {
             return Err(corrupt(path, at, "the footer is not this table's"));
         }
         let mut blank = bytes.to_vec();

@@ -12,12 +12,16 @@ use std::cmp::Reverse;
 
 use super::{
     LEVEL_MAX, MERGE_RUNS_MAX, Plan, Run, Shape, Span, bytes_of, ids_of, is_worth_merging,
-    records_of, runs_of,
+    pointed_by, records_of, runs_of,
 };
 use crate::storage::sstable::TableInfo;
 
 /// So many runs of level 0 are merged into level 1.
 const MERGE_RUNS_MIN: usize = 4;
+/// Level 0 is merged earlier if one in so many bytes of the value log may be garbage because of it...
+const HIDDEN_SHARE: u64 = 20;
+/// ...and that is so many times as much as the merge reads.
+const HIDDEN_WORTH: u64 = 4;
 /// The score of a level that has just what it may have.
 const FULL: u64 = 1000;
 const _: () = assert!(MERGE_RUNS_MIN <= MERGE_RUNS_MAX);
@@ -27,7 +31,7 @@ pub(super) fn plan(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
     let scores = (0..LEVEL_MAX).map(|level| (tree.score(level, shape), Reverse(level)));
     let (score, Reverse(level)) = scores.max()?;
     if score < FULL {
-        return None;
+        return tree.lower_hiding(tables, shape);
     }
     Some(match level {
         0 => tree.lower_runs(shape),
@@ -131,6 +135,17 @@ impl<'a> Tree<'a> {
             inputs: ids_of(below.iter().chain(young)),
             level: 1,
         }
+    }
+
+    /// Takes level 0 down early if it may hide many large values, as long as that costs little beside them:
+    /// only a merge that meets both pointers of a key finds out that a value is garbage.
+    fn lower_hiding(&self, tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
+        let young = self.young.iter().flat_map(|run| run.tables);
+        let below = self.overlapping(1, Span::of(young.clone())?);
+        let hidden = pointed_by(young.clone()).min(pointed_by(below));
+        let cost = bytes_of(young) + bytes_of(below);
+        let is_much = hidden.saturating_mul(HIDDEN_SHARE) >= pointed_by(tables);
+        (hidden > 0 && is_much && hidden / HIDDEN_WORTH >= cost).then(|| self.lower_runs(shape))
     }
 
     /// The first level that is large enough for `run`, or the deepest that it can be moved to.

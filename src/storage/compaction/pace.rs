@@ -16,6 +16,12 @@ use crate::config::{RUNS_CALM, RUNS_HARD, RUNS_SOFT};
 /// Where the rate of writers begins, bytes a second, and how often it is halved up to the hard limit.
 const WRITE_RATE_MAX: f64 = 256e6;
 const WRITE_RATE_HALVINGS: f64 = 8.0;
+/// Writers of large values are slowed when garbage is so much above its bound, in hundredths of the value
+/// log, and slowed most when it is so much above that.
+const GARBAGE_CALM_PERCENT: u64 = 5;
+const GARBAGE_SPAN_PERCENT: f64 = 40.0;
+/// Where their rate begins, bytes a second.
+const VALUE_RATE_MAX: f64 = 1e9;
 /// A writer that comes when nobody waits need not have been so exact.
 const WRITE_BURST: Duration = Duration::from_millis(2);
 /// Nobody is made to wait longer for its turn, though the rate says so.
@@ -38,6 +44,13 @@ const MERGE_PAUSE_MAX: Duration = Duration::from_millis(50);
 pub fn write_rate(runs: f64) -> Option<f64> {
     let over = (runs - RUNS_SOFT as f64) / (RUNS_HARD - RUNS_SOFT) as f64;
     (over > 0.0).then(|| WRITE_RATE_MAX * (-WRITE_RATE_HALVINGS * over.min(1.0)).exp2())
+}
+
+/// Bytes of large values a second that may be written while so many hundredths of the value log are
+/// garbage and `bound` are wanted; `None`: any number.
+pub fn value_rate(garbage: u64, bound: u64) -> Option<f64> {
+    let over = garbage.saturating_sub(bound + GARBAGE_CALM_PERCENT) as f64 / GARBAGE_SPAN_PERCENT;
+    (over > 0.0).then(|| VALUE_RATE_MAX * (-WRITE_RATE_HALVINGS * over.min(1.0)).exp2())
 }
 
 /// True if nothing more may be written before something is merged.
@@ -148,6 +161,18 @@ mod tests {
             before = rate;
         }
         assert_eq!(write_rate(1e9), Some(before), "never nothing at all");
+    }
+
+    #[test]
+    fn writers_of_large_values_are_slowed_while_garbage_is_much_too_much() {
+        assert_eq!(value_rate(25, 20), None, "slowed for nothing");
+        let mut before = VALUE_RATE_MAX;
+        for garbage in 26..=65 {
+            let rate = value_rate(garbage, 20).expect("too much garbage");
+            assert!(rate < before && rate > before * 0.8, "a jump at {garbage}");
+            before = rate;
+        }
+        assert_eq!(value_rate(100, 20), Some(before), "never nothing at all");
     }
 
     #[test]

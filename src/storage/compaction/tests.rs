@@ -35,6 +35,7 @@ fn table(id: u64, level: u8, keys: [u32; 2], bytes: u64) -> TableInfo {
         last_key: key(keys[1]),
         version_max: Version::ZERO,
         half_expired_at: 0,
+        pointed: 0,
     }
 }
 

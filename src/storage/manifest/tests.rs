@@ -44,6 +44,7 @@ fn table(id: u64) -> TableInfo {
             coordinator: 1,
         },
         half_expired_at: 0,
+        pointed: id,
     }
 }
 

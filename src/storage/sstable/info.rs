@@ -1,7 +1,8 @@
 //! What is known of a table without opening it.
 //!
 //! info := id u64 | run u64 | level u8 | bytes u64 | records u64 | tombstones u64
-//!         | version max (clock u64 | coordinator u32) | half expired u64 | first key | last key
+//!         | version max (clock u64 | coordinator u32) | half expired u64 | pointed u64
+//!         | first key | last key
 //! key  := position u32 | length u32 | bytes                         (little endian)
 //!
 //! The same bytes stand in the table's properties and in the manifest, and must agree.
@@ -78,6 +79,8 @@ pub struct TableInfo {
     /// When half of its bytes will have expired (to within a few percent, never too early);
     /// 0: never.
     pub half_expired_at: UnixMillis,
+    /// Bytes of the large values that its records point to.
+    pub pointed: u64,
 }
 
 impl TableInfo {
@@ -97,6 +100,7 @@ impl TableInfo {
         }
         out.extend_from_slice(&self.version_max.coordinator.to_le_bytes());
         out.extend_from_slice(&self.half_expired_at.to_le_bytes());
+        out.extend_from_slice(&self.pointed.to_le_bytes());
         for key in [&self.first_key, &self.last_key] {
             put_key(key.position, &key.key, out);
         }
@@ -116,6 +120,7 @@ impl TableInfo {
                 coordinator: reader.u32()?,
             },
             half_expired_at: reader.u64()?,
+            pointed: reader.u64()?,
             first_key: read_key(reader)?,
             last_key: read_key(reader)?,
         };

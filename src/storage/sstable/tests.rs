@@ -369,7 +369,7 @@ fn a_block_that_was_written_at_a_wrong_place_is_noticed() {
 }
 
 #[test]
-fn a_newer_format_is_refused_by_name_not_called_damage() {
+fn another_format_is_refused_by_name_not_called_damage() {
     let world = world(4, &[]);
     let handle = world.handle();
     on(&world, async move {
@@ -377,11 +377,15 @@ fn a_newer_format_is_refused_by_name_not_called_damage() {
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
         let mut bytes = disk.read(&path).expect("it was written");
         let at = bytes.len() - FOOTER_BYTES + MAGIC.len();
-        bytes[at..at + 4].copy_from_slice(&(FORMAT + 1).to_le_bytes());
-        disk.put(&path, &bytes);
-        match Table::open(&dir(), &info).await.err() {
-            Some(Error::Setup(why)) => assert!(why.contains("format 2"), "{why}"),
-            other => panic!("{other:?}"),
+        for format in [FORMAT + 1, FORMAT - 1] {
+            bytes[at..at + 4].copy_from_slice(&format.to_le_bytes());
+            disk.put(&path, &bytes);
+            match Table::open(&dir(), &info).await.err() {
+                Some(Error::Setup(why)) => {
+                    assert!(why.contains(&format!("format {format}")), "{why}");
+                }
+                other => panic!("{other:?}"),
+            }
         }
     });
 }

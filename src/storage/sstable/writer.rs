@@ -42,6 +42,7 @@ pub struct TableWriter {
     tombstones: u64,
     version_max: Version,
     expiries: Expiries,
+    pointed: u64,
 }
 
 impl TableWriter {
@@ -68,6 +69,7 @@ impl TableWriter {
             tombstones: 0,
             version_max: Version::ZERO,
             expiries: Expiries::default(),
+            pointed: 0,
         })
     }
 
@@ -93,6 +95,7 @@ impl TableWriter {
         self.filter.add(KeyHash::of(record.key()));
         let meta = record.meta();
         self.records += 1;
+        self.pointed += record.pointer().map_or(0, |place| u64::from(place.length));
         self.tombstones += u64::from(meta.tombstone);
         self.version_max = self.version_max.max(meta.version);
         let expiry = if meta.tombstone { 0 } else { meta.expiry };
@@ -185,6 +188,7 @@ impl TableWriter {
             last_key: KeyBuf::of(last),
             version_max: self.version_max,
             half_expired_at: self.expiries.half_expired_at(),
+            pointed: self.pointed,
         };
         self.cut_last_block();
         let mut footer = Footer {

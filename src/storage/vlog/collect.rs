@@ -175,7 +175,11 @@ impl Store {
         if !gone.is_empty() {
             return Some(Step::Remove(gone));
         }
-        let (percent, key) = self.worst(&state)?;
+        let Some((percent, key)) = self.worst(&state) else {
+            self.pace.garbage.set(0);
+            return None;
+        };
+        self.pace.garbage.set(percent);
         (percent > self.options.value_garbage_percent_max).then_some(Step::Empty(key))
     }
 
