@@ -300,10 +300,9 @@ fn a_full_disk_is_told_as_such() {
             assert!(large.is_disk_full(), "{large}");
         }
     });
-    let Err(Error::Setup(line)) = rt::check_host(&disk.0, 1) else {
-        panic!("full, and accepted")
-    };
-    assert!(line.contains("is full"), "{line}");
+    // What is there can be read all the same: a node may start.
+    let refused = rt::check_host(&disk.0, 1).err();
+    assert!(refused.is_none(), "{refused:?}");
 }
 
 #[test]

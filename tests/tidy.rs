@@ -112,6 +112,9 @@ fn without_comment(line: &str) -> &str {
 fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a directory of the package") {
         let path = entry.expect("a directory entry").path();
+        if path.ends_with("target") {
+            continue; // of a crate under bench/
+        }
         if path.is_dir() {
             collect(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {

@@ -77,6 +77,8 @@ pub struct Known {
     pub values_floor: SegmentId,
     /// All writes up to here are in tables.
     pub flushed: u64,
+    /// The names of live tables.
+    pub tables: BTreeSet<String>,
     /// Live segments of the value log.
     pub listed: BTreeSet<(Stream, SegmentId)>,
     /// Where the newest records in tables lie in it.
@@ -133,6 +135,8 @@ pub fn lay_out(files: &Files, known: &BTreeMap<PathBuf, Known>) -> BTreeMap<Path
                 lay_out_log(path, bytes, &known[&dir_of(path)])
             }
             Kind::Lock => Layout::default(),
+            // What the manifest does not name is left from a crash.
+            Kind::Table if !known[&dir_of(path)].tables.contains(&name(path)) => Layout::default(),
             Kind::Identity | Kind::Manifest | Kind::Table => Layout {
                 stored: std::iter::once(0..bytes.len()).collect(),
                 is_measured: true,
@@ -191,6 +195,11 @@ pub fn known_of(files: &Files) -> BTreeMap<PathBuf, Known> {
                 floor: manifest.floor.segment,
                 values_floor: manifest.values_floor.segment,
                 flushed: manifest.flushed.0,
+                tables: manifest
+                    .tables
+                    .iter()
+                    .map(|info| info.id.file_name())
+                    .collect(),
                 listed: segments.map(|info| (info.stream, info.id)).collect(),
                 pointed: newest.pointers.into_values().flatten().collect(),
             };
