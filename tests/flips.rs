@@ -394,7 +394,15 @@ impl Fixture {
             if before == after {
                 continue;
             }
+            // A segment that a start reads as a log, and of which nothing can be read any more, is like one
+            // that was never used; only what was in it may be missed.
+            let is_void = segment_of(path).is_some_and(|segment| {
+                let is_log = self.known[&dir_of(path)].is_replayed(segment);
+                let is_left = layout.batches.iter().any(|batch| left(path, batch));
+                is_log && !is_left && decode_life(after).is_none()
+            });
             let is_cut = layout.is_measured && before.len() != after.len();
+            let is_cut = is_cut && (!is_void || after.len() < BLOCK);
             if is_cut || self.is_another(path, after) {
                 stored.insert(path.clone());
             }
@@ -403,6 +411,9 @@ impl Fixture {
                     continue;
                 }
                 let batch = layout.batches.iter().find(|batch| batch.range == *range);
+                if batch.is_none() && is_void {
+                    continue;
+                }
                 let is_proven = |batch: &Batch, left: &dyn Fn(&Path, &Batch) -> bool| {
                     proof::is_proven(&self.layouts, &self.known, (path, batch), left)
                 };
