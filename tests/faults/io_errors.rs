@@ -178,8 +178,17 @@ fn reads_that_fail_for_a_while_cost_nothing_though_much_is_merged_meanwhile() {
             load.stop();
             let errors = load.take_errors();
             // A flush reads, too: while it cannot, memory is full at last.
-            let is_clear = |text: &String| text.starts_with("IOERR") || text.starts_with("MISCONF");
+            let is_clear = |text: &String| {
+                let clear = ["IOERR", "MISCONF", "UNKNOWN"];
+                clear.iter().any(|word| text.starts_with(word))
+            };
             assert!(errors.keys().all(is_clear), "{errors:#?}");
+            // To write, the file system has to read where a file lies: so a log may fail, and with it ends
+            // what this test is about.
+            if errors.keys().any(|text| text.contains("estart the node")) {
+                println!("a log has failed: {errors:#?}");
+                break;
+            }
             let failed: u64 = errors.values().sum();
             println!(
                 "{failed} commands failed; so far {} merges, {} segments collected",
