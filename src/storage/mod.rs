@@ -341,10 +341,7 @@ impl Store {
         for placed in self.values.take_placed() {
             let mut state = self.state.borrow_mut();
             let pointer = Record::pointing(placed.record.view(), placed.pointer);
-            let version = placed.record.meta().version;
-            state
-                .values
-                .note_written(&placed.segment, placed.pointer, version, placed.lsn);
+            state.values.note_placed(&placed, &self.values);
             let frozen = state.frozen.iter().rev();
             let found = [&state.active].into_iter().chain(frozen).any(|layer| {
                 let mut memtable = layer.memtable.borrow_mut();

@@ -23,8 +23,8 @@ use std::rc::Rc;
 
 use super::manifest::SegmentInfo;
 use super::record::{Pointer, Record};
-use super::wal::Segment;
 use super::wal::format::{ENTRY_HEADER_BYTES, SegmentId, Stream};
+use super::wal::{Placed, Segment, Wal};
 use crate::error::{Error, Result};
 use crate::types::{Lsn, Version};
 
@@ -133,6 +133,17 @@ impl Values {
         if lsn > Lsn(0) {
             self.undurable.push_back((lsn, key, bytes_of(place)));
         }
+    }
+
+    /// A record has come to its place in `log`.
+    pub fn note_placed(&mut self, placed: &Placed, log: &Wal) {
+        // With "sync" all that has its place is durable: nothing is kept of it.
+        let lsn = match log.is_durable(placed.lsn) {
+            true => Lsn(0),
+            false => placed.lsn,
+        };
+        let version = placed.record.meta().version;
+        self.note_written(&placed.segment, placed.pointer, version, lsn);
     }
 
     /// The record at `place` is not needed any more.

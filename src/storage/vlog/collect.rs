@@ -383,10 +383,7 @@ impl Store {
         {
             let mut state = self.state.borrow_mut();
             for placed in self.moved.take_placed() {
-                let version = placed.record.meta().version;
-                state
-                    .values
-                    .note_written(&placed.segment, placed.pointer, version, placed.lsn);
+                state.values.note_placed(&placed, &self.moved);
                 state.stats.value_bytes_moved += bytes_of(placed.pointer);
                 pointers.push(Record::pointing(placed.record.view(), placed.pointer));
             }
