@@ -256,6 +256,15 @@ impl File {
         length.map_err(|source| Error::io("measure", self.path(), source))
     }
 
+    /// How many names (hard links) it has at this moment.
+    pub fn links(&self) -> Result<u64> {
+        let links = match &self.0 {
+            FileKind::Real(file) => file.links(),
+            FileKind::Sim(file) => file.links(),
+        };
+        links.map_err(|source| Error::io("count the names of", self.path(), source))
+    }
+
     /// Reads up to `length` bytes at `position`, any alignment. Fewer come back only at the end
     /// of the file.
     pub async fn read_at(&self, position: u64, length: usize) -> Result<ReadBuffer> {

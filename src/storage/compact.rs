@@ -35,7 +35,7 @@ pub(super) struct Pace {
     gate: RefCell<Gate>,
     /// For the bytes of large values.
     value_gate: RefCell<Gate>,
-    /// How many hundredths of what the collector may collect are garbage.
+    /// How many thousandths of what the collector may collect are garbage.
     pub(super) garbage: Cell<u64>,
     meter: RefCell<Meter>,
     /// The last merge failed, or there is none to be made: it helps nobody to wait for one.
@@ -85,8 +85,7 @@ impl Store {
 
     /// How fast large values may come.
     fn value_rate(&self) -> Option<f64> {
-        let bound = self.options.value_garbage_percent_max;
-        pace::value_rate(self.pace.garbage.get(), bound)
+        pace::value_rate(self.pace.garbage.get(), self.garbage_permille_max())
     }
 
     /// True if a write of `bytes`, with large values of `value_bytes`, may go on at once: it has had its

@@ -17,8 +17,8 @@ use super::merge::{Bound, Item};
 use super::record::{KeyRef, Meta, Record};
 use super::sstable::{Table, TableId, TableInfo, TableWriter};
 use super::vlog::{Garbage, SegmentKey};
-use super::wal::Admission;
 use super::wal::format::Stream;
+use super::wal::{Admission, Segment};
 use super::{Layer, Store};
 use crate::error::{Error, Result};
 use crate::rt::{self, Bug};
@@ -397,6 +397,8 @@ impl Store {
         }
         self.release(&manifest);
         self.take_effect(&edit, manifest, adds);
+        let values = |key: &SegmentKey| (*key, self.state.borrow_mut().values.remove(*key));
+        let gone_values: Vec<_> = edit.gone.iter().map(values).collect();
         self.share_memory();
         // What was only moved is among both, and stays whether it was or not.
         let is_new = |info: &TableInfo| !edit.remove.contains(&info.id);
@@ -408,8 +410,21 @@ impl Store {
         for path in gone.chain(dead).collect::<Vec<_>>() {
             self.remove_file(&path).await;
         }
-        self.remove_segments(&edit.gone).await;
+        self.give_back(gone_values).await;
         Ok(())
+    }
+
+    /// Segments that the manifest, which is durable, does not list any more: the value log writes them
+    /// anew, unless somebody reads them or they have another name; the others are removed.
+    async fn give_back(&self, gone: Vec<(SegmentKey, Option<Rc<Segment>>)>) {
+        let is_reused = |segment: Rc<Segment>| {
+            Rc::try_unwrap(segment).is_ok_and(|segment| self.values.reuse(&segment))
+        };
+        let left = gone.into_iter().filter_map(|(key, segment)| {
+            let is_reused = segment.is_some_and(is_reused);
+            (!is_reused).then_some(key)
+        });
+        self.remove_segments(&left.collect::<Vec<_>>()).await;
     }
 
     /// What an edit changes in memory, now that `manifest` is durable.
@@ -420,7 +435,6 @@ impl Store {
         state.manifest = manifest;
         state.epoch += 1;
         state.values.note_all(&edit.garbage);
-        edit.gone.iter().for_each(|key| state.values.remove(*key));
         state.emptied.retain(|(key, _)| !edit.gone.contains(key));
         // A clear may have come meanwhile; then none of the tables lives.
         if state.cleared == cleared && adds {

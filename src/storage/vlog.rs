@@ -196,10 +196,10 @@ impl Values {
         listed.collect()
     }
 
-    /// Forgets a segment.
-    pub fn remove(&mut self, key: SegmentKey) {
-        Rc::make_mut(&mut self.open).remove(&key);
+    /// Forgets a segment. Who pinned it before can still read it.
+    pub fn remove(&mut self, key: SegmentKey) -> Option<Rc<Segment>> {
         self.infos.remove(&key);
+        Rc::make_mut(&mut self.open).remove(&key)
     }
 
     /// The segments of this moment.

@@ -233,6 +233,14 @@ impl File {
         Ok(self.inode.contents.borrow().visible.length())
     }
 
+    /// How many names it has.
+    pub fn links(&self) -> io::Result<u64> {
+        self.check()?;
+        let names = self.volume.names.borrow();
+        let named = names.visible.values();
+        Ok(named.filter(|inode| Rc::ptr_eq(inode, &self.inode)).count() as u64)
+    }
+
     /// True if it has no bytes.
     pub fn is_empty(&self) -> io::Result<bool> {
         self.len().map(|length| length == 0)

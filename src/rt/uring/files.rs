@@ -8,6 +8,7 @@
 //! A read or write that has begun should be awaited. Dropping it is safe, but thousands dropped
 //! at once are too much for the executor.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 pub struct File {
     file: DmaFile,
     path: PathBuf,
+    /// Reads begin and end at multiples of this: what the device says, or a block, once it has refused less.
+    sector: Cell<usize>,
 }
 
 impl File {
@@ -52,9 +55,12 @@ impl File {
 
     async fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
         let file = options.dma_open(path).await.map_err(into_io)?;
+        let sector = usize::try_from(file.alignment()).unwrap_or(BLOCK_BYTES);
+        let is_fine = sector.is_power_of_two() && sector <= BLOCK_BYTES;
         Ok(File {
             file,
             path: path.to_owned(),
+            sector: Cell::new(if is_fine { sector } else { BLOCK_BYTES }),
         })
     }
 
@@ -74,14 +80,36 @@ impl File {
         u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
+    /// How many names it has.
+    pub fn links(&self) -> io::Result<u64> {
+        let stat = nix::sys::stat::fstat(self.file.as_raw_fd())?;
+        Ok(stat.st_nlink)
+    }
+
     /// Reads up to `length` bytes at `position`, fewer only at the end of the file.
     pub async fn read_at(&self, position: u64, length: usize) -> io::Result<ReadBytes> {
-        let block = BLOCK_BYTES as u64;
-        let start = position - position % block;
+        loop {
+            let sector = self.sector.get();
+            match self.read_by(sector, position, length).await {
+                // A file system may want more than the device does.
+                Err(error)
+                    if error.kind() == io::ErrorKind::InvalidInput && sector < BLOCK_BYTES =>
+                {
+                    self.sector.set(BLOCK_BYTES);
+                }
+                read => return read,
+            }
+        }
+    }
+
+    async fn read_by(&self, sector: usize, position: u64, length: usize) -> io::Result<ReadBytes> {
+        let start = position - position % sector as u64;
         let skip = (position - start) as usize;
         let wanted = skip + length;
         if wanted <= REQUEST_BYTES_MAX {
-            let bytes = self.read_request(start, wanted).await?;
+            let bytes = self
+                .read_request(start, wanted.next_multiple_of(sector))
+                .await?;
             if bytes.len() >= wanted {
                 return Ok(ReadBytes::slice_of(&bytes, skip, length));
             }
@@ -93,13 +121,14 @@ impl File {
                 ));
             }
         }
-        let mut bytes = self.read_long(start, wanted).await?;
+        let aligned = position - position % BLOCK_BYTES as u64;
+        let skip = (position - aligned) as usize;
+        let mut bytes = self.read_long(aligned, skip + length).await?;
         bytes.drain(..skip.min(bytes.len()));
         Ok(ReadBytes(ReadKind::Joined(bytes)))
     }
 
-    async fn read_request(&self, start: u64, wanted: usize) -> io::Result<ReadResult> {
-        let length = wanted.next_multiple_of(BLOCK_BYTES);
+    async fn read_request(&self, start: u64, length: usize) -> io::Result<ReadResult> {
         self.file
             .read_at_aligned(start, length)
             .await
@@ -114,7 +143,11 @@ impl File {
             let requests = (have..wanted).step_by(REQUEST_BYTES_MAX).take(REQUESTS_MAX);
             let requests = requests.map(|from| async move {
                 let length = REQUEST_BYTES_MAX.min(wanted - from);
-                (length, self.read_request(start + from as u64, length).await)
+                let aligned = length.next_multiple_of(BLOCK_BYTES);
+                (
+                    length,
+                    self.read_request(start + from as u64, aligned).await,
+                )
             });
             for (length, result) in join_all(requests).await {
                 let result = result?;

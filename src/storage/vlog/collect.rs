@@ -12,6 +12,7 @@
 //! Invariants: only segments that replay does not read are emptied; a segment whose records cannot all
 //! be read is never given up; what has expired becomes a tombstone, as in a merge.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -39,13 +40,15 @@ const EMPTIED_MAX: usize = 4;
 const REST_RATIO: u32 = 1;
 /// ...but no longer than this at a time, and not at all when garbage is this much above its bound.
 const REST_MAX: Duration = Duration::from_millis(20);
-const URGENT_PERCENT: u64 = 10;
+const URGENT_PERMILLE: u64 = 20;
 
 /// So many bytes of records are looked at before what is alive of them moves: each move ends in a sync, and
 /// in the padding of a batch.
-const MOVE_BYTES: usize = 512 << 10;
-/// Records that are looked up at the same time.
-const LOOKUPS_MAX: usize = 16;
+const MOVE_BYTES: usize = 1 << 20;
+/// Moves that are under way at the same time: while one waits for its sync, the next one looks up.
+const MOVES_MAX: usize = 3;
+/// Records that one of them looks up at the same time.
+const LOOKUPS_MAX: usize = 32;
 
 /// What was found of a record that lies where it was looked for: it is its key's newest.
 #[derive(Clone, Copy)]
@@ -88,7 +91,7 @@ fn waste(info: &SegmentInfo) -> u64 {
     }
 }
 
-/// The share of garbage in `segments`, in hundredths, and the one that has most.
+/// The share of garbage in `segments`, in thousandths, and the one that has most.
 fn worst<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> Option<(u64, SegmentKey)> {
     let (mut bytes, mut wasted) = (0, 0);
     let mut worst: Option<(u64, SegmentKey)> = None;
@@ -101,7 +104,7 @@ fn worst<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> Option<(u64, Se
         }
     }
     let (share, key) = worst?;
-    (share > 0).then_some((wasted * 100 / bytes.max(1), key))
+    (share > 0).then_some((wasted * 1000 / bytes.max(1), key))
 }
 
 /// Reads records of segment `key` with their places: all of the next batches up to [`MOVE_BYTES`] or the
@@ -175,12 +178,17 @@ impl Store {
         if !gone.is_empty() {
             return Some(Step::Remove(gone));
         }
-        let Some((percent, key)) = self.worst(&state) else {
+        let Some((permille, key)) = self.worst(&state) else {
             self.pace.garbage.set(0);
             return None;
         };
-        self.pace.garbage.set(percent);
-        (percent > self.options.value_garbage_percent_max).then_some(Step::Empty(key))
+        self.pace.garbage.set(permille);
+        (permille > self.garbage_permille_max()).then_some(Step::Empty(key))
+    }
+
+    /// The share of garbage above which is collected, in thousandths.
+    pub(in crate::storage) fn garbage_permille_max(&self) -> u64 {
+        self.options.value_garbage_percent_max * 10
     }
 
     /// The share of garbage in the segments that may be collected, and the one that has most.
@@ -216,25 +224,17 @@ impl Store {
         };
         if info.version_max > self.state.borrow().manifest.cleared {
             let mut reader = SegmentReader::of(key.0, segment).await?;
-            let mut seen = 0;
-            loop {
-                let began = rt::now();
-                let records = read_some(&mut reader, key).await?;
-                if records.is_empty() {
-                    break;
-                }
-                seen += records
-                    .iter()
-                    .map(|(place, _)| bytes_of(*place))
-                    .sum::<u64>();
-                // What moves goes through memtables and tables, like what is written.
-                self.wait_for_room().await;
-                self.move_live(records).await?;
-                self.freeze_if_full();
-                if self.state.borrow().stopping {
-                    return Ok(());
-                }
-                self.rest(rt::now().saturating_sub(began)).await;
+            let mut moves = VecDeque::new();
+            let read = self.move_all(&mut reader, key, &mut moves).await;
+            // None is left behind: they write.
+            let mut moved = Ok(());
+            for other in moves {
+                moved = moved.and(other.await);
+            }
+            let seen = read?;
+            moved?;
+            if self.state.borrow().stopping {
+                return Ok(());
             }
             if seen < info.written {
                 self.state.borrow_mut().damaged.insert(key);
@@ -246,6 +246,41 @@ impl Store {
         }
         self.note_emptied(key);
         Ok(())
+    }
+
+    /// Moves what is alive of a segment; the last `moves` are under way when this returns. Bytes of the
+    /// records that were read.
+    async fn move_all(
+        self: &Rc<Self>,
+        reader: &mut SegmentReader,
+        key: SegmentKey,
+        moves: &mut VecDeque<rt::Task<Result<()>>>,
+    ) -> Result<u64> {
+        let mut seen = 0;
+        while !self.state.borrow().stopping {
+            let began = rt::now();
+            let records = read_some(reader, key).await?;
+            if records.is_empty() {
+                break;
+            }
+            let bytes = records.iter().map(|(place, _)| bytes_of(*place));
+            seen += bytes.sum::<u64>();
+            if moves.len() >= MOVES_MAX
+                && let Some(oldest) = moves.pop_front()
+            {
+                oldest.await?;
+            }
+            // What moves goes through memtables and tables, like what is written.
+            self.wait_for_room().await;
+            let store = Rc::clone(self);
+            moves.push_back(rt::spawn_in(rt::Queue::Background, async move {
+                store.move_live(records).await?;
+                store.freeze_if_full();
+                Ok(())
+            }));
+            self.rest(rt::now().saturating_sub(began)).await;
+        }
+        Ok(seen)
     }
 
     fn note_emptied(&self, key: SegmentKey) {
@@ -262,10 +297,9 @@ impl Store {
     }
 
     async fn rest(&self, worked: Duration) {
-        let percent = self
-            .worst(&self.state.borrow())
-            .map_or(0, |(percent, _)| percent);
-        let is_urgent = percent > self.options.value_garbage_percent_max + URGENT_PERCENT;
+        let worst = self.worst(&self.state.borrow());
+        let permille = worst.map_or(0, |(permille, _)| permille);
+        let is_urgent = permille > self.garbage_permille_max() + URGENT_PERMILLE;
         if !is_urgent && !self.values.is_refused() {
             rt::sleep((worked * REST_RATIO).min(REST_MAX)).await;
         }
@@ -451,7 +485,7 @@ mod tests {
             info(Stream::Values, 3, 1000, 400),
         ];
         let worst = worst(segments.iter());
-        assert_eq!(worst, Some((40, (Stream::Moved, SegmentId(2)))));
+        assert_eq!(worst, Some((400, (Stream::Moved, SegmentId(2)))));
     }
 
     #[test]
@@ -464,8 +498,8 @@ mod tests {
             assert_eq!(worst([info(Stream::Moved, 1, written, 0)].iter()), None);
         }
         let cut_short = worst([info(Stream::Moved, 1, 200, 0)].iter());
-        assert_eq!(cut_short.map(|(percent, _)| percent), Some(80));
+        assert_eq!(cut_short.map(|(permille, _)| permille), Some(800));
         let padded = worst([info(Stream::Values, 1, 600, 0)].iter());
-        assert_eq!(padded.map(|(percent, _)| percent), Some(40));
+        assert_eq!(padded.map(|(permille, _)| permille), Some(400));
     }
 }

@@ -551,6 +551,13 @@ impl Wal {
         }
     }
 
+    /// Takes the file of a segment of the value log, which nobody needs or reads any more, to write it anew:
+    /// where blocks have been written before, a sync waits for no metadata. False: it is not wanted, or has
+    /// another name by which somebody may need it.
+    pub fn reuse(&self, segment: &Segment) -> bool {
+        self.0.supply.keep(segment)
+    }
+
     /// Writes and syncs what is pending and ends the log's tasks. Nothing may be appended any more.
     pub async fn stop(&self) -> Result<()> {
         self.0.state.borrow_mut().stopping = true;

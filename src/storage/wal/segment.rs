@@ -1,5 +1,5 @@
-//! The supply of log segments. Those of the write-ahead log are filled with zeros once and used again
-//! and again; those of the value log, which are kept, only have their space taken.
+//! The supply of log segments. Those of the write-ahead log are filled with zeros once; those of the
+//! value log, which are kept for long, only have their space taken. Both are used again and again.
 //!
 //! A segment gets its number (file name and header) and is synced, with its directory, before it
 //! is offered as the spare; so a batch in it never depends on metadata that is not yet durable.
@@ -18,6 +18,8 @@ use crate::rt::{self, BLOCK_BYTES, Bug, File, WriteBuffer};
 
 /// Old segments kept for reuse; more are removed.
 const POOL_SEGMENTS_MAX: usize = 4;
+/// The same for the value log, whose segments are larger.
+const POOL_VALUES_MAX: usize = 2;
 /// How long after a refusal the disk is asked again, unless space is seen to come back.
 const RETRY: Duration = Duration::from_millis(500);
 const FILL_BYTES: usize = 1 << 20;
@@ -167,6 +169,18 @@ impl Supply {
         }
         drop(state);
         self.signal.wake_all();
+    }
+
+    /// Keeps the file of a segment of the value log for reuse, and says whether it does. A file with two
+    /// names is somebody else's, too.
+    pub fn keep(&self, segment: &Segment) -> bool {
+        let mut state = self.state.borrow_mut();
+        let is_wanted = segment.bytes == self.segment_bytes && state.pool.len() < POOL_VALUES_MAX;
+        let is_kept = is_wanted && segment.file.links().is_ok_and(|links| links == 1);
+        if is_kept {
+            state.pool.push(segment.file.path().to_owned());
+        }
+        is_kept
     }
 
     /// Ends [`Supply::wanted`].
