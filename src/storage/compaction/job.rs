@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, Bug};
 use crate::storage::levels::{Levels, RunCursor};
@@ -47,6 +48,8 @@ pub struct Job {
     pub rules: Rules,
     /// An output is ended when it is this long, and another one begun.
     pub table_bytes_max: u64,
+    /// How its blocks are compressed.
+    pub compression: Compression,
 }
 
 /// What a merge has made.
@@ -197,7 +200,8 @@ impl<F: FnMut() -> TableId> Outputs<'_, F> {
             None => {
                 let id = (self.next_id)();
                 let run = self.done.first().map_or(id, |first| first.run);
-                let table = TableWriter::create(&self.job.dir, id, run).await?;
+                let table =
+                    TableWriter::create(&self.job.dir, id, run, self.job.compression).await?;
                 table.at_level(self.job.level)
             }
         };
