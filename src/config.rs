@@ -59,6 +59,16 @@ pub enum CompactionName {
     SizeTiered,
 }
 
+/// How bytes are compressed on disk, as it is written in config.toml.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// With LZ4, where that saves an eighth at least.
+    Lz4,
+}
+
 /// All of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -105,6 +115,8 @@ pub struct Storage {
     pub wal_batch: ByteSize,
     /// A table is begun anew at this size.
     pub table_max: ByteSize,
+    /// How blocks of tables are compressed.
+    pub compression: Compression,
     /// Which tables are merged with which.
     pub compaction: CompactionName,
     /// What level 1 may hold.
@@ -175,6 +187,7 @@ impl Default for Storage {
             wal_segment: ByteSize::mib(16),
             wal_batch: ByteSize::mib(4),
             table_max: ByteSize::mib(64),
+            compression: Compression::Lz4,
             compaction: CompactionName::Leveled,
             level_base: ByteSize::mib(256),
             level_ratio: 10,

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use quoit::config::Durability;
+use quoit::config::{Compression, Durability};
 use quoit::rt::sim::{CrashPoint, Decisions, NodeId, Options, World};
 use quoit::rt::{self, Bug};
 use quoit::storage::compaction::{Shape, Style};
@@ -131,6 +131,7 @@ fn options() -> StoreOptions {
             base_bytes: 10_000,
             ratio: 3,
         },
+        compression: Compression::Lz4,
         value_bytes_min: VALUE_BYTES_MIN,
         value_segment_bytes: 16 << 10,
         value_replay_bytes_max: 32 << 10,
@@ -215,7 +216,12 @@ async fn work(model: Rc<Model>, seed: u64) -> Result<(), String> {
                 0 => chance.usize(4_000..6_000),
                 _ => chance.usize(20..500),
             };
-            let value = (chance.u8(..5) > 0).then(|| vec![chance.u8(..); length]);
+            // Half of them can be compressed.
+            let mut value = vec![chance.u8(..); length];
+            if chance.bool() {
+                value.fill_with(|| chance.u8(..));
+            }
+            let value = (chance.u8(..5) > 0).then_some(value);
             writes.insert(format!("key {}", chance.u8(..9)).into_bytes(), value);
         }
         for (key, value) in &writes {

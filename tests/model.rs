@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quoit::config::Durability;
+use quoit::config::{Compression, Durability};
 use quoit::error::Error;
 use quoit::rt::sim::{NodeId, Options, World};
 use quoit::rt::{self, Bug};
@@ -190,6 +190,7 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
         value_segment_bytes: 4096 * chance.u64(4..24),
         value_replay_bytes_max: 4096 * chance.u64(8..80),
         value_garbage_percent_max: chance.u64(5..40),
+        compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
     }
 }
 
@@ -292,7 +293,12 @@ impl Life {
             0 => rt::wall_ms() + self.chance.u64(1..400),
             _ => 0,
         };
-        (vec![self.chance.u8(..); length], expiry)
+        // Half of them can be compressed.
+        let value = match self.chance.bool() {
+            true => vec![self.chance.u8(..); length],
+            false => (0..length).map(|_| self.chance.u8(..)).collect(),
+        };
+        (value, expiry)
     }
 
     fn record(&self, key: &[u8], held: Option<&Held>) -> (Position, Record) {

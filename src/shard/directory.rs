@@ -50,6 +50,7 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
             base_bytes: storage.level_base.0,
             ratio: storage.level_ratio,
         },
+        compression: storage.compression,
         value_bytes_min: values.threshold.0 as usize,
         value_segment_bytes: values.segment.0,
         value_replay_bytes_max: values.replay_max.0,

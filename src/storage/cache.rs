@@ -37,8 +37,8 @@ const ENTRY_BYTES_EXPECTED: u64 = 2048;
 /// Keys are told apart by marks up to this number, when writes and lookups pass each other.
 const MARKS: usize = 1024;
 
-/// A block whose checksum was verified.
-pub type CachedBlock = Rc<Block<Vec<u8>>>;
+/// A block whose checksum was verified, unpacked.
+pub type CachedBlock = Rc<Block<'static>>;
 
 /// A core's caches.
 pub struct Caches {
@@ -343,6 +343,7 @@ impl Hasher for Mixer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Compression;
     use crate::storage::block::{BlockBuilder, Identity};
     use crate::storage::record::{Meta, Pointer};
     use crate::storage::wal::format::{SegmentId, Stream};
@@ -528,12 +529,12 @@ mod tests {
     fn a_block_is_found_by_its_table_and_offset() {
         let caches = Caches::new(1 << 20);
         let block = |table: u64, offset: u64| {
-            let mut builder = BlockBuilder::new();
+            let mut builder = BlockBuilder::new(Compression::Lz4);
             let key = format!("{table} {offset}");
             builder.add(Position(1), record(key.as_bytes(), 1, 10).view());
             let (at, mut bytes) = (Identity { table, offset }, Vec::new());
             builder.finish(at, &mut bytes);
-            Rc::new(Block::decode(bytes, at).expect("undamaged"))
+            Rc::new(Block::decode(&bytes, at).expect("undamaged").into_owned())
         };
         let places = [(1, 0), (1, 4096), (2, 0), (4096, 1)];
         for (table, offset) in places {

@@ -237,6 +237,7 @@ impl Store {
                     now: rt::wall_ms(),
                 },
                 table_bytes_max: self.options.compaction.table_bytes,
+                compression: self.options.compression,
             }
         };
         if job.inputs.iter().count() < inputs.len() {
@@ -274,7 +275,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Durability, RUNS_HARD, RUNS_SOFT};
+    use crate::config::{Compression, Durability, RUNS_HARD, RUNS_SOFT};
     use crate::rt::sim::{NodeId, Options, World};
     use crate::storage::compaction::{Shape, Style};
     use crate::storage::record::{KeyRef, Meta, Record};
@@ -300,6 +301,7 @@ mod tests {
             base_bytes: 1 << 30,
             ratio: 10,
         },
+        compression: Compression::None,
         value_bytes_min: usize::MAX,
         value_segment_bytes: 1 << 20,
         value_replay_bytes_max: 1 << 30,

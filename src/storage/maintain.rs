@@ -205,7 +205,7 @@ impl Store {
         id: TableId,
         copies: &mut Garbage,
     ) -> Result<Written> {
-        let mut writer = TableWriter::create(&self.dir, id, id).await?;
+        let mut writer = TableWriter::create(&self.dir, id, id, self.options.compression).await?;
         let mut garbage = Garbage::default();
         let mut records = 0;
         let mut last: Option<Item> = None;

@@ -23,6 +23,7 @@ pub mod check;
 mod codec;
 mod compact;
 pub mod compaction;
+mod compress;
 pub mod identity;
 pub mod levels;
 mod lookup;

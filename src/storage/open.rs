@@ -27,7 +27,7 @@ use super::wal::format::{
 use super::wal::replay::{self, Floor, Found};
 use super::wal::{Admission, Fate, LogOptions, Segment, Wal, WalLimits};
 use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
-use crate::config::Durability;
+use crate::config::{Compression, Durability};
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::rt::{self, BLOCK_BYTES, File, Queue};
@@ -52,6 +52,8 @@ pub struct StoreOptions {
     pub memory_bytes: u64,
     /// How tables are merged.
     pub compaction: Shape,
+    /// How blocks of tables are compressed.
+    pub compression: Compression,
     /// A record with a value of this size goes to the value log.
     pub value_bytes_min: usize,
     /// Bytes of a segment of the value log.

@@ -7,7 +7,7 @@
 //! footer     := magic 8 bytes | format u32 | crc u32 | table u64 | file bytes u64
 //!               | offset u64 of filter, index, properties, zeros         (little endian)
 //!
-//! Blocks (see block.rs) follow each other from offset 0. The index has one entry for each: its
+//! Blocks (see block.rs), packed or not, follow each other from offset 0. The index has one entry for each: its
 //! length and its separator, at or above its last key and below the next block's first. Nearly
 //! always the position alone separates, and the key length is 0; else the last key does.
 //! Each crc32c covers the table's id, its part's offset and the part: a byte that was changed,
@@ -33,21 +33,21 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::block::{Block, Damage, Identity};
 use crate::storage::bloom::Filter;
-use crate::storage::cache::{Blocks, CachedBlock};
+use crate::storage::cache::Blocks;
 use crate::storage::codec::Reader;
 use crate::storage::merge::{Bound, Item};
 use crate::storage::record::{KeyRef, Record};
 use crate::types::Position;
 
-/// The newest format that this program reads, and the one it writes.
-const FORMAT: u32 = 2;
+/// The format that this program writes, and the only one that it reads.
+const FORMAT: u32 = 3;
 const MAGIC: [u8; 8] = *b"QUOITTAB";
 const FOOTER_BYTES: usize = 64;
 const FOOTER_CRC_AT: usize = 12;
 const CRC_BYTES: usize = 4;
 /// Index and filter are read in pieces of at most this size.
 const READ_BYTES_MAX: usize = 1024 * 1024;
-/// Longer blocks are not kept in memory: one large value each.
+/// Longer blocks, unpacked, are not kept in memory: one large value each.
 const CACHED_BLOCK_BYTES_MAX: usize = 32 * 1024;
 /// After this many bytes of records others get their turn.
 const TURN_BYTES: usize = 32 * 1024;
@@ -183,15 +183,13 @@ impl Table {
             table: self.info.id.0,
             offset,
         };
-        let found = match length > CACHED_BLOCK_BYTES_MAX {
-            true => Block::decode(&bytes[..], at).and_then(|block| block.get(key)),
-            false => Block::decode(bytes.to_vec(), at).and_then(|block| {
-                let block: CachedBlock = Rc::new(block);
-                let found = block.get(key);
-                blocks.fill(self.info.id, offset, block);
-                found
-            }),
-        };
+        let found = Block::decode(&bytes, at).and_then(|block| {
+            let found = block.get(key);
+            if block.bytes() <= CACHED_BLOCK_BYTES_MAX {
+                blocks.fill(self.info.id, offset, Rc::new(block.into_owned()));
+            }
+            found
+        });
         match found {
             Err(_) if rt::planted(Bug::DamageIsAbsence) => Ok(None),
             found => found.map_err(damaged),
@@ -205,14 +203,14 @@ impl Table {
         }
     }
 
-    /// Appends the records of a block, from `start` on, to `items`.
+    /// Appends the records of a block, from `start` on, to `items`; gives the bytes that it has unpacked.
     fn unpack(
         &self,
         block: usize,
         bytes: &[u8],
         start: Option<&KeyStart>,
         items: &mut Vec<Item>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let offset = self.parts.index.offsets[block];
         let at = Identity {
             table: self.info.id.0,
@@ -233,7 +231,7 @@ impl Table {
         for item in block.iter_from(bound) {
             items.push(item.map_err(|damage| self.corrupt(offset, damage))?);
         }
-        Ok(())
+        Ok(block.bytes())
     }
 
     fn corrupt(&self, offset: u64, damage: Damage) -> Error {
@@ -248,6 +246,17 @@ pub struct TableCursor {
     /// Where to start in the first block; `None` behind it.
     start: Option<KeyStart>,
     ahead_bytes: usize,
+    /// What was read and has not all been unpacked.
+    ahead: Option<Ahead>,
+}
+
+/// Blocks that were read together.
+struct Ahead {
+    bytes: rt::ReadBuffer,
+    /// Where in the file the first of them begins.
+    offset: u64,
+    /// The first block behind them.
+    end: usize,
 }
 
 struct KeyStart {
@@ -257,7 +266,7 @@ struct KeyStart {
 }
 
 impl TableCursor {
-    /// A walk from `bound` that reads about `ahead_bytes` at a time, and at least a block.
+    /// A walk from `bound` that reads and unpacks about `ahead_bytes` at a time, and at least a block.
     pub fn new(table: Rc<Table>, bound: Bound<'_>, ahead_bytes: usize) -> TableCursor {
         let (key, after) = match bound {
             Bound::From(_) => (&[][..], None),
@@ -273,6 +282,7 @@ impl TableCursor {
             block,
             start,
             ahead_bytes,
+            ahead: None,
         }
     }
 
@@ -280,31 +290,44 @@ impl TableCursor {
     /// is done, the walk is over: a chunk may be missing.
     pub async fn next_chunk(&mut self) -> Result<Vec<Item>> {
         let mut items = Vec::new();
-        let Parts { file, index, .. } = &*self.table.parts;
-        while items.is_empty() && self.block < index.blocks() {
-            let (first, start) = (self.block, index.offsets[self.block]);
-            self.block += 1;
-            let reach = start.saturating_add(self.ahead_bytes as u64);
-            while self.block < index.blocks() && index.offsets[self.block + 1] <= reach {
+        while items.is_empty() && self.block < self.table.parts.index.blocks() {
+            let ahead = match self.ahead.take() {
+                Some(ahead) => ahead,
+                None => self.read_ahead().await?,
+            };
+            let (mut chunk_bytes, mut turn_bytes) = (0, 0);
+            while self.block < ahead.end && chunk_bytes < self.ahead_bytes.max(1) {
+                let index = &self.table.parts.index;
+                let from = (index.offsets[self.block] - ahead.offset) as usize;
+                let bytes = &ahead.bytes[from..from + index.length(self.block)];
+                let start = self.start.take();
+                let unpacked = self
+                    .table
+                    .unpack(self.block, bytes, start.as_ref(), &mut items)?;
                 self.block += 1;
-            }
-            let length = (index.offsets[self.block] - start) as usize;
-            let bytes = read_exactly(file, start, length).await?;
-            let mut turn_bytes = 0;
-            for block in first..self.block {
-                let from = (index.offsets[block] - start) as usize;
-                let bytes = &bytes[from..from + index.length(block)];
-                self.table
-                    .unpack(block, bytes, self.start.as_ref(), &mut items)?;
-                self.start = None;
-                turn_bytes += bytes.len();
+                chunk_bytes += unpacked;
+                turn_bytes += unpacked;
                 if turn_bytes >= TURN_BYTES {
                     turn_bytes = 0;
                     rt::yield_if_needed().await;
                 }
             }
+            self.ahead = (self.block < ahead.end).then_some(ahead);
         }
         Ok(items)
+    }
+
+    async fn read_ahead(&self) -> Result<Ahead> {
+        let Parts { file, index, .. } = &*self.table.parts;
+        let offset = index.offsets[self.block];
+        let reach = offset.saturating_add(self.ahead_bytes as u64);
+        let mut end = self.block + 1;
+        while end < index.blocks() && index.offsets[end + 1] <= reach {
+            end += 1;
+        }
+        let length = (index.offsets[end] - offset) as usize;
+        let bytes = read_exactly(file, offset, length).await?;
+        Ok(Ahead { bytes, offset, end })
     }
 }
 
@@ -357,12 +380,7 @@ impl Footer {
                 "{file} has table format {format}; this version of quoit reads up to {FORMAT}"
             )));
         }
-        if format != FORMAT {
-            let file = path.display();
-            return Err(Error::Setup(format!(
-                "{file} has table format {format}, of an older version of quoit; this one reads {FORMAT}"
-            )));
-        }
+        // Older formats had the same footer: its checksum tells an old table from a flipped bit.
         let mut parse = || {
             let crc = reader.u32()?;
             let (table, file_bytes) = (reader.u64()?, reader.u64()?);
@@ -384,6 +402,12 @@ impl Footer {
         blank[FOOTER_CRC_AT..][..CRC_BYTES].fill(0);
         if crc != footer.checksum(&blank) {
             return Err(corrupt(path, at, "the footer's checksum does not match"));
+        }
+        if format != FORMAT {
+            let file = path.display();
+            return Err(Error::Setup(format!(
+                "{file} has table format {format}, of an older version of quoit; this one reads {FORMAT}"
+            )));
         }
         let ends = [&footer.offsets[..], &[at]].concat();
         if !ends.is_sorted() {

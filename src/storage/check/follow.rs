@@ -171,6 +171,7 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Compression;
     use crate::rt;
     use crate::rt::sim::{NodeId, Options, World};
     use crate::storage::manifest::SegmentInfo;
@@ -206,7 +207,8 @@ mod tests {
     }
 
     async fn table(id: u64, record: &Record) -> TableInfo {
-        let writer = TableWriter::create(Path::new(DIR), TableId(id), TableId(id)).await;
+        let writer =
+            TableWriter::create(Path::new(DIR), TableId(id), TableId(id), Compression::Lz4).await;
         let mut writer = writer.expect("a sound disk");
         let position = KeyRef::of(record.key()).position;
         let added = writer.add(record, position).await;

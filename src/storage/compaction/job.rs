@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, Bug};
 use crate::storage::levels::{Levels, RunCursor};
@@ -47,6 +48,8 @@ pub struct Job {
     pub rules: Rules,
     /// An output is ended when it is this long, and another one begun.
     pub table_bytes_max: u64,
+    /// How its blocks are compressed.
+    pub compression: Compression,
 }
 
 /// What a merge has made.
@@ -117,7 +120,13 @@ pub async fn run(
     next_id: impl FnMut() -> TableId,
     pause: impl Fn(usize) -> Duration,
 ) -> Result<Merged> {
-    let mut outputs = Outputs::new(&job.dir, job.level, job.table_bytes_max, next_id);
+    let mut outputs = Outputs::new(
+        &job.dir,
+        job.level,
+        job.table_bytes_max,
+        job.compression,
+        next_id,
+    );
     let merged = merge(job, &mut outputs, pause).await;
     let finished = match merged {
         Ok(gone) => outputs.end_table().await.map(|()| gone),
@@ -175,6 +184,7 @@ pub(in crate::storage) struct Outputs<'a, F> {
     dir: &'a Path,
     level: u8,
     table_bytes_max: u64,
+    compression: Compression,
     next_id: F,
     open: Option<TableWriter>,
     /// Those that are written and synced; their names are not.
@@ -182,17 +192,20 @@ pub(in crate::storage) struct Outputs<'a, F> {
 }
 
 impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
-    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`.
+    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`, in blocks that
+    /// are packed as `compression` says.
     pub(in crate::storage) fn new(
         dir: &'a Path,
         level: u8,
         table_bytes_max: u64,
+        compression: Compression,
         next_id: F,
     ) -> Outputs<'a, F> {
         Outputs {
             dir,
             level,
             table_bytes_max,
+            compression,
             next_id,
             open: None,
             done: Vec::new(),
@@ -213,7 +226,7 @@ impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
             None => {
                 let id = (self.next_id)();
                 let run = self.done.first().map_or(id, |first| first.run);
-                let table = TableWriter::create(self.dir, id, run).await?;
+                let table = TableWriter::create(self.dir, id, run, self.compression).await?;
                 table.at_level(self.level)
             }
         };

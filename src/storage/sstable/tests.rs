@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::writer::Expiries;
 use super::*;
+use crate::config::Compression;
 use crate::rt::Bug;
 use crate::rt::sim::{Handle, NodeId, Options, World};
 use crate::storage::cache::Caches;
@@ -61,13 +62,22 @@ pub(crate) fn key_ref(item: &Item) -> KeyRef<'_> {
     KeyRef::of(item.record.key())
 }
 
+/// Bytes that no compression makes fewer.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..length).map(|_| random.u8(..)).collect()
+}
+
 /// Caches that keep nothing.
 fn uncached() -> Blocks {
     Caches::new(0).blocks
 }
 
 pub(crate) async fn write(id: u64, items: &[Item]) -> Result<TableInfo> {
-    let mut writer = TableWriter::create(&dir(), TableId(id), TableId(id)).await?;
+    // Every other table's blocks are packed.
+    let compression = [Compression::None, Compression::Lz4][id as usize % 2];
+    let id = TableId(id);
+    let mut writer = TableWriter::create(&dir(), id, id, compression).await?;
     for item in items {
         writer.add(&item.record, item.position).await?;
     }
@@ -104,7 +114,11 @@ fn random_items(random: &mut fastrand::Rng, count: usize) -> Vec<Item> {
             _ => random.usize(1..200),
         };
         let tombstone = random.u8(0..5) == 0;
-        let value = vec![random.u8(..); if tombstone { 0 } else { length }];
+        let length = if tombstone { 0 } else { length };
+        let value = match random.bool() {
+            true => vec![random.u8(..); length],
+            false => noise(random.u64(..), length),
+        };
         let version = Version {
             clock: random.u64(1..1 << 50),
             coordinator: random.u32(..),
@@ -346,7 +360,7 @@ fn a_block_that_was_written_at_a_wrong_place_is_noticed() {
         // Two blocks of the same length: one record each.
         let items = sorted(
             (0..2u8)
-                .map(|key| item(&[key; 8], &[key; 5000], meta(1)))
+                .map(|key| item(&[key; 8], &noise(u64::from(key), 5000), meta(1)))
                 .collect(),
         );
         let info = write(5, &items).await.expect("a sound disk");
@@ -375,17 +389,37 @@ fn another_format_is_refused_by_name_not_called_damage() {
     on(&world, async move {
         let info = write(3, &few_items()).await.expect("a sound disk");
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
-        let mut bytes = disk.read(&path).expect("it was written");
-        let at = bytes.len() - FOOTER_BYTES + MAGIC.len();
+        let good = disk.read(&path).expect("it was written");
         for format in [FORMAT + 1, FORMAT - 1] {
-            bytes[at..at + 4].copy_from_slice(&format.to_le_bytes());
+            let footer_at = good.len() - FOOTER_BYTES;
+            let mut bytes = good.clone();
+            bytes[footer_at + MAGIC.len()..][..4].copy_from_slice(&format.to_le_bytes());
+            disk.put(&path, &bytes);
+            let torn = Table::open(&dir(), &info).await.err();
+            if format < FORMAT {
+                let is_damage = matches!(torn, Some(Error::Corrupt { .. }));
+                assert!(
+                    is_damage,
+                    "a flipped bit is taken for an old table: {torn:?}"
+                );
+            }
+            // What a program of that format would have written: its checksum holds.
+            let blank = FOOTER_CRC_AT..FOOTER_CRC_AT + CRC_BYTES;
+            bytes[footer_at..][blank.clone()].fill(0);
+            let at = Identity {
+                table: 3,
+                offset: footer_at as u64,
+            };
+            let crc = at.checksum(&bytes[footer_at..]);
+            bytes[footer_at..][blank].copy_from_slice(&crc.to_le_bytes());
             disk.put(&path, &bytes);
             match Table::open(&dir(), &info).await.err() {
                 Some(Error::Setup(why)) => {
                     assert!(why.contains(&format!("format {format}")), "{why}");
                 }
-                other => panic!("{other:?}"),
+                other => panic!("format {format}: {other:?}"),
             }
+            assert_eq!(disk.read(&path), Some(bytes), "it was changed");
         }
     });
 }
@@ -393,7 +427,7 @@ fn another_format_is_refused_by_name_not_called_damage() {
 #[test]
 fn a_full_disk_leaves_no_part_of_a_table() {
     let items: Vec<Item> = (0..60u8)
-        .map(|key| item(&[key; 4], &[key; 60_000], meta(1)))
+        .map(|key| item(&[key; 4], &noise(u64::from(key), 60_000), meta(1)))
         .collect();
     let items = sorted(items);
     for free in [0, 4096, 1 << 19, 1 << 20, 3 << 20] {
@@ -454,7 +488,7 @@ fn a_table_that_was_given_up_is_gone() {
     let handle = world.handle();
     on(&world, async move {
         let items = few_items();
-        let mut writer = TableWriter::create(&dir(), TableId(1), TableId(1))
+        let mut writer = TableWriter::create(&dir(), TableId(1), TableId(1), Compression::Lz4)
             .await
             .expect("sound");
         writer

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{CRC_BYTES, FOOTER_BYTES, Footer, KeyBuf, TURN_BYTES, TableId, TableInfo};
+use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::block::{BlockBuilder, Identity};
@@ -47,7 +48,12 @@ pub struct TableWriter {
 
 impl TableWriter {
     /// Starts table `id` of run `run` in `dir`.
-    pub async fn create(dir: &Path, id: TableId, run: TableId) -> Result<TableWriter> {
+    pub async fn create(
+        dir: &Path,
+        id: TableId,
+        run: TableId,
+        compression: Compression,
+    ) -> Result<TableWriter> {
         assert!(run <= id, "a run is named after its first table");
         let path = dir.join(id.file_name());
         Ok(TableWriter {
@@ -59,7 +65,7 @@ impl TableWriter {
             out: Vec::with_capacity(WRITE_BYTES + BLOCK_BYTES),
             written: 0,
             turn_bytes: 0,
-            block: BlockBuilder::new(),
+            block: BlockBuilder::new(compression),
             filter: FilterBuilder::new(),
             index: Vec::new(),
             blocks: 0,
