@@ -115,6 +115,8 @@ pub struct Storage {
     pub wal_batch: ByteSize,
     /// A table is begun anew at this size.
     pub table_max: ByteSize,
+    /// How much of a core's memory filters and indexes of tables may take, in hundredths.
+    pub index_share_percent: u64,
     /// How blocks of tables are compressed.
     pub compression: Compression,
     /// Which tables are merged with which.
@@ -187,6 +189,7 @@ impl Default for Storage {
             wal_segment: ByteSize::mib(16),
             wal_batch: ByteSize::mib(4),
             table_max: ByteSize::mib(64),
+            index_share_percent: 40,
             compression: Compression::Lz4,
             compaction: CompactionName::Leveled,
             level_base: ByteSize::mib(256),
@@ -226,7 +229,7 @@ fn fits(bytes: ByteSize, low: u64, high: u64) -> bool {
 
 impl Storage {
     /// What must hold, and how it is said.
-    fn rules(&self) -> [(bool, &'static str); 7] {
+    fn rules(&self) -> [(bool, &'static str); 8] {
         [
             (
                 fits(self.memtable, 64 << 10, 64 << 30),
@@ -248,6 +251,10 @@ impl Storage {
             (
                 fits(self.table_max, 64 << 10, 1 << 40),
                 "`storage.table-max` is 64 KiB to 1 TiB",
+            ),
+            (
+                self.index_share_percent <= INDEX_SHARE_PERCENT_MAX,
+                "`storage.index-share-percent` is 0 to 50",
             ),
             (
                 fits(self.level_base, 64 << 10, 1 << 40),
@@ -372,6 +379,9 @@ pub const PIPELINE_READS_MAX: usize = 16;
 pub const MEMORY_CORE_MIN: u64 = 1 << 20;
 /// A memtable takes at most this part of its core's memory; there may be three at a time.
 pub const MEMTABLE_SHARE: u64 = 8;
+/// Filters and indexes take at most so many hundredths of their core's memory: beside three memtables that
+/// leaves some for the caches.
+pub const INDEX_SHARE_PERCENT_MAX: u64 = 50;
 /// Unmerged runs of a core up to which merges take only what clients leave.
 pub const RUNS_CALM: usize = 4;
 /// Unmerged runs beyond which writers are slowed, and the more the more there are.

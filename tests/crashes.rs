@@ -125,6 +125,7 @@ fn options() -> StoreOptions {
             batch_bytes_max: 8 << 10,
         },
         memory_bytes: 1 << 20,
+        index_bytes_max: 1 << 19,
         compaction: Shape {
             style: Style::Leveled,
             table_bytes: 8_000,

@@ -36,6 +36,7 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
         durability: config.durability(),
         memtable_bytes: storage.memtable.0.min(memory_bytes / MEMTABLE_SHARE),
         memory_bytes,
+        index_bytes_max: memory_bytes / 100 * storage.index_share_percent,
         wal_bytes_max: storage.wal_max.0,
         wal: WalLimits {
             segment_bytes: storage.wal_segment.0,

@@ -79,6 +79,8 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
         sizes.rows.add(&report.sizes.rows);
         sizes.pointers.add(&report.sizes.pointers);
         sizes.blocks.add(&report.sizes.blocks);
+        sizes.tables_by_need += report.sizes.tables_by_need;
+        sizes.partitions.add(&report.sizes.partitions);
     }
     (counters, sizes)
 }
@@ -249,6 +251,9 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     );
     line(out, "memory_budget", shard.config.memory.0);
     line(out, "filter_and_index_bytes", sizes.index_bytes);
+    line(out, "tables_by_need", sizes.tables_by_need);
+    line(out, "partition_hits", sizes.partitions.hits);
+    line(out, "partition_reads", sizes.partitions.reads);
     cache(out, "row_cache", &sizes.rows);
     cache(out, "key_cache", &sizes.pointers);
     cache(out, "block_cache", &sizes.blocks);

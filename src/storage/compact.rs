@@ -295,6 +295,7 @@ mod tests {
             batch_bytes_max: 1 << 20,
         },
         memory_bytes: 8 << 20,
+        index_bytes_max: 4 << 20,
         compaction: Shape {
             style: Style::Leveled,
             table_bytes: 4 << 20,

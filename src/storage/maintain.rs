@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::levels::Levels;
+use super::levels::{Filters, Levels};
 use super::manifest::Manifest;
 use super::merge::{Bound, Item};
 use super::record::{KeyRef, Meta, Record};
@@ -170,10 +170,14 @@ impl Store {
 
     /// Makes tables that were written and synced part of the store; they go if that fails.
     pub(super) async fn install_written(&self, infos: &[TableInfo], edit: Edit) -> Result<()> {
-        let installed = match self.open_written(infos).await {
-            Ok(add) => self.install(Edit { add, ..edit }).await,
+        let mut tables = Vec::with_capacity(infos.len());
+        let opened = self.open_written(infos, &mut tables).await;
+        let add = tables.clone();
+        let installed = match opened {
+            Ok(()) => self.install(Edit { add, ..edit }).await,
             Err(error) => Err(error),
         };
+        self.has_come(&tables);
         if installed.is_err() && !self.state.borrow().install_failed {
             for info in infos {
                 // The next attempt writes tables of its own; the next start removes what stays.
@@ -183,15 +187,20 @@ impl Store {
         installed
     }
 
-    async fn open_written(&self, infos: &[TableInfo]) -> Result<Vec<Rc<Table>>> {
+    async fn open_written(
+        &self,
+        infos: &[TableInfo],
+        tables: &mut Vec<Rc<Table>>,
+    ) -> Result<()> {
         if !rt::planted(Bug::NoDirectorySync) {
             rt::sync_dir(&self.dir).await?;
         }
-        let mut tables = Vec::with_capacity(infos.len());
         for info in infos {
-            tables.push(Rc::new(Table::open(&self.dir, info).await?));
+            let table = Rc::new(Table::open(&self.dir, info).await?);
+            tables.push(Rc::clone(&table));
+            self.load_coming(&table).await?;
         }
-        Ok(tables)
+        Ok(())
     }
 
     pub(super) fn take_table_id(&self) -> TableId {
@@ -207,6 +216,8 @@ impl Store {
     ) -> Result<Written> {
         let mut writer = TableWriter::create(&self.dir, id, id, self.options.compression).await?;
         let mut garbage = Garbage::default();
+        // Nobody else flushes: what will be below the table is among what is there now.
+        let mut below = Filters::of(self.state.borrow().tables.clone());
         let mut records = 0;
         let mut last: Option<Item> = None;
         loop {
@@ -222,10 +233,10 @@ impl Store {
             };
             let Some(end) = chunk.last() else { break };
             last = Some(end.clone());
-            let kept = chunk
-                .iter()
-                .filter_map(|item| self.worth_keeping(item, &mut garbage));
-            let kept: Vec<Item> = kept.collect();
+            let mut kept = Vec::with_capacity(chunk.len());
+            for item in &chunk {
+                kept.extend(self.worth_keeping(item, &mut below, &mut garbage).await);
+            }
             records += kept.len();
             if let Err(error) = self.add_all(&mut writer, kept, copies).await {
                 writer.abandon().await;
@@ -271,7 +282,12 @@ impl Store {
     }
 
     /// A record as the table gets it: what is dead goes, unless it hides something older.
-    fn worth_keeping(&self, item: &Item, garbage: &mut Garbage) -> Option<Item> {
+    async fn worth_keeping(
+        &self,
+        item: &Item,
+        below: &mut Filters,
+        garbage: &mut Garbage,
+    ) -> Option<Item> {
         let meta = item.record.meta();
         let expired = !meta.tombstone && !item.record.view().is_live(rt::wall_ms());
         if !meta.tombstone && !expired {
@@ -284,8 +300,7 @@ impl Store {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        let hides = self.state.borrow().tables.may_contain(&key);
-        if !hides {
+        if !below.may_contain(&key).await {
             self.forget(meta.version);
             return None;
         }
@@ -609,6 +624,8 @@ impl super::State {
             table
         };
         self.tables = Levels::new(self.manifest.tables.iter().filter_map(table).collect());
+        // Readers may still have them open, and read on by need.
+        open.values().for_each(|gone| gone.set_resident(false));
         if let Some(layer) = &edit.flushed {
             self.flushed = layer.last;
         }

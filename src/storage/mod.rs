@@ -34,9 +34,11 @@ pub mod merge;
 mod open;
 pub mod record;
 mod recover;
+mod resident;
 pub mod reshard;
 pub mod scan;
 pub mod sstable;
+mod sweep;
 pub mod vlog;
 pub mod wal;
 
@@ -50,12 +52,13 @@ use futures_lite::future;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
-use cache::{CacheStats, Caches};
+use cache::{CacheStats, Caches, PartitionStats};
 use compact::Pace;
 use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
 use record::{KeyRef, Record};
+use resident::Residence;
 use vlog::{ValueSizes, Values};
 use wal::{Admission, Fate, Wal, format};
 
@@ -97,6 +100,7 @@ pub struct Store {
     installing: Cell<bool>,
     pace: Pace,
     caches: Rc<Caches>,
+    residence: Residence,
 }
 
 struct State {
@@ -204,14 +208,18 @@ pub struct Sizes {
     pub wal_bytes: u64,
     /// The value log.
     pub values: ValueSizes,
-    /// Memory that filters and indexes take.
+    /// Memory that filters and indexes take, but for what the block cache has of them.
     pub index_bytes: u64,
+    /// Tables whose filters and indexes are read by need.
+    pub tables_by_need: u64,
     /// The row cache.
     pub rows: CacheStats,
     /// The key cache: where large values lie.
     pub pointers: CacheStats,
     /// The block cache.
     pub blocks: CacheStats,
+    /// Partitions of filters and indexes, as they were needed.
+    pub partitions: PartitionStats,
 }
 
 impl Store {
@@ -395,21 +403,13 @@ impl Store {
         };
         state.epoch += 1;
         state.frozen.clear();
-        state.tables = Levels::default();
+        let dead = std::mem::take(&mut state.tables);
+        dead.iter().for_each(|table| table.set_resident(false));
         state.values.note_cleared();
         drop(state);
         self.caches.rows.clear();
         self.share_memory();
         self.changed.wake_all();
-    }
-
-    /// Gives the caches what memtables, filters and indexes leave of this core's memory.
-    fn share_memory(&self) {
-        let fixed = MEMTABLES_MAX * self.options.memtable_bytes;
-        let taken = fixed + self.state.borrow().tables.memory_bytes();
-        let all = self.options.memory_bytes;
-        let left = all.saturating_sub(taken).max(all / CACHES_SHARE_MIN);
-        self.caches.set_budget(left);
     }
 
     fn next_lsn(&self) -> Lsn {
@@ -546,57 +546,6 @@ impl Store {
         wal.wait_durable(last).await
     }
 
-    /// Takes expired records out of the active memtable where nothing older could then be seen:
-    /// looks at up to `entries_max` from `from` on, and says where to go on.
-    pub fn sweep_expired(&self, from: Position, now: u64, entries_max: usize) -> Position {
-        let state = self.state.borrow();
-        let mut memtable = state.active.memtable.borrow_mut();
-        let bound = merge::Bound::From(from);
-        let mut seen = 0;
-        let mut next = Position(0);
-        let mut expired = Vec::new();
-        for entry in memtable.iter_from(bound) {
-            seen += 1;
-            if seen > entries_max && entry.position > next {
-                next = entry.position;
-                break;
-            }
-            next = entry.position;
-            let meta = entry.record.meta();
-            if !meta.tombstone
-                && !entry.record.view().is_live(now)
-                && self.is_acknowledged(entry.lsn)
-            {
-                expired.push(entry.record.clone());
-            }
-        }
-        let came_to_end = seen <= entries_max;
-        let mut removed = Vec::new();
-        let mut forgotten = Version::ZERO;
-        for record in expired {
-            let key = KeyRef::of(record.key());
-            let below = state
-                .frozen
-                .iter()
-                .any(|layer| layer.memtable.borrow().get(&key).is_some())
-                || state.tables.may_contain(&key);
-            if !below {
-                forgotten = forgotten.max(record.meta().version);
-                memtable.remove(&key);
-                removed.push(record);
-            }
-        }
-        drop(memtable);
-        drop(state);
-        for record in &removed {
-            self.caches.rows.forget(KeyHash::of(record.key()));
-            self.note_garbage(record);
-        }
-        self.forget(forgotten);
-        self.state.borrow_mut().stats.expired += removed.len() as u64;
-        if came_to_end { Position(0) } else { next }
-    }
-
     /// The highest version of which there may be no trace: what happened above it can be seen.
     pub fn forgotten(&self) -> Version {
         self.state.borrow().forgotten
@@ -637,6 +586,7 @@ impl Store {
             rows: self.caches.rows.stats(),
             pointers: self.caches.rows.pointer_stats(),
             blocks: self.caches.blocks.stats(),
+            partitions: self.caches.blocks.partition_stats(),
             ..Sizes::default()
         };
         for layer in state.frozen.iter().chain([&state.active]) {
@@ -646,6 +596,7 @@ impl Store {
         }
         for table in state.tables.iter() {
             sizes.table_bytes += table.info().bytes;
+            sizes.tables_by_need += u64::from(!table.is_loaded());
             sizes.records += table.info().records;
         }
         sizes

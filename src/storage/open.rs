@@ -18,6 +18,7 @@ use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Inserted;
 use super::recover::{self, Heard, Recovered, without_cleared};
+use super::resident::{Residence, load_first};
 use super::sstable::{Table, TableId};
 use super::vlog::Values;
 use super::wal::format::{
@@ -50,6 +51,8 @@ pub struct StoreOptions {
     pub wal: WalLimits,
     /// Memory for memtables, filters, indexes and caches.
     pub memory_bytes: u64,
+    /// How much of it filters and indexes may take; what does not fit is read by need.
+    pub index_bytes_max: u64,
     /// How tables are merged.
     pub compaction: Shape,
     /// How blocks of tables are compressed.
@@ -103,6 +106,7 @@ impl Store {
     pub async fn open(dir: &Path, options: StoreOptions) -> Result<Opened> {
         let opened = Store::open_to_flush(dir, options).await?;
         let store = &opened.store;
+        store.in_background(Rc::clone(store).load_tables());
         store.in_background(Rc::clone(store).merge_tables());
         store.in_background(Rc::clone(store).collect_values());
         Ok(opened)
@@ -171,6 +175,8 @@ impl Store {
         make_durable(&manifest, dir, must_store).await?;
         remove_orphans(dir, &mut manifest, &names).await?;
         tables.retain(|table| table.info().version_max > recovered.cleared);
+        let tables = Levels::new(tables);
+        load_first(&tables, options.index_bytes_max).await?;
         let start = Start {
             dir,
             options,
@@ -188,7 +194,7 @@ struct Start<'a> {
     dir: &'a Path,
     options: StoreOptions,
     manifest: Manifest,
-    tables: Vec<Rc<Table>>,
+    tables: Levels,
     values: Values,
     recovered: Recovered,
 }
@@ -236,6 +242,7 @@ impl Start<'_> {
             installing: Cell::new(false),
             pace: Pace::default(),
             caches: Rc::new(Caches::new(0)),
+            residence: Residence::default(),
         });
         store.share_memory();
         let undecided = store.take_prepared(parts, &committed);
@@ -275,7 +282,7 @@ impl Start<'_> {
                 ..Layer::default()
             },
             frozen: VecDeque::new(),
-            tables: Levels::new(self.tables),
+            tables: self.tables,
             values: self.values,
             emptied: Vec::new(),
             damaged: BTreeSet::new(),

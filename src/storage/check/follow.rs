@@ -5,7 +5,7 @@
 //! may have the key is damaged, then a read ends there, and that damage is named already.
 //!
 //! A value is read piece by piece. Of files only some are open at a time; tables that were asked stay
-//! open, with their filters and indexes, as they are in a node.
+//! open, with a part of their filters and indexes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -157,7 +157,7 @@ impl Follower {
                 let probe = Probe::open(&self.dir, info).await?;
                 self.probes.insert(info.id, probe);
             }
-            let Some(probe) = &self.probes[&info.id] else {
+            let Some(Some(probe)) = self.probes.get_mut(&info.id) else {
                 return Ok(true);
             };
             if probe.has(&key).await? != Some(false) {

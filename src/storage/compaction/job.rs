@@ -3,8 +3,8 @@
 //! Of one key only the newest record lives on. Records at or below the version of the last FLUSHALL go.
 //! An expired record becomes a tombstone of the same version, for it may hide older records;
 //! tombstones go where they hide nothing: where no table below the outputs may have the key, by its
-//! range and filter. The values in the value log of what goes are garbage. What is below stays the same while a merge runs, but for what a FLUSHALL takes
-//! out: merges run one at a time, and a flush comes on top.
+//! range and filter. The values in the value log of what goes are garbage. What is below stays the same
+//! while a merge runs, but for what a FLUSHALL takes out: merges run one at a time, and a flush comes on top.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, Bug};
-use crate::storage::levels::{Levels, RunCursor};
+use crate::storage::levels::{Filters, Levels, RunCursor};
 use crate::storage::merge::{Bound, Item, Merge, Step};
 use crate::storage::record::{KeyRef, Meta, Record};
 use crate::storage::sstable::{TableId, TableInfo, TableWriter};
@@ -72,9 +72,12 @@ struct Gone {
 
 impl Job {
     /// What lives on of the newest record of a key.
-    fn survivor(&self, item: Item, gone: &mut Gone) -> Option<Item> {
+    async fn survivor(&self, item: Item, below: &mut Filters, gone: &mut Gone) -> Option<Item> {
         let place = item.record.pointer();
-        let survivor = self.what_lives_on(item, &mut gone.forgotten);
+        let survivor = match self.is_live(&item) {
+            true => Some(item),
+            false => self.what_hides(item, below, &mut gone.forgotten).await,
+        };
         let kept = survivor.as_ref().and_then(|item| item.record.pointer());
         if let Some(place) = place.filter(|_| kept.is_none()) {
             gone.garbage.add(place);
@@ -82,19 +85,27 @@ impl Job {
         survivor
     }
 
-    fn what_lives_on(&self, item: Item, forgotten: &mut Version) -> Option<Item> {
+    fn is_live(&self, item: &Item) -> bool {
+        let is_cleared = item.record.meta().version <= self.rules.cleared;
+        !is_cleared && item.record.view().is_live(self.rules.now)
+    }
+
+    /// What is left of a dead record: a tombstone, if something below may have its key.
+    async fn what_hides(
+        &self,
+        item: Item,
+        below: &mut Filters,
+        forgotten: &mut Version,
+    ) -> Option<Item> {
         let meta = item.record.meta();
         if meta.version <= self.rules.cleared {
             return None;
-        }
-        if item.record.view().is_live(self.rules.now) {
-            return Some(item);
         }
         let key = KeyRef {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        if !self.below.may_contain(&key) || rt::planted(Bug::TombstoneTooEarly) {
+        if !below.may_contain(&key).await || rt::planted(Bug::TombstoneTooEarly) {
             *forgotten = meta.version.max(*forgotten);
             return None;
         }
@@ -154,6 +165,7 @@ async fn merge(
     let cursor = |run| RunCursor::new(Rc::clone(run), Bound::START, READ_BYTES);
     let mut cursors: Vec<RunCursor> = job.inputs.runs().iter().map(cursor).collect();
     let mut merge = Merge::new(cursors.len());
+    let mut below = Filters::of(job.below.clone());
     let mut gone = Gone::default();
     let mut turn_bytes = 0;
     loop {
@@ -163,7 +175,7 @@ async fn merge(
                 turn_bytes += item.record.bytes().len();
                 let older = merge.take_dropped().into_iter();
                 older.for_each(|place| gone.garbage.add(place));
-                if let Some(item) = job.survivor(item, &mut gone) {
+                if let Some(item) = job.survivor(item, &mut below, &mut gone).await {
                     outputs.add(&item).await?;
                 }
                 if turn_bytes >= TURN_BYTES {
