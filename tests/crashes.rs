@@ -148,7 +148,13 @@ fn world(seed: u64, planted: &[Bug]) -> World {
 }
 
 async fn open() -> Result<Rc<Store>, String> {
-    let opened = Store::open(Path::new("/data/core-000"), options()).await;
+    // The partitions of its tables are in memory, or on disk.
+    let index_bytes_max = [0, 1 << 19][rt::random() as usize % 2];
+    let options = StoreOptions {
+        index_bytes_max,
+        ..options()
+    };
+    let opened = Store::open(Path::new("/data/core-000"), options).await;
     opened
         .map(|opened| opened.store)
         .map_err(|error| format!("it does not open: {error}"))

@@ -185,6 +185,8 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
             batch_bytes_max: 4096 * chance.usize(1..6),
         },
         memory_bytes: [0, 10_000, 1 << 20][chance.usize(..3)],
+        // All by need, some, or none.
+        index_bytes_max: [0, 2_000, 1 << 20][chance.usize(..3)],
         compaction: shape(&mut chance),
         value_bytes_min: [30, 100, 1_000, 1_000_000][chance.usize(..4)],
         value_segment_bytes: 4096 * chance.u64(4..24),
@@ -420,7 +422,7 @@ impl Life {
                 0..10 => self.write(&store).await,
                 10..15 => self.look(&store).await,
                 15..17 => self.wait(&store, options.durability).await,
-                17 => swept = store.sweep_expired(swept, rt::wall_ms(), 50),
+                17 => swept = store.sweep_expired(swept, rt::wall_ms(), 50).await,
                 _ => rt::sleep(Duration::from_micros(self.chance.u64(..20_000))).await,
             }
         }

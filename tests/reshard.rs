@@ -58,6 +58,7 @@ fn config(cores: u16) -> Config {
     config.value_log.segment = ByteSize::kib(64);
     config.value_log.replay_max = ByteSize::kib(256);
     config.value_log.garbage_max_percent = 30;
+    config.storage.index_share_percent = [40, 0][usize::from(cores) % 2];
     config
 }
 

@@ -187,11 +187,7 @@ impl Store {
         installed
     }
 
-    async fn open_written(
-        &self,
-        infos: &[TableInfo],
-        tables: &mut Vec<Rc<Table>>,
-    ) -> Result<()> {
+    async fn open_written(&self, infos: &[TableInfo], tables: &mut Vec<Rc<Table>>) -> Result<()> {
         if !rt::planted(Bug::NoDirectorySync) {
             rt::sync_dir(&self.dir).await?;
         }

@@ -66,7 +66,10 @@ fn choose_among(levels: &Levels, memory_bytes: u64, others_bytes: u64) {
         bytes: table.loaded_bytes(),
     };
     let candidates: Vec<Candidate> = tables.iter().map(candidate).collect();
-    let chosen = choose(&candidates, memory_bytes.saturating_sub(tops + others_bytes));
+    let chosen = choose(
+        &candidates,
+        memory_bytes.saturating_sub(tops + others_bytes),
+    );
     for ((_, table), is_resident) in tables.iter().zip(chosen) {
         table.set_resident(is_resident);
     }
@@ -189,7 +192,16 @@ impl Store {
             return None;
         }
         let is_missing = |table: &&Rc<Table>| table.is_resident() && !table.is_loaded();
-        let missing: Vec<_> = state.tables.iter().rev().filter(is_missing).cloned().collect();
+        let missing: Vec<_> = state
+            .tables
+            .iter()
+            .rev()
+            .filter(is_missing)
+            .cloned()
+            .collect();
         (!missing.is_empty()).then_some(Some(missing))
     }
 }
+
+#[cfg(test)]
+mod tests;

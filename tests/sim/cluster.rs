@@ -56,6 +56,7 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     values.replay_max = ByteSize(values.segment.0 * chance.u64(2..6));
     values.garbage_max_percent = chance.u64(5..40);
     config.storage.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
+    config.storage.index_share_percent = [0, 1, 40][chance.usize(..3)];
     config.check().expect("these sizes are allowed");
     config
 }

@@ -123,7 +123,10 @@ impl TableCursor {
             if let Some(start) = &self.start {
                 self.block = partition.find(start.position, start.key());
                 // Else the top would have led to another one.
-                assert!(self.block < partition.blocks(), "a partition's end is above what it is asked for");
+                assert!(
+                    self.block < partition.blocks(),
+                    "a partition's end is above what it is asked for"
+                );
             }
             self.partition = Some(partition);
         }

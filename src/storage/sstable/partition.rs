@@ -310,7 +310,8 @@ impl Builder {
         let blocks = blocks.expect("it is cut at a GiB, and a block is shorter than three");
         self.top.extend_from_slice(&length.to_le_bytes());
         self.top.extend_from_slice(&blocks.to_le_bytes());
-        self.top.extend_from_slice(&self.entries[self.separator_at..]);
+        self.top
+            .extend_from_slice(&self.entries[self.separator_at..]);
         self.entries.clear();
         self.partitions.push(partition);
     }
@@ -387,7 +388,8 @@ mod tests {
                     _ => {}
                 }
                 let is_above = |(_, last, end): &(u32, Position, Option<Vec<u8>>)| {
-                    *last < position || (*last == position && end.as_ref().is_some_and(|end| *end < key))
+                    *last < position
+                        || (*last == position && end.as_ref().is_some_and(|end| *end < key))
                 };
                 let expected = blocks.partition_point(is_above);
                 let at = top.find(position, &key);
@@ -395,7 +397,11 @@ mod tests {
                     let block = partition.find(position, &key);
                     (partition.offset(block), partition.length(block))
                 });
-                assert_eq!(found, places.get(expected).copied(), "seed {seed}: {position:?} {key:?}");
+                assert_eq!(
+                    found,
+                    places.get(expected).copied(),
+                    "seed {seed}: {position:?} {key:?}"
+                );
             }
         }
         assert!(most > 10, "there were hardly any partitions: {most}");
@@ -409,15 +415,29 @@ mod tests {
         let mut number = 0u64;
         for (partition, stored) in partitions.iter().zip(&stored) {
             for _ in 0..partition.blocks() as u64 * 37 {
-                assert!(partition.may_contain(KeyHash::of(&number.to_le_bytes())), "{number}");
+                assert!(
+                    partition.may_contain(KeyHash::of(&number.to_le_bytes())),
+                    "{number}"
+                );
                 number += 1;
             }
-            assert!(stored.len() < PARTITION_BYTES_TARGET + 200, "{} bytes", stored.len());
+            assert!(
+                stored.len() < PARTITION_BYTES_TARGET + 200,
+                "{} bytes",
+                stored.len()
+            );
         }
         assert_eq!(number, 2000 * 37);
         let bytes: usize = partitions.iter().map(Partition::bytes).sum();
-        assert!(bytes as u64 <= top.partitions_bytes(), "more than was expected");
-        assert!(top.bytes() * 100 < bytes, "the top is {} of {bytes} bytes", top.bytes());
+        assert!(
+            bytes as u64 <= top.partitions_bytes(),
+            "more than was expected"
+        );
+        assert!(
+            top.bytes() * 100 < bytes,
+            "the top is {} of {bytes} bytes",
+            top.bytes()
+        );
     }
 
     #[test]
@@ -427,11 +447,23 @@ mod tests {
         let from = 900 * 4000;
         assert!(partitions.len() > 2 && decode(&partitions, &top, from).is_some());
         let swapped: Vec<_> = partitions.iter().rev().cloned().collect();
-        assert!(decode(&swapped, &top, from).is_none(), "partitions in each other's place");
-        assert!(decode(&partitions, &top, from + 1).is_none(), "more blocks than there are");
-        assert!(decode(&partitions[1..], &top, from).is_none(), "a partition is missing");
+        assert!(
+            decode(&swapped, &top, from).is_none(),
+            "partitions in each other's place"
+        );
+        assert!(
+            decode(&partitions, &top, from + 1).is_none(),
+            "more blocks than there are"
+        );
+        assert!(
+            decode(&partitions[1..], &top, from).is_none(),
+            "a partition is missing"
+        );
         for length in 0..top.len() {
-            assert!(decode(&partitions, &top[..length], from).is_none(), "{length}");
+            assert!(
+                decode(&partitions, &top[..length], from).is_none(),
+                "{length}"
+            );
         }
         let longer = [&top[..], &[0]].concat();
         assert!(decode(&partitions, &longer, from).is_none());
@@ -442,9 +474,15 @@ mod tests {
         }
         let mut huge = partitions.clone();
         huge[0][..4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(decode(&huge, &top, from).is_none(), "a filter longer than all");
+        assert!(
+            decode(&huge, &top, from).is_none(),
+            "a filter longer than all"
+        );
         let descending = [(4000, Position(9), None), (4000, Position(8), None)];
         let (partitions, top) = table(&descending, 1);
-        assert!(decode(&partitions, &top, 8000).is_none(), "separators descend");
+        assert!(
+            decode(&partitions, &top, 8000).is_none(),
+            "separators descend"
+        );
     }
 }

@@ -1,17 +1,21 @@
 //! Tables in the simulated world: what was added is found, damage is said, failures leave nothing.
 
+mod by_need;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::footer::{FOOTER_CRC_AT, FORMAT, MAGIC};
 use super::writer::Expiries;
 use super::*;
 use crate::config::Compression;
 use crate::rt::Bug;
 use crate::rt::sim::{Handle, NodeId, Options, World};
 use crate::storage::cache::Caches;
+use crate::storage::merge::{Bound, Item};
 use crate::storage::record::Meta;
-use crate::types::{UnixMillis, Version};
+use crate::types::{Position, UnixMillis, Version};
 
 pub(crate) const NODE: NodeId = NodeId(1);
 
@@ -84,6 +88,25 @@ pub(crate) async fn write(id: u64, items: &[Item]) -> Result<TableInfo> {
     writer.finish().await
 }
 
+/// Where the partitions of an open table are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// In memory.
+    Loaded,
+    /// On disk.
+    ByNeed,
+}
+
+pub(crate) const MODES: [Mode; 2] = [Mode::Loaded, Mode::ByNeed];
+
+pub(crate) async fn open(info: &TableInfo, mode: Mode) -> Result<Table> {
+    let table = Table::open(&dir(), info).await?;
+    table.set_resident(mode == Mode::Loaded);
+    table.load().await?;
+    assert_eq!(table.is_loaded(), mode == Mode::Loaded);
+    Ok(table)
+}
+
 pub(crate) async fn read_all(table: Rc<Table>, bound: Bound<'_>) -> Result<Vec<Item>> {
     let mut cursor = TableCursor::new(table, bound, 64 * 1024);
     let mut all = Vec::new();
@@ -141,8 +164,8 @@ fn random_items(random: &mut fastrand::Rng, count: usize) -> Vec<Item> {
     sorted(items.collect())
 }
 
-async fn check_contents(items: &[Item], info: &TableInfo, random: &mut fastrand::Rng) {
-    let table = Rc::new(Table::open(&dir(), info).await.expect("undamaged"));
+async fn check_contents(items: &[Item], table: Table, random: &mut fastrand::Rng) {
+    let table = Rc::new(table);
     for item in items {
         let key = KeyRef {
             position: item.position,
@@ -207,13 +230,16 @@ fn a_table_gives_back_what_was_added_even_after_a_power_cut() {
         let newest = items.iter().map(|item| item.record.meta().version).max();
         assert_eq!(Some(info.version_max), newest, "seed {seed}");
         on(&world, async move {
-            check_contents(&items, &info, &mut random).await
+            for mode in MODES {
+                let table = open(&info, mode).await.expect("undamaged");
+                check_contents(&items, table, &mut random).await;
+            }
         });
     }
 }
 
 #[test]
-fn a_get_is_one_device_read() {
+fn a_get_from_a_loaded_table_is_one_device_read() {
     let mut options = Options::calm(1);
     options.disk.latency_us = (1000, 1000);
     let world = World::new(options);
@@ -222,7 +248,7 @@ fn a_get_is_one_device_read() {
         let keys = (0..5000u32).map(|key| item(&key.to_le_bytes(), &[1; 100], meta(1)));
         let items = sorted(keys.collect());
         let info = write(1, &items).await.expect("a sound disk");
-        let table = Table::open(&dir(), &info).await.expect("undamaged");
+        let table = open(&info, Mode::Loaded).await.expect("undamaged");
         for item in items.iter().step_by(97) {
             let before = rt::now();
             assert!(
@@ -261,9 +287,17 @@ fn few_items() -> Vec<Item> {
     sorted(items)
 }
 
-/// Reads everything there is to read. The first error, if any; a wrong answer is a panic.
+/// Reads everything there is to read, with partitions in memory and without. The first error, if any, and
+/// then of both; a wrong answer is a panic.
 async fn first_error(info: &TableInfo, items: &[Item]) -> Result<()> {
-    let table = Rc::new(Table::open(&dir(), info).await?);
+    let loaded = first_error_in(info, items, Mode::Loaded).await;
+    let by_need = first_error_in(info, items, Mode::ByNeed).await;
+    assert_eq!(loaded.is_ok(), by_need.is_ok(), "{loaded:?}, {by_need:?}");
+    loaded.and(by_need)
+}
+
+async fn first_error_in(info: &TableInfo, items: &[Item], mode: Mode) -> Result<()> {
+    let table = Rc::new(open(info, mode).await?);
     let mut failure = None;
     for item in items {
         assert!(
@@ -366,12 +400,10 @@ fn a_block_that_was_written_at_a_wrong_place_is_noticed() {
         let info = write(5, &items).await.expect("a sound disk");
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
         let mut bytes = disk.read(&path).expect("it was written");
-        let table = Table::open(&dir(), &info).await.expect("undamaged");
-        let length = table.parts.index.length(0);
-        assert_eq!(
-            (table.parts.index.blocks(), length),
-            (2, table.parts.index.length(1))
-        );
+        let table = open(&info, Mode::Loaded).await.expect("undamaged");
+        let partition = table.hold(0).await.expect("it is in memory");
+        let length = partition.length(0);
+        assert_eq!((partition.blocks(), length), (2, partition.length(1)));
         let (first, second) = bytes[..2 * length].split_at_mut(length);
         first.swap_with_slice(second);
         disk.put(&path, &bytes);
@@ -468,17 +500,20 @@ fn a_failed_write_or_sync_is_an_error_and_a_failed_read_is_not_a_miss() {
             "a table that failed was left behind"
         );
         let info = write(2, &items).await.expect("a sound disk");
-        let table = Rc::new(Table::open(&dir(), &info).await.expect("undamaged"));
-        disk.change_faults(|faults| faults.eio_read = 1.0);
-        let failure = table
-            .get(&key_ref(&items[0]), &uncached())
-            .await
-            .expect_err("EIO");
-        assert!(
-            matches!(failure, Error::Io { action: "read", .. }),
-            "{failure}"
-        );
-        read_all(table, Bound::START).await.expect_err("EIO");
+        for mode in MODES {
+            let table = Rc::new(open(&info, mode).await.expect("undamaged"));
+            disk.change_faults(|faults| faults.eio_read = 1.0);
+            let failure = table
+                .get(&key_ref(&items[0]), &uncached())
+                .await
+                .expect_err("EIO");
+            assert!(
+                matches!(failure, Error::Io { action: "read", .. }),
+                "{failure}"
+            );
+            read_all(table, Bound::START).await.expect_err("EIO");
+            disk.change_faults(|faults| faults.eio_read = 0.0);
+        }
     });
 }
 
@@ -598,16 +633,13 @@ fn filter_and_index_take_less_than_two_bytes_for_each_small_record() {
         let key = |number: u32| format!("user:{number:010}");
         let items = (0..RECORDS).map(|number| item(key(number).as_bytes(), &[7; 84], meta(1)));
         let info = write(1, &sorted(items.collect())).await;
-        let table = Table::open(&dir(), &info.expect("a sound disk")).await;
-        let table = table.expect("undamaged");
+        let info = info.expect("a sound disk");
+        let table = open(&info, Mode::Loaded).await.expect("undamaged");
         let each = table.memory_bytes() as f64 / f64::from(RECORDS);
         let strangers = (RECORDS..RECORDS + 100_000).map(key);
         let passed = strangers.filter(|key| {
-            // What decides here is the filter: let the range admit every key.
-            table
-                .parts
-                .filter
-                .may_contain(KeyRef::of(key.as_bytes()).hash)
+            let key = KeyRef::of(key.as_bytes());
+            table.may_contain(&key)
         });
         let passed = passed.count() as f64 / 100_000.0;
         println!(
@@ -621,13 +653,18 @@ fn filter_and_index_take_less_than_two_bytes_for_each_small_record() {
 
 #[test]
 fn a_block_that_is_cached_is_read_once_and_says_the_same() {
-    let world = world(2, &[]);
+    (0..4).for_each(check_cached_blocks);
+}
+
+fn check_cached_blocks(seed: u64) {
+    let world = world(seed, &[]);
     let handle = world.handle();
     on(&world, async move {
-        let mut random = fastrand::Rng::with_seed(2);
+        let mut random = fastrand::Rng::with_seed(seed);
         let items = sorted(random_items(&mut random, 300));
         let info = write(1, &items).await.expect("a sound disk");
-        let table = Table::open(&dir(), &info).await.expect("undamaged");
+        let mode = MODES[random.usize(..2)];
+        let table = open(&info, mode).await.expect("undamaged");
         let blocks = Caches::new(64 << 20).blocks;
         for item in &items {
             let key = KeyRef {
@@ -672,25 +709,25 @@ fn neither_filter_nor_index_hides_a_key_that_the_blocks_have() {
     let items = sorted(items);
     on(&world, async move {
         let info = write(1, &items).await.expect("a sound disk");
-        let table = Rc::new(
-            Table::open(&dir(), &info)
-                .await
-                .expect("it was just written"),
-        );
-        // What the blocks have, read in order: neither filter nor index is asked.
-        let blocks = read_all(Rc::clone(&table), Bound::START).await;
-        let blocks = blocks.expect("a sound disk");
-        assert_eq!(blocks.len(), items.len());
-        for item in &blocks {
-            let key = key_ref(item);
-            assert!(table.may_contain(&key), "the filter hides {:?}", key.key);
-            let found = table.get(&key, &uncached()).await.expect("a sound disk");
-            assert_eq!(found.as_ref(), Some(&item.record), "the index hides it");
-        }
-        for number in 20_000..25_000 {
-            let bytes = stored(number);
-            let found = table.get(&KeyRef::of(&bytes), &uncached()).await;
-            assert_eq!(found.expect("a sound disk"), None);
+        for mode in MODES {
+            let table = Rc::new(open(&info, mode).await.expect("it was just written"));
+            // What the blocks have, read in order: neither filter nor index is asked.
+            let blocks = read_all(Rc::clone(&table), Bound::START).await;
+            let blocks = blocks.expect("a sound disk");
+            assert_eq!(blocks.len(), items.len());
+            let mut last = LastUsed::default();
+            for item in &blocks {
+                let key = key_ref(item);
+                let may = table.ask(&key, &mut last).await.expect("a sound disk");
+                assert!(may, "the filter hides {:?}", key.key);
+                let found = table.get(&key, &uncached()).await.expect("a sound disk");
+                assert_eq!(found.as_ref(), Some(&item.record), "the index hides it");
+            }
+            for number in 20_000..25_000 {
+                let bytes = stored(number);
+                let found = table.get(&KeyRef::of(&bytes), &uncached()).await;
+                assert_eq!(found.expect("a sound disk"), None);
+            }
         }
     });
 }

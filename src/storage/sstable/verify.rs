@@ -100,6 +100,7 @@ async fn verify_file(
     let mut walk = Walk {
         id,
         info,
+        top,
         seen: Seen::default(),
     };
     let mut is_whole = true;
@@ -110,7 +111,9 @@ async fn verify_file(
             continue;
         };
         for block in 0..partition.blocks() {
-            is_whole &= walk.verify_block(file, &partition, block, witness).await?;
+            is_whole &= walk
+                .verify_block(file, (at, &partition), block, witness)
+                .await?;
             witness.block_ends().await;
             rt::yield_if_needed().await;
         }
@@ -277,17 +280,6 @@ impl Probe {
     }
 }
 
-/// Where `partition` leads wrong who looks for `key`, which is in its `block`.
-fn misled(partition: &Partition, block: usize, key: &KeyRef<'_>) -> Option<&'static str> {
-    if !partition.may_contain(key.hash) {
-        Some("the filter does not know a key")
-    } else if partition.find(key.position, key.key) != block {
-        Some("the index looks for a key in another block")
-    } else {
-        None
-    }
-}
-
 /// What was counted so far.
 #[derive(Default)]
 struct Seen {
@@ -302,6 +294,7 @@ struct Seen {
 struct Walk<'a> {
     id: TableId,
     info: &'a TableInfo,
+    top: &'a Top,
     seen: Seen,
 }
 
@@ -311,18 +304,18 @@ impl Walk<'_> {
     async fn verify_block(
         &mut self,
         file: &File,
-        partition: &Partition,
+        (at, partition): (usize, &Partition),
         block: usize,
         witness: &mut impl Witness,
     ) -> Result<bool> {
         let (offset, length) = (partition.offset(block), partition.length(block));
         let bytes = read_block(file, offset, length).await?;
         witness.seen(length as u64);
-        let at = Identity {
+        let identity = Identity {
             table: self.id.0,
             offset,
         };
-        let decoded = match Block::decode(&bytes[..], at) {
+        let decoded = match Block::decode(&bytes[..], identity) {
             Ok(decoded) => decoded,
             Err(damage) => {
                 witness.damage(offset, damage.0.to_owned());
@@ -342,7 +335,12 @@ impl Walk<'_> {
             let found = decoded.get(&key);
             let is_found = found.is_ok_and(|found| found.as_ref() == Some(&item.record));
             let own = self.objection(&item, &key);
-            let own = own.or_else(|| misled(partition, block, &key));
+            let leads_here = self.top.find(item.position, key.key) == at
+                && partition.find(item.position, key.key) == block;
+            let own = own
+                .or_else(|| (!leads_here).then_some("the index looks for a key in another block"));
+            let passes = partition.may_contain(key.hash);
+            let own = own.or_else(|| (!passes).then_some("the filter does not know a key"));
             let own = own.or_else(|| (!is_found).then_some("a lookup in its block misses a key"));
             wrong = wrong
                 .or_else(|| own.map(str::to_owned))

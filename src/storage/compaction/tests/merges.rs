@@ -11,7 +11,7 @@ use crate::storage::levels::Levels;
 use crate::storage::merge::{Bound, Item, supersedes};
 use crate::storage::record::{Meta, Pointer, Record};
 use crate::storage::sstable::tests::{
-    NODE, dir, item, meta, noise, on, read_all, sorted, world, write,
+    MODES, NODE, dir, item, meta, noise, on, open, read_all, sorted, world, write,
 };
 use crate::storage::sstable::{Table, TableId, TableInfo};
 use crate::storage::vlog::Garbage;
@@ -110,14 +110,14 @@ fn visible(tables: &[Vec<Item>], cleared: Version) -> Vec<Item> {
 }
 
 async fn open_all(tables: &[Vec<Item>]) -> Vec<Rc<Table>> {
-    let mut open = Vec::new();
+    let mut all = Vec::new();
     for (table, id) in tables.iter().zip(1..) {
         let info = write(id, table).await.expect("a sound disk");
-        open.push(Rc::new(
-            Table::open(&dir(), &info).await.expect("undamaged"),
-        ));
+        // Every other two have their partitions on disk.
+        let mode = MODES[id as usize / 2 % 2];
+        all.push(Rc::new(open(&info, mode).await.expect("undamaged")));
     }
-    open
+    all
 }
 
 fn at_once(_: usize) -> Duration {
