@@ -133,6 +133,7 @@ fn options() -> StoreOptions {
         },
         compression: Compression::Lz4,
         value_bytes_min: VALUE_BYTES_MIN,
+        value_compression: Compression::Lz4,
         value_segment_bytes: 16 << 10,
         value_replay_bytes_max: 32 << 10,
         value_garbage_percent_max: 15,

@@ -191,6 +191,7 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
         value_replay_bytes_max: 4096 * chance.u64(8..80),
         value_garbage_percent_max: chance.u64(5..40),
         compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
+        value_compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
     }
 }
 

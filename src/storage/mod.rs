@@ -47,11 +47,13 @@ use std::rc::Rc;
 
 use futures_lite::future;
 
+use crate::config::Compression;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
 use cache::{CacheStats, Caches};
 use compact::Pace;
+use compress::Packer;
 use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
@@ -97,6 +99,8 @@ pub struct Store {
     installing: Cell<bool>,
     pace: Pace,
     caches: Rc<Caches>,
+    /// For large values.
+    packer: RefCell<Packer>,
 }
 
 struct State {
@@ -219,13 +223,24 @@ impl Store {
     pub fn write(&self, position: Position, record: Record) -> Lsn {
         let lsn = self.next_lsn();
         if record.view().value().len() >= self.options.value_bytes_min {
-            self.values.append_value(lsn, position, &record);
+            let packed = self.packed(&record);
+            let stored = packed.as_ref().unwrap_or(&record);
+            self.values
+                .append_value(lsn, position, &record, stored.bytes());
         } else if let Some(wal) = &self.wal {
             wal.append_record(lsn, record.bytes());
         }
         self.insert(position, record, lsn);
         self.freeze_if_full();
         lsn
+    }
+
+    /// `record`, a large one, packed for the value log; `None`: it goes there as it is.
+    fn packed(&self, record: &Record) -> Option<Record> {
+        match self.options.value_compression {
+            Compression::None => None,
+            Compression::Lz4 => record.packed(&mut self.packer.borrow_mut()),
+        }
     }
 
     /// Writes `batch`, which was admitted and is not empty.

@@ -40,7 +40,7 @@ use crate::storage::record::{KeyRef, Record};
 use crate::types::Position;
 
 /// The format that this program writes, and the only one that it reads.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const MAGIC: [u8; 8] = *b"QUOITTAB";
 const FOOTER_BYTES: usize = 64;
 const FOOTER_CRC_AT: usize = 12;
