@@ -527,6 +527,10 @@ mod tests {
             "set k v keepttl",
             "setnx k v",
             "ttl k",
+            "exists k",
+            "type k",
+            "strlen k",
+            "memory usage k",
         ] {
             assert_eq!(
                 blind(line),
