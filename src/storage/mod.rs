@@ -187,6 +187,10 @@ pub struct Stats {
     pub expired: u64,
     /// Segments of the value log that were collected.
     pub collections: u64,
+    /// Bytes of values that came to the value log, as they were given.
+    pub value_bytes_given: u64,
+    /// Bytes that they take there, packed where that pays.
+    pub value_bytes_stored: u64,
     /// Bytes of records that were moved within the value log, or into it from the log.
     pub value_bytes_moved: u64,
 }
@@ -237,10 +241,15 @@ impl Store {
 
     /// `record`, a large one, packed for the value log; `None`: it goes there as it is.
     fn packed(&self, record: &Record) -> Option<Record> {
-        match self.options.value_compression {
+        let packed = match self.options.value_compression {
             Compression::None => None,
             Compression::Lz4 => record.packed(&mut self.packer.borrow_mut()),
-        }
+        };
+        let stored = packed.as_ref().unwrap_or(record);
+        let stats = &mut self.state.borrow_mut().stats;
+        stats.value_bytes_given += record.view().value().len() as u64;
+        stats.value_bytes_stored += stored.view().value().len() as u64;
+        packed
     }
 
     /// Writes `batch`, which was admitted and is not empty.

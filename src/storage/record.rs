@@ -13,14 +13,13 @@
 //! must be that very record: a read that went astray is damage, not a value. `value length` is that of the
 //! value itself, so that who asks only for it need not read it.
 //!
-//! A packed record is one whose value stands there packed (compress.rs). Only the value log has such
-//! records, and only who reads them there, or moves them within it, sees them: `length` and `crc` of a
-//! pointer are those of the packed record.
+//! A packed record is one whose value, of at most [`PACKED_VALUE_BYTES_MAX`], stands there packed (compress.rs).
+//! Only the value log has such records, and only who reads them there, or moves them within it, sees them:
+//! `length` and `crc` of a pointer are those of the packed record.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-use crate::config::VALUE_BYTES_MAX;
 use crate::storage::block::Damage;
 use crate::storage::compress::{self, Packer};
 use crate::storage::wal::format::{SegmentId, Stream};
@@ -38,6 +37,10 @@ const KNOWN_FLAGS: u8 = TOMBSTONE | POINTER | PACKED;
 /// Bytes of a pointer.
 pub const POINTER_BYTES: usize = 25;
 const _: () = assert!(POINTER_BYTES == 1 + 8 + 4 + 4 + 4 + 4);
+
+/// A longer value is stored as it is: to pack it would hold up its core for more than a few milliseconds. More is
+/// not believed of what is read, so a greater number is another format.
+pub const PACKED_VALUE_BYTES_MAX: usize = 4 << 20;
 
 /// Where a record lies in the value log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,10 +121,13 @@ impl Record {
         Record(Rc::from(bytes))
     }
 
-    /// The same record with its value packed; `None` if that saves too little.
+    /// The same record with its value packed; `None` if that saves too little, or would take too long.
     pub fn packed(&self, packer: &mut Packer) -> Option<Record> {
         let view = self.view();
         assert!(view.pointer().is_none() && !view.is_packed() && !view.meta().tombstone);
+        if view.value().len() > PACKED_VALUE_BYTES_MAX {
+            return None;
+        }
         let mut bytes = Vec::new();
         encode(view.meta(), view.key(), b"", &mut bytes);
         bytes[0] |= PACKED;
@@ -200,7 +206,7 @@ impl<'a> View<'a> {
     }
 
     fn raw_length(self) -> Option<usize> {
-        compress::raw_length(self.value(), VALUE_BYTES_MAX)
+        compress::raw_length(self.value(), PACKED_VALUE_BYTES_MAX)
     }
 
     /// Bytes of the value, wherever and however that is stored; 0 for a tombstone.
@@ -218,7 +224,7 @@ impl<'a> View<'a> {
         if !self.is_packed() {
             return Ok(Record(Rc::from(self.bytes)));
         }
-        let value = compress::unpack(self.value(), VALUE_BYTES_MAX)?;
+        let value = compress::unpack(self.value(), PACKED_VALUE_BYTES_MAX)?;
         Ok(Record::new(self.meta(), self.key(), &value))
     }
 
@@ -393,7 +399,7 @@ mod tests {
         assert_eq!(packed.view().value_length(), 4800);
         let copy = View::decode(packed.bytes()).expect("own bytes are well-formed");
         assert_eq!(copy.unpacked(), Ok(record));
-        for length in [0, 4799, 4801, VALUE_BYTES_MAX as u32 + 1, u32::MAX] {
+        for length in [0, 4799, 4801, PACKED_VALUE_BYTES_MAX as u32 + 1, u32::MAX] {
             let mut bad = packed.bytes().to_vec();
             bad[RECORD_HEADER_BYTES + 3..][..4].copy_from_slice(&length.to_le_bytes());
             let refused = View::decode(&bad).is_none_or(|view| view.unpacked().is_err());
@@ -407,10 +413,42 @@ mod tests {
                 "flag {flag} of a packed record"
             );
         }
+    }
+
+    #[test]
+    fn records_of_all_sizes_come_back_and_what_does_not_pay_or_takes_long_is_not_packed() {
+        let mut packer = Packer::default();
+        let mut count = 0;
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let magnitude = random.usize(1..18);
+            let length = random.usize(..1 << magnitude);
+            let letters = [1, 3, 30, 255][seed as usize % 4];
+            let value: Vec<u8> = (0..length).map(|_| random.u8(..letters)).collect();
+            let key = vec![b'k'; random.usize(..300)];
+            let record = Record::new(meta(false), &key, &value);
+            let Some(packed) = record.packed(&mut packer) else {
+                continue;
+            };
+            count += 1;
+            let stored = packed.view().value().len();
+            assert!(stored <= length - length / 8, "seed {seed}: {stored}");
+            assert_eq!(packed.view().value_length() as usize, length);
+            let copy = Record::decode(packed.bytes()).expect("own bytes are well-formed");
+            assert_eq!(copy.view().unpacked(), Ok(record), "seed {seed}");
+        }
+        assert!((50..150).contains(&count), "only one sort: {count}");
         let mut random = fastrand::Rng::with_seed(1);
         let noise: Vec<u8> = (0..5000).map(|_| random.u8(..)).collect();
         let noise = Record::new(meta(false), b"key", &noise);
-        assert_eq!(noise.packed(&mut Packer::default()), None);
+        assert_eq!(noise.packed(&mut packer), None);
+        for (length, is_packed) in [
+            (PACKED_VALUE_BYTES_MAX, true),
+            (PACKED_VALUE_BYTES_MAX + 1, false),
+        ] {
+            let zeros = Record::new(meta(false), b"key", &vec![0; length]);
+            assert_eq!(zeros.packed(&mut packer).is_some(), is_packed, "{length}");
+        }
     }
 
     #[test]

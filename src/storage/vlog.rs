@@ -397,10 +397,19 @@ mod tests {
                 assert!(is_damage, "byte {byte}, bit {bit}: {refused:?}");
                 assert!(handle.disk(NodeId(1)).flip_bit(path, byte, bit));
             }
+            // Who was told a length by the pointer must not be given a value of another one.
+            let other = at.value_length + 1;
+            let longer = record(b"key", 5, &vec![0; other as usize]);
+            let wrong = Pointer {
+                value_length: other,
+                ..at
+            };
+            let refused = read(&segments, &Record::pointing(longer.view(), wrong)).await;
+            assert!(matches!(refused, Err(Error::Corrupt { .. })), "{refused:?}");
             // Checksums that hold, and a length that the packed value does not have.
             let mut bad = packed.bytes().to_vec();
             let length_at = bad.len() - packed.view().value().len();
-            bad[length_at..][..4].copy_from_slice(&(400u32 << 20).to_le_bytes());
+            bad[length_at..][..4].copy_from_slice(&(3u32 << 20).to_le_bytes());
             let view = View::decode(&bad).expect("the form is that of a record");
             let refused = view.unpacked().expect_err("no byte stands for so many");
             assert!(refused.0.contains("length"), "{refused:?}");

@@ -527,7 +527,6 @@ mod tests {
             "set k v keepttl",
             "setnx k v",
             "ttl k",
-            "exists k",
             "type k",
             "strlen k",
             "memory usage k",

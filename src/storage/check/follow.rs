@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::rt::File;
 use crate::storage::manifest::Manifest;
-use crate::storage::record::{KeyRef, Pointer, RECORD_HEADER_BYTES, Record, View};
+use crate::storage::record::{
+    KeyRef, PACKED_VALUE_BYTES_MAX, Pointer, RECORD_HEADER_BYTES, Record, View,
+};
 use crate::storage::sstable::verify::Probe;
 use crate::storage::sstable::{TableId, TableInfo};
 use crate::storage::vlog::SegmentKey;
@@ -137,10 +139,12 @@ impl Follower {
                 is_meant = view
                     .is_some_and(|it| it.key() == pointing.key() && it.meta() == pointing.meta());
                 let is_packed = view.is_some_and(View::is_packed);
-                packed = is_packed.then(|| Vec::with_capacity(length));
-                let plain =
-                    RECORD_HEADER_BYTES + pointing.key().len() + place.value_length as usize;
-                is_meant &= is_packed || plain == length;
+                let besides = RECORD_HEADER_BYTES + pointing.key().len();
+                is_meant &= match is_packed {
+                    true => length <= besides + PACKED_VALUE_BYTES_MAX,
+                    false => length == besides + place.value_length as usize,
+                };
+                packed = (is_packed && is_meant).then(Vec::new);
             }
             if let Some(packed) = &mut packed {
                 packed.extend_from_slice(&bytes);
@@ -303,12 +307,15 @@ mod tests {
     fn a_pointer_to_a_packed_value_is_followed_to_its_end() {
         let mut random = fastrand::Rng::with_seed(1);
         let words: Vec<[u8; 64]> = (0..40).map(|_| [(); 64].map(|()| random.u8(..))).collect();
-        let value: Vec<u8> = (0..80_000)
+        let mut value: Vec<u8> = (0..30_000)
             .flat_map(|_| words[random.usize(..words.len())])
             .collect();
+        // More than is read at a time, packed too.
+        value.extend((0..3 << 19).map(|_| random.u8(..)));
         let plain = record(b"key", 7, Some(&value));
         let mut packer = crate::storage::compress::Packer::default();
         let held = plain.packed(&mut packer).expect("words repeat");
+        assert!(held.bytes().len() > READ_BYTES);
         let mut bytes = held.bytes().to_vec();
         let length_at = bytes.len() - held.view().value().len();
         bytes[length_at] ^= 1;
