@@ -133,6 +133,8 @@ pub struct Storage {
 pub struct ValueLog {
     /// A value of this size is kept in the value log.
     pub threshold: ByteSize,
+    /// How values are compressed there.
+    pub compression: Compression,
     /// The size of one segment of the value log.
     pub segment: ByteSize,
     /// A memtable is flushed when a restart would have to read so much of the value log.
@@ -202,6 +204,7 @@ impl Default for ValueLog {
     fn default() -> ValueLog {
         ValueLog {
             threshold: ByteSize::kib(1),
+            compression: Compression::None,
             segment: ByteSize::mib(64),
             replay_max: ByteSize::mib(512),
             garbage_max_percent: 20,
@@ -324,7 +327,7 @@ impl Config {
                 "`limits.key-max` is 1 B to 64 KiB",
             ),
             (
-                fits(limits.value_max, 1, 512 << 20),
+                fits(limits.value_max, 1, VALUE_BYTES_MAX as u64),
                 "`limits.value-max` is 1 B to 512 MiB",
             ),
             (
@@ -365,6 +368,8 @@ impl Config {
     }
 }
 
+/// Most bytes of a value, whatever `limits.value-max` says.
+pub const VALUE_BYTES_MAX: usize = 512 << 20;
 /// Most cores of one node.
 pub const CORES_MAX: u16 = 1024;
 /// Arcs of the ring (DESIGN: Q). A cluster keeps the number that it was made with.

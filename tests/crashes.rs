@@ -134,6 +134,7 @@ fn options() -> StoreOptions {
         },
         compression: Compression::Lz4,
         value_bytes_min: VALUE_BYTES_MIN,
+        value_compression: Compression::Lz4,
         value_segment_bytes: 16 << 10,
         value_replay_bytes_max: 32 << 10,
         value_garbage_percent_max: 15,
@@ -223,11 +224,13 @@ async fn work(model: Rc<Model>, seed: u64) -> Result<(), String> {
                 0 => chance.usize(4_000..6_000),
                 _ => chance.usize(20..500),
             };
-            // Half of them can be compressed.
+            // Half of them can be compressed, more or less.
             let mut value = vec![chance.u8(..); length];
-            if chance.bool() {
-                value.fill_with(|| chance.u8(..));
-            }
+            let noise = match chance.bool() {
+                true => length,
+                false => chance.usize(..=length),
+            };
+            value[..noise].fill_with(|| chance.u8(..));
             let value = (chance.u8(..5) > 0).then_some(value);
             writes.insert(format!("key {}", chance.u8(..9)).into_bytes(), value);
         }

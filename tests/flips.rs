@@ -35,7 +35,7 @@ use layout::{
     world_with,
 };
 use quoit::cluster::ring::Map;
-use quoit::config::{Config, DurabilityName};
+use quoit::config::{Compression, Config, DurabilityName};
 use quoit::rt::sim::{Options, World};
 use quoit::rt::{self, Bug};
 use quoit::storage::check::{self, Place, Summary, Told};
@@ -75,6 +75,10 @@ fn fixture(name: &'static str, seed: u64, durability: DurabilityName, end: End) 
     config.value_log.segment = bytesize::ByteSize::kib(64);
     config.value_log.replay_max = bytesize::ByteSize::kib(256);
     config.value_log.garbage_max_percent = 15;
+    config.value_log.compression = match durability {
+        DurabilityName::Periodic => Compression::None,
+        _ => Compression::Lz4, // half of the values
+    };
     let node = Node::start(&world, &config).expect("an empty disk");
     let author = Author {
         chance,

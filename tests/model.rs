@@ -73,6 +73,8 @@ struct Model {
     compactions: Cell<u64>,
     collections: Cell<u64>,
     lost: Cell<u64>,
+    /// Bytes that were saved by packing values.
+    saved: Cell<u64>,
 }
 
 impl Model {
@@ -193,6 +195,7 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
         value_replay_bytes_max: 4096 * chance.u64(8..80),
         value_garbage_percent_max: chance.u64(5..40),
         compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
+        value_compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
     }
 }
 
@@ -438,6 +441,8 @@ impl Life {
         self.model.compactions.set(compactions);
         let collections = self.model.collections.get() + stats.collections;
         self.model.collections.set(collections);
+        let saved = stats.value_bytes_given - stats.value_bytes_stored;
+        self.model.saved.set(self.model.saved.get() + saved);
     }
 }
 
@@ -533,12 +538,14 @@ fn for_seeds(default: u64, run: impl FnMut(u64)) {
 #[test]
 fn with_sync_every_acknowledged_step_is_there_after_any_end() {
     let (mut flushes, mut compactions, mut collections, mut lost) = (0, 0, 0, 0);
+    let mut packed = 0;
     for_seeds(300, |seed| {
         let (model, _) = simulate(seed, |_| Durability::Sync);
         flushes += model.flushes.get();
         compactions += model.compactions.get();
         collections += model.collections.get();
         lost += model.lost.get();
+        packed += u64::from(model.saved.get() > 0);
     });
     println!(
         "{flushes} flushes, {compactions} compactions, {collections} collections, {lost} steps lost"
@@ -549,6 +556,7 @@ fn with_sync_every_acknowledged_step_is_there_after_any_end() {
             "{flushes} {compactions}"
         );
         assert!(collections > 200, "{collections} collections");
+        assert!(packed > 50, "values were packed with {packed} seeds only");
         assert!(lost > 100, "no crash lost anything: nothing was tested");
     }
 }

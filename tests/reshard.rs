@@ -31,7 +31,7 @@ use std::time::Duration;
 use author::{Author, State, must, write_all};
 use bytesize::ByteSize;
 use cluster::{Client, End, NODE, Node, Reply, Verdict, request};
-use quoit::config::Config;
+use quoit::config::{Compression, Config};
 use quoit::rt::Bug;
 use quoit::rt::sim::{CrashPoint, Decisions, Options, World};
 use xxhash_rust::xxh3::Xxh3;
@@ -59,6 +59,8 @@ fn config(cores: u16) -> Config {
     config.value_log.replay_max = ByteSize::kib(256);
     config.value_log.garbage_max_percent = 30;
     config.storage.index_share_percent = [40, 0][usize::from(cores) % 2];
+    config.storage.compression = Compression::Lz4;
+    config.value_log.compression = Compression::Lz4;
     config
 }
 
@@ -77,7 +79,10 @@ fn fixture(cores: u16, seed: u64) -> Fixture {
 /// The same with so many small values more.
 fn fixture_with(cores: u16, seed: u64, bulk: usize) -> Fixture {
     let world = World::new(Options::calm(seed));
-    let config = config(cores);
+    let mut config = config(cores);
+    if bulk > 0 {
+        config.storage.compression = Compression::None; // it is to take room
+    }
     let node = Node::start(&world, &config).expect("an empty disk");
     let author = Author {
         chance: fastrand::Rng::with_seed(seed),
@@ -370,6 +375,7 @@ fn large_values_are_linked_and_not_copied() {
     let world = World::new(Options::calm(3));
     let mut config = config(2);
     config.value_log.garbage_max_percent = 90; // nothing is collected meanwhile
+    config.value_log.compression = Compression::None; // the values are to take room
     let mut truth = State::new();
     for number in 0..COUNT {
         let value = vec![number as u8; BYTES];

@@ -53,6 +53,7 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
         },
         compression: storage.compression,
         value_bytes_min: values.threshold.0 as usize,
+        value_compression: values.compression,
         value_segment_bytes: values.segment.0,
         value_replay_bytes_max: values.replay_max.0,
         value_garbage_percent_max: values.garbage_max_percent,

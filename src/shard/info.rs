@@ -226,6 +226,17 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "value_log_bytes", sizes.values.bytes);
     line(out, "value_log_live_bytes", sizes.values.live);
     line(out, "value_log_garbage_bytes", sizes.values.garbage);
+    // Since the start: what was written, before and after packing.
+    line(
+        out,
+        "value_log_bytes_given",
+        sum(|report| report.stats.value_bytes_given),
+    );
+    line(
+        out,
+        "value_log_bytes_stored",
+        sum(|report| report.stats.value_bytes_stored),
+    );
     line(
         out,
         "value_log_collections",

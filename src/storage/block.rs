@@ -378,7 +378,8 @@ fn record_of(key: &[u8], entry: &Entry<'_>) -> Result<Record, Damage> {
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(key);
     bytes.extend_from_slice(entry.value);
-    Record::decode(&bytes).ok_or(Damage("an entry is no record"))
+    let record = Record::decode(&bytes).filter(|record| !record.view().is_packed());
+    record.ok_or(Damage("an entry is no record"))
 }
 
 fn shared_prefix(one: &[u8], two: &[u8]) -> usize {

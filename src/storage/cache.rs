@@ -552,6 +552,7 @@ mod tests {
                 offset,
                 length: whole.bytes().len() as u32,
                 crc: 0,
+                value_length: 5_000,
             };
             Record::pointing(whole.view(), place)
         };

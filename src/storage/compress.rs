@@ -152,6 +152,28 @@ mod tests {
     }
 
     #[test]
+    fn with_any_byte_damaged_or_any_end_missing_a_length_that_is_given_back_is_the_one_that_was_told()
+     {
+        for (seed, length) in [(1, 150), (2, 400), (3, 5_000)] {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let raw: Vec<u8> = (0..length).map(|_| random.u8(..3)).collect();
+            let good = packed(&raw).expect("three letters pack well");
+            for at in 0..good.len() {
+                assert!(unpack(&good[..at], length).is_err(), "cut at {at}");
+                for change in [1, 0x80, 0xFF, random.u8(1..)] {
+                    let mut bad = good.clone();
+                    bad[at] ^= change;
+                    let Ok(found) = unpack(&bad, length) else {
+                        continue;
+                    };
+                    // Other letters are the checksum's to notice; another length is not.
+                    assert!(at >= LENGTH_BYTES && found.len() == length, "byte {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn any_bytes_are_unpacked_or_refused_and_never_trusted() {
         let good = packed(&b"one and two and ".repeat(60)).expect("it repeats itself");
         for seed in 0..20_000 {

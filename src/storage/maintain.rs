@@ -262,7 +262,15 @@ impl Store {
             item.record.pointer().is_none()
                 && item.record.view().value().len() >= self.options.value_bytes_min
         };
-        let large: Vec<Item> = items.iter().filter(is_large).cloned().collect();
+        let mut large = Vec::new();
+        for item in items.iter().filter(is_large) {
+            let packed = self.packed(&item.record);
+            large.push(Item {
+                record: packed.unwrap_or_else(|| item.record.clone()),
+                ..item.clone()
+            });
+            rt::yield_if_needed().await;
+        }
         let pointers = self.move_records(&large).await?;
         let places = pointers.iter().filter_map(Record::pointer);
         places.for_each(|copy| copies.add(copy));

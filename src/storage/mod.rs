@@ -49,11 +49,13 @@ use std::rc::Rc;
 
 use futures_lite::future;
 
+use crate::config::Compression;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
 use cache::{CacheStats, Caches, PartitionStats};
 use compact::Pace;
+use compress::Packer;
 use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
@@ -101,6 +103,8 @@ pub struct Store {
     pace: Pace,
     caches: Rc<Caches>,
     residence: Residence,
+    /// For large values.
+    packer: RefCell<Packer>,
 }
 
 struct State {
@@ -187,6 +191,10 @@ pub struct Stats {
     pub expired: u64,
     /// Segments of the value log that were collected.
     pub collections: u64,
+    /// Bytes of values that came to the value log, as they were given.
+    pub value_bytes_given: u64,
+    /// Bytes that they take there, packed where that pays.
+    pub value_bytes_stored: u64,
     /// Bytes of records that were moved within the value log, or into it from the log.
     pub value_bytes_moved: u64,
 }
@@ -227,13 +235,29 @@ impl Store {
     pub fn write(&self, position: Position, record: Record) -> Lsn {
         let lsn = self.next_lsn();
         if record.view().value().len() >= self.options.value_bytes_min {
-            self.values.append_value(lsn, position, &record);
+            let packed = self.packed(&record);
+            let stored = packed.as_ref().unwrap_or(&record);
+            self.values
+                .append_value(lsn, position, &record, stored.bytes());
         } else if let Some(wal) = &self.wal {
             wal.append_record(lsn, record.bytes());
         }
         self.insert(position, record, lsn);
         self.freeze_if_full();
         lsn
+    }
+
+    /// `record`, a large one, packed for the value log; `None`: it goes there as it is.
+    fn packed(&self, record: &Record) -> Option<Record> {
+        let packed = match self.options.value_compression {
+            Compression::None => None,
+            Compression::Lz4 => record.packed(&mut self.packer.borrow_mut()),
+        };
+        let stored = packed.as_ref().unwrap_or(record);
+        let stats = &mut self.state.borrow_mut().stats;
+        stats.value_bytes_given += record.view().value().len() as u64;
+        stats.value_bytes_stored += stored.view().value().len() as u64;
+        packed
     }
 
     /// Writes `batch`, which was admitted and is not empty.

@@ -59,6 +59,8 @@ pub struct StoreOptions {
     pub compression: Compression,
     /// A record with a value of this size goes to the value log.
     pub value_bytes_min: usize,
+    /// How values are compressed there.
+    pub value_compression: Compression,
     /// Bytes of a segment of the value log.
     pub value_segment_bytes: u64,
     /// A memtable is flushed too when a replay would read so much of the value log.
@@ -243,6 +245,7 @@ impl Start<'_> {
             pace: Pace::default(),
             caches: Rc::new(Caches::new(0)),
             residence: Residence::default(),
+            packer: RefCell::default(),
         });
         store.share_memory();
         let undecided = store.take_prepared(parts, &committed);

@@ -55,6 +55,7 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     values.segment = ByteSize::kib([64, 64, 96, 256][chance.usize(..4)]);
     values.replay_max = ByteSize(values.segment.0 * chance.u64(2..6));
     values.garbage_max_percent = chance.u64(5..40);
+    values.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
     config.storage.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
     config.storage.index_share_percent = [0, 1, 40][chance.usize(..3)];
     config.check().expect("these sizes are allowed");

@@ -15,7 +15,7 @@ use crate::storage::block::Identity;
 use crate::storage::codec::Reader;
 
 /// The format that this program writes, and the only one that it reads.
-pub(super) const FORMAT: u32 = 4;
+pub(super) const FORMAT: u32 = 5;
 pub(super) const MAGIC: [u8; 8] = *b"QUOITTAB";
 pub(super) const FOOTER_BYTES: usize = 64;
 pub(super) const FOOTER_CRC_AT: usize = 12;

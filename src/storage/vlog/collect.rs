@@ -7,6 +7,8 @@
 //! synced, a manifest is installed that does not list the segment; then its file is removed. Until
 //! that manifest is durable the old places are good, and the copies are only garbage.
 //!
+//! A record that is packed moves as it is: nothing is unpacked here.
+//!
 //! The collector looks for what is stored past the row cache, which knows no places.
 //!
 //! Invariants: only segments that replay does not read are emptied; a segment whose records cannot all
@@ -118,6 +120,7 @@ async fn read_some(reader: &mut SegmentReader, key: SegmentKey) -> Result<Vec<(P
                     offset: read.offset as u32,
                     length: view.bytes().len() as u32,
                     crc: crc32c::crc32c(view.bytes()),
+                    value_length: view.value_length(),
                 };
                 records.extend(Record::decode(view.bytes()).map(|record| (place, record)));
             }
@@ -368,7 +371,7 @@ impl Store {
         );
     }
 
-    /// Copies `items`, whole records, to `moved`; gives the pointers to the copies, in order. They are
+    /// Copies `items`, records that may be packed, to `moved`; gives the pointers to the copies, in order. They are
     /// written, and as durable as durability asks.
     pub(in crate::storage) async fn move_records(&self, items: &[Item]) -> Result<Vec<Record>> {
         if items.is_empty() {
@@ -407,7 +410,9 @@ impl Store {
                 .await?;
             let lsn = Lsn(self.moved_last.get().0 + 1);
             self.moved_last.set(lsn);
-            self.moved.append_value(lsn, item.position, &item.record);
+            let stored = item.record.bytes();
+            self.moved
+                .append_value(lsn, item.position, &item.record, stored);
         }
         Ok(())
     }

@@ -224,6 +224,7 @@ fn pointing(item: &Item, place: &mut u32) -> Item {
         offset: 4096,
         length: item.record.bytes().len() as u32,
         crc: 0,
+        value_length: item.record.view().value_length(),
     };
     Item {
         record: Record::pointing(item.record.view(), pointer),
