@@ -118,6 +118,7 @@ fn options(style: Style) -> StoreOptions {
         },
         compression: Compression::None,
         value_bytes_min: usize::MAX,
+        value_compression: Compression::None,
         value_segment_bytes: 1 << 20,
         value_replay_bytes_max: 1 << 30,
         value_garbage_percent_max: 25,
