@@ -24,6 +24,7 @@ fn options(value_compression: Compression) -> StoreOptions {
         durability: Durability::Sync,
         memtable_bytes: 20_000,
         memory_bytes: 1 << 20,
+        index_bytes_max: 1 << 19,
         wal_bytes_max: 1 << 20,
         wal: WalLimits {
             segment_bytes: 64 << 10,

@@ -1,4 +1,5 @@
-//! Partitions on disk and in memory: the same answers, a known number of reads, and no damage unnoticed.
+//! Partitions on disk and in memory: the same answers, a known number of reads, little memory, and no damage
+//! unnoticed.
 
 use super::*;
 
@@ -299,5 +300,112 @@ fn a_partition_at_a_wrong_place_is_noticed() {
             matches!(found, Err(Error::Corrupt { .. })),
             "another table's: {found:?}"
         );
+    });
+}
+
+#[test]
+fn filter_and_index_take_less_than_two_bytes_for_each_small_record() {
+    const RECORDS: u32 = 20_000;
+    let world = world(1, &[]);
+    on(&world, async {
+        let key = |number: u32| format!("user:{number:010}");
+        let items = (0..RECORDS).map(|number| item(key(number).as_bytes(), &[7; 84], meta(1)));
+        let info = write(1, &sorted(items.collect())).await;
+        let info = info.expect("a sound disk");
+        let table = open(&info, Mode::Loaded).await.expect("undamaged");
+        let each = table.memory_bytes() as f64 / f64::from(RECORDS);
+        let strangers = (RECORDS..RECORDS + 100_000).map(key);
+        let passed = strangers.filter(|key| {
+            let key = KeyRef::of(key.as_bytes());
+            table.may_contain(&key)
+        });
+        let passed = passed.count() as f64 / 100_000.0;
+        println!(
+            "{each:.2} bytes of memory a record; {:.2}% of strangers pass",
+            passed * 100.0
+        );
+        assert!(each < 2.0, "{each} bytes a record");
+        assert!(passed < 0.012, "{passed} of strangers cost a read");
+    });
+}
+
+#[test]
+fn a_block_that_is_cached_is_read_once_and_says_the_same() {
+    (0..4).for_each(check_cached_blocks);
+}
+
+fn check_cached_blocks(seed: u64) {
+    let world = world(seed, &[]);
+    let handle = world.handle();
+    on(&world, async move {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let items = sorted(random_items(&mut random, 300));
+        let info = write(1, &items).await.expect("a sound disk");
+        let mode = MODES[random.usize(..2)];
+        let table = open(&info, mode).await.expect("undamaged");
+        let blocks = Caches::new(64 << 20).blocks;
+        for item in &items {
+            let key = KeyRef {
+                position: item.position,
+                ..key_ref(item)
+            };
+            let first = table.get(&key, &blocks).await.expect("undamaged");
+            assert_eq!(first.as_ref(), Some(&item.record));
+        }
+        // Whatever becomes of the file: what was verified is in memory.
+        handle
+            .disk(NODE)
+            .change_faults(|faults| faults.eio_read = 1.0);
+        let small = items.iter().filter(|item| item.record.bytes().len() < 1000);
+        let mut cached = 0;
+        for item in small.clone() {
+            let key = KeyRef {
+                position: item.position,
+                ..key_ref(item)
+            };
+            if let Ok(found) = table.get(&key, &blocks).await {
+                assert_eq!(found.as_ref(), Some(&item.record));
+                cached += 1;
+            }
+        }
+        let count = small.count();
+        assert!(
+            cached > count * 9 / 10,
+            "{cached} of {count} did not ask the disk"
+        );
+    });
+}
+
+#[test]
+fn neither_filter_nor_index_hides_a_key_that_the_blocks_have() {
+    let world = world(31, &[]);
+    let mut random = fastrand::Rng::with_seed(31);
+    let stored = |number: u32| number.wrapping_mul(0x9E37_79B9).to_le_bytes();
+    let items: Vec<Item> = (0..20_000)
+        .map(|number| item(&stored(number), &vec![7; random.usize(..60)], meta(1)))
+        .collect();
+    let items = sorted(items);
+    on(&world, async move {
+        let info = write(1, &items).await.expect("a sound disk");
+        for mode in MODES {
+            let table = Rc::new(open(&info, mode).await.expect("it was just written"));
+            // What the blocks have, read in order: neither filter nor index is asked.
+            let blocks = read_all(Rc::clone(&table), Bound::START).await;
+            let blocks = blocks.expect("a sound disk");
+            assert_eq!(blocks.len(), items.len());
+            let mut last = LastUsed::default();
+            for item in &blocks {
+                let key = key_ref(item);
+                let may = table.ask(&key, &mut last).await.expect("a sound disk");
+                assert!(may, "the filter hides {:?}", key.key);
+                let found = table.get(&key, &uncached()).await.expect("a sound disk");
+                assert_eq!(found.as_ref(), Some(&item.record), "the index hides it");
+            }
+            for number in 20_000..25_000 {
+                let bytes = stored(number);
+                let found = table.get(&KeyRef::of(&bytes), &uncached()).await;
+                assert_eq!(found.expect("a sound disk"), None);
+            }
+        }
     });
 }
