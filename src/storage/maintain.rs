@@ -374,8 +374,9 @@ impl Store {
 
     async fn install_alone(&self, edit: Edit) -> Result<()> {
         if !rt::planted(Bug::TableBeforeValues) {
-            self.wait_logged(edit.flushed.as_ref()).await?;
             self.wait_values(edit.flushed.as_ref()).await?;
+            // Last: a clear that comes while something else is awaited would be taken for logged.
+            self.wait_logged(edit.flushed.as_ref()).await?;
         }
         if rt::planted(Bug::SegmentBeforeManifest) {
             self.remove_segments(&edit.gone).await;
