@@ -75,6 +75,8 @@ fn fixture(name: &'static str, seed: u64, durability: DurabilityName, end: End) 
     config.value_log.segment = bytesize::ByteSize::kib(64);
     config.value_log.replay_max = bytesize::ByteSize::kib(256);
     config.value_log.garbage_max_percent = 15;
+    // The indexes of tables are read by need, or at the start.
+    config.storage.index_share_percent = [0, 40][seed as usize % 2];
     config.value_log.compression = match durability {
         DurabilityName::Periodic => Compression::None,
         _ => Compression::Lz4, // half of the values
