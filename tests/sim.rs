@@ -172,8 +172,10 @@ fn transactions_and_power_cuts(seed: u64) -> Verdict<Outcome> {
 }
 
 /// Transactions on a node whose logs fail one after the other.
-fn transactions_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
-    let mut scene = Scene::new(Options::random(seed), 2..5);
+fn transactions_and_failing_syncs(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
+    let mut options = Options::random(seed);
+    options.planted = planted.to_vec();
+    let mut scene = Scene::new(options, 2..5);
     let book = transactions::Shared::default();
     let node = scene.start(transactions::open_accounts)?;
     scene.end(node, &[])?;
@@ -362,7 +364,12 @@ fn transactions_survive_power_cuts_whole_or_not_at_all() {
 #[test]
 fn transactions_are_whole_though_a_log_fails() {
     let name = "transactions_are_whole_though_a_log_fails";
-    for_seeds(name, 100, transactions_and_failing_syncs);
+    for_seeds(name, 200, |seed| transactions_and_failing_syncs(seed, &[]));
+}
+
+#[test]
+fn a_reader_who_is_told_that_a_doubtful_transaction_never_was_is_found() {
+    finds_by(transactions_and_failing_syncs, Bug::DoubtForgotten);
 }
 
 #[test]

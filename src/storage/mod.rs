@@ -48,6 +48,7 @@ use futures_lite::future;
 
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
+use crate::rt::{self, Bug};
 use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
 use cache::{CacheStats, Caches};
 use compact::Pace;
@@ -65,6 +66,8 @@ pub use scan::Snapshot;
 
 /// The place in the log of all that was recovered at start: it is durable.
 const RECOVERED: Lsn = Lsn(1);
+/// Above all places in the log.
+const NO_DOUBT: Lsn = Lsn(u64::MAX);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
 /// Memtables that there may be at once: one is written to while others wait.
@@ -89,6 +92,9 @@ pub struct Store {
     /// Held by whoever appends to `moved` and waits for what has its place.
     moving: Cell<bool>,
     fate: Rc<Fate>,
+    /// From here on there are parts of transactions of which only a restart can tell whether they
+    /// hold; [`NO_DOUBT`] while there are none.
+    doubtful: Cell<Lsn>,
     state: RefCell<State>,
     /// A memtable was frozen or flushed, a table came or went, room came back, or all is to stop.
     changed: Signal,
@@ -287,26 +293,47 @@ impl Store {
     }
 
     /// Some core of `transaction` may have prepared it, but its log failed: it never was, and must
-    /// not come to be after a crash, when later writes here have not seen it. Returns once the log
-    /// says so before all that it will ever say, or once it says nothing any more.
-    pub async fn revoke(&self, transaction: Version) {
-        if let Some(wal) = &self.wal {
-            match wal.wait_admitted(format::MARKER_BYTES, 1).await {
-                Ok(()) => wal.append_abort(self.next_lsn(), transaction),
-                Err(error) => wal.fail(&error),
-            }
+    /// not come to be after a crash, when readers or later writes here have not seen it. Returns once
+    /// the log durably says so; or once that failed: then a restart may bring it back, and until then
+    /// `batch`, this core's part of it, is in doubt.
+    pub async fn revoke(&self, transaction: Version, batch: Batch) {
+        match self.log_abort(transaction).await {
+            Err(_) if !rt::planted(Bug::DoubtForgotten) => self.doubt(batch),
+            _ => self.abort(transaction),
         }
-        self.abort(transaction);
+    }
+
+    async fn log_abort(&self, transaction: Version) -> Result<()> {
+        let Some(wal) = &self.wal else { return Ok(()) };
+        let admitted = wal.wait_admitted(format::MARKER_BYTES, 1).await;
+        admitted.inspect_err(|error| wal.fail(error))?;
+        let lsn = self.next_lsn();
+        wal.append_abort(lsn, transaction);
+        self.wait_durable(lsn).await // all before it too, or a crash takes it with what is missing
+    }
+
+    /// Shows `batch` to readers as a write that is never acknowledged, so that they are told that
+    /// nobody knows. It needs no more memory than the transactions took that were prepared when the
+    /// log failed: a failed log admits no others, and nothing is flushed any more.
+    fn doubt(&self, batch: Batch) {
+        assert!(self.fate.has_failed(), "a log that works can say what was");
+        let lsn = self.next_lsn();
+        self.doubtful.set(self.doubtful.get().min(lsn));
+        self.take_in_batch(batch, lsn);
     }
 
     fn apply(&self, batch: Batch, lsn: Lsn) {
+        self.take_in_batch(batch, lsn);
+        self.freeze_if_full();
+    }
+
+    fn take_in_batch(&self, batch: Batch, lsn: Lsn) {
         if let Some(version) = batch.clear {
             self.clear(version, lsn);
         }
         for (position, record) in batch.records {
             self.insert(position, record, lsn);
         }
-        self.freeze_if_full();
     }
 
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
@@ -453,8 +480,11 @@ impl Store {
     /// where durability wants them.
     pub fn is_acknowledged(&self, lsn: Lsn) -> bool {
         let is_acknowledged = |log: &Wal| log.is_acknowledged(lsn);
+        let is_known = lsn < self.doubtful.get();
         lsn <= RECOVERED
-            || (self.wal.as_ref().is_none_or(is_acknowledged) && is_acknowledged(&self.values))
+            || is_known
+                && self.wal.as_ref().is_none_or(is_acknowledged)
+                && is_acknowledged(&self.values)
     }
 
     /// Waits until the record `lsn` may be acknowledged.

@@ -26,7 +26,7 @@ use super::wal::format::{
 };
 use super::wal::replay::{self, Floor, Found};
 use super::wal::{Admission, Fate, LogOptions, Segment, Wal, WalLimits};
-use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
+use super::{Batch, Held, Layer, NO_DOUBT, RECOVERED, State, Stats, Store};
 use crate::config::Durability;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
@@ -229,6 +229,7 @@ impl Start<'_> {
             moved_last: Cell::new(Lsn(0)),
             moving: Cell::new(false),
             fate,
+            doubtful: Cell::new(NO_DOUBT),
             state: RefCell::new(self.state(floor_without_log, leftover)),
             changed: Signal::default(),
             installing: Cell::new(false),
