@@ -446,6 +446,8 @@ impl Store {
             wal.release(manifest.floor);
         }
         self.values.release(manifest.values_floor);
+        // Nothing is replayed of it: who reads a segment holds it open, and nobody else is to.
+        self.moved.release(self.moved.floor(self.moved.durable()));
     }
 
     async fn remove_segments(&self, gone: &[SegmentKey]) {
