@@ -59,6 +59,16 @@ pub enum CompactionName {
     SizeTiered,
 }
 
+/// How bytes are compressed on disk, as it is written in config.toml.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// With LZ4, where that saves an eighth at least.
+    Lz4,
+}
+
 /// All of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -105,6 +115,10 @@ pub struct Storage {
     pub wal_batch: ByteSize,
     /// A table is begun anew at this size.
     pub table_max: ByteSize,
+    /// How much of a core's memory filters and indexes of tables may take, in hundredths.
+    pub index_share_percent: u64,
+    /// How blocks of tables are compressed.
+    pub compression: Compression,
     /// Which tables are merged with which.
     pub compaction: CompactionName,
     /// What level 1 may hold.
@@ -119,6 +133,8 @@ pub struct Storage {
 pub struct ValueLog {
     /// A value of this size is kept in the value log.
     pub threshold: ByteSize,
+    /// How values are compressed there.
+    pub compression: Compression,
     /// The size of one segment of the value log.
     pub segment: ByteSize,
     /// A memtable is flushed when a restart would have to read so much of the value log.
@@ -175,6 +191,8 @@ impl Default for Storage {
             wal_segment: ByteSize::mib(16),
             wal_batch: ByteSize::mib(4),
             table_max: ByteSize::mib(64),
+            index_share_percent: 40,
+            compression: Compression::Lz4,
             compaction: CompactionName::Leveled,
             level_base: ByteSize::mib(256),
             level_ratio: 10,
@@ -186,9 +204,10 @@ impl Default for ValueLog {
     fn default() -> ValueLog {
         ValueLog {
             threshold: ByteSize::kib(1),
+            compression: Compression::None,
             segment: ByteSize::mib(64),
-            replay_max: ByteSize::mib(512),
-            garbage_max_percent: 20,
+            replay_max: ByteSize::mib(256),
+            garbage_max_percent: 25,
         }
     }
 }
@@ -213,7 +232,7 @@ fn fits(bytes: ByteSize, low: u64, high: u64) -> bool {
 
 impl Storage {
     /// What must hold, and how it is said.
-    fn rules(&self) -> [(bool, &'static str); 7] {
+    fn rules(&self) -> [(bool, &'static str); 8] {
         [
             (
                 fits(self.memtable, 64 << 10, 64 << 30),
@@ -235,6 +254,10 @@ impl Storage {
             (
                 fits(self.table_max, 64 << 10, 1 << 40),
                 "`storage.table-max` is 64 KiB to 1 TiB",
+            ),
+            (
+                self.index_share_percent <= INDEX_SHARE_PERCENT_MAX,
+                "`storage.index-share-percent` is 0 to 50",
             ),
             (
                 fits(self.level_base, 64 << 10, 1 << 40),
@@ -304,7 +327,7 @@ impl Config {
                 "`limits.key-max` is 1 B to 64 KiB",
             ),
             (
-                fits(limits.value_max, 1, 512 << 20),
+                fits(limits.value_max, 1, VALUE_BYTES_MAX as u64),
                 "`limits.value-max` is 1 B to 512 MiB",
             ),
             (
@@ -345,6 +368,8 @@ impl Config {
     }
 }
 
+/// Most bytes of a value, whatever `limits.value-max` says.
+pub const VALUE_BYTES_MAX: usize = 512 << 20;
 /// Most cores of one node.
 pub const CORES_MAX: u16 = 1024;
 /// Arcs of the ring (DESIGN: Q). A cluster keeps the number that it was made with.
@@ -359,6 +384,9 @@ pub const PIPELINE_READS_MAX: usize = 16;
 pub const MEMORY_CORE_MIN: u64 = 1 << 20;
 /// A memtable takes at most this part of its core's memory; there may be three at a time.
 pub const MEMTABLE_SHARE: u64 = 8;
+/// Filters and indexes take at most so many hundredths of their core's memory: beside three memtables that
+/// leaves some for the caches.
+pub const INDEX_SHARE_PERCENT_MAX: u64 = 50;
 /// Unmerged runs of a core up to which merges take only what clients leave.
 pub const RUNS_CALM: usize = 4;
 /// Unmerged runs beyond which writers are slowed, and the more the more there are.

@@ -101,7 +101,11 @@ fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
 
 /// A directory with data, of which no node runs.
 fn made(dir: &Path) -> PathBuf {
-    let node = Launch::new(dir).config(CONFIG).start();
+    made_with(dir, CONFIG)
+}
+
+fn made_with(dir: &Path, config: &str) -> PathBuf {
+    let node = Launch::new(dir).config(config).start();
     let mut client = node.client();
     for number in 0..400 {
         let (key, value) = (format!("key:{number}"), format!("{number:01000}"));
@@ -210,6 +214,39 @@ fn a_value_that_a_table_points_to_is_looked_at_where_it_lies() {
         assert!(damages.any(|is_named| is_named), "{stream:?}");
     }
     check(&dir).has(0, &["sound: 2 cores"]);
+}
+
+/// Packed values are values: they are looked into, and linked when the node gets other cores.
+#[test]
+fn packed_values_are_checked_and_come_back_with_other_cores_and_without_the_setting() {
+    let scratch = scratch();
+    let dir = made_with(scratch.path(), &format!("{CONFIG}compression = \"lz4\"\n"));
+    check(&dir).has(0, &["sound: 2 cores"]);
+    let launch = Launch::new(scratch.path()).config(CONFIG);
+    let node = launch.with("--cores", 3).start();
+    let mut client = node.client();
+    for number in 140..200 {
+        let (key, value) = (format!("large:{}", number % 60), format!("{number:03000}"));
+        client.send(&request(&["STRLEN", &key]));
+        assert_eq!(client.read(), Value::Integer(3000), "{key}");
+        client.send(&request(&["GET", &key]));
+        assert_eq!(client.read(), Value::bulk(&value), "{key}");
+    }
+    node.kill();
+    check(&dir).has(0, &["sound: 3 cores"]);
+    let is_value = |path: &&PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let has = |word: &str| name.is_some_and(|name| name.starts_with(word));
+        has("values") || has("moved")
+    };
+    let logs = files(&dir, "log");
+    for path in logs.iter().filter(is_value) {
+        // Each value is the end of a block's zeros, and of some thirty bytes.
+        (4096..fs::metadata(path).expect("a file").len() as usize)
+            .step_by(4096)
+            .for_each(|block| flip(path, block + 120));
+    }
+    check(&dir).has(1, &["checksum"]);
 }
 
 /// Of a directory that changes meanwhile, or that is none, a check has nothing true to say.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use quoit::config::Durability;
+use quoit::config::{Compression, Durability};
 use quoit::rt::sim::{CrashPoint, Decisions, NodeId, Options, World};
 use quoit::rt::{self, Bug};
 use quoit::storage::compaction::{Shape, Style};
@@ -125,13 +125,16 @@ fn options() -> StoreOptions {
             batch_bytes_max: 8 << 10,
         },
         memory_bytes: 1 << 20,
+        index_bytes_max: 1 << 19,
         compaction: Shape {
             style: Style::Leveled,
             table_bytes: 8_000,
             base_bytes: 10_000,
             ratio: 3,
         },
+        compression: Compression::Lz4,
         value_bytes_min: VALUE_BYTES_MIN,
+        value_compression: Compression::Lz4,
         value_segment_bytes: 16 << 10,
         value_replay_bytes_max: 32 << 10,
         value_garbage_percent_max: 15,
@@ -146,7 +149,13 @@ fn world(seed: u64, planted: &[Bug]) -> World {
 }
 
 async fn open() -> Result<Rc<Store>, String> {
-    let opened = Store::open(Path::new("/data/core-000"), options()).await;
+    // The partitions of its tables are in memory, or on disk.
+    let index_bytes_max = [0, 1 << 19][rt::random() as usize % 2];
+    let options = StoreOptions {
+        index_bytes_max,
+        ..options()
+    };
+    let opened = Store::open(Path::new("/data/core-000"), options).await;
     opened
         .map(|opened| opened.store)
         .map_err(|error| format!("it does not open: {error}"))
@@ -215,7 +224,14 @@ async fn work(model: Rc<Model>, seed: u64) -> Result<(), String> {
                 0 => chance.usize(4_000..6_000),
                 _ => chance.usize(20..500),
             };
-            let value = (chance.u8(..5) > 0).then(|| vec![chance.u8(..); length]);
+            // Half of them can be compressed, more or less.
+            let mut value = vec![chance.u8(..); length];
+            let noise = match chance.bool() {
+                true => length,
+                false => chance.usize(..=length),
+            };
+            value[..noise].fill_with(|| chance.u8(..));
+            let value = (chance.u8(..5) > 0).then_some(value);
             writes.insert(format!("key {}", chance.u8(..9)).into_bytes(), value);
         }
         for (key, value) in &writes {

@@ -35,7 +35,7 @@ use layout::{
     world_with,
 };
 use quoit::cluster::ring::Map;
-use quoit::config::{Config, DurabilityName};
+use quoit::config::{Compression, Config, DurabilityName};
 use quoit::rt::sim::{Options, World};
 use quoit::rt::{self, Bug};
 use quoit::storage::check::{self, Place, Summary, Told};
@@ -75,6 +75,12 @@ fn fixture(name: &'static str, seed: u64, durability: DurabilityName, end: End) 
     config.value_log.segment = bytesize::ByteSize::kib(64);
     config.value_log.replay_max = bytesize::ByteSize::kib(256);
     config.value_log.garbage_max_percent = 15;
+    // The indexes of tables are read by need, or at the start.
+    config.storage.index_share_percent = [0, 40][seed as usize % 2];
+    config.value_log.compression = match durability {
+        DurabilityName::Periodic => Compression::None,
+        _ => Compression::Lz4, // half of the values
+    };
     let node = Node::start(&world, &config).expect("an empty disk");
     let author = Author {
         chance,
@@ -516,7 +522,10 @@ impl Fixture {
             (Hit::Doubtful(_), Ok(served)) => self.compare_with_history(&served),
             (Hit::Ends(lost), Ok(served)) => match compare(&served, &self.left(lost))? {
                 0 => Ok("torn end"),
-                _ => Err("a torn end makes error replies".to_owned()),
+                _ => {
+                    let error = served.values().find_map(|value| value.as_ref().err());
+                    Err(format!("a torn end makes error replies, as {error:?}"))
+                }
             },
             (Hit::Nothing, Ok(served)) => match compare(&served, &self.truth)? {
                 0 => Ok("nothing stored"),

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quoit::config::Durability;
+use quoit::config::{Compression, Durability};
 use quoit::error::Error;
 use quoit::rt::sim::{NodeId, Options, World};
 use quoit::rt::{self, Bug};
@@ -73,6 +73,8 @@ struct Model {
     compactions: Cell<u64>,
     collections: Cell<u64>,
     lost: Cell<u64>,
+    /// Bytes that were saved by packing values.
+    saved: Cell<u64>,
 }
 
 impl Model {
@@ -185,11 +187,15 @@ fn options(seed: u64, durability: Durability) -> StoreOptions {
             batch_bytes_max: 4096 * chance.usize(1..6),
         },
         memory_bytes: [0, 10_000, 1 << 20][chance.usize(..3)],
+        // All by need, some, or none.
+        index_bytes_max: [0, 2_000, 1 << 20][chance.usize(..3)],
         compaction: shape(&mut chance),
         value_bytes_min: [30, 100, 1_000, 1_000_000][chance.usize(..4)],
         value_segment_bytes: 4096 * chance.u64(4..24),
         value_replay_bytes_max: 4096 * chance.u64(8..80),
         value_garbage_percent_max: chance.u64(5..40),
+        compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
+        value_compression: [Compression::Lz4, Compression::None][chance.usize(..2)],
     }
 }
 
@@ -292,7 +298,12 @@ impl Life {
             0 => rt::wall_ms() + self.chance.u64(1..400),
             _ => 0,
         };
-        (vec![self.chance.u8(..); length], expiry)
+        // Half of them can be compressed.
+        let value = match self.chance.bool() {
+            true => vec![self.chance.u8(..); length],
+            false => (0..length).map(|_| self.chance.u8(..)).collect(),
+        };
+        (value, expiry)
     }
 
     fn record(&self, key: &[u8], held: Option<&Held>) -> (Position, Record) {
@@ -414,7 +425,7 @@ impl Life {
                 0..10 => self.write(&store).await,
                 10..15 => self.look(&store).await,
                 15..17 => self.wait(&store, options.durability).await,
-                17 => swept = store.sweep_expired(swept, rt::wall_ms(), 50),
+                17 => swept = store.sweep_expired(swept, rt::wall_ms(), 50).await,
                 _ => rt::sleep(Duration::from_micros(self.chance.u64(..20_000))).await,
             }
         }
@@ -430,6 +441,8 @@ impl Life {
         self.model.compactions.set(compactions);
         let collections = self.model.collections.get() + stats.collections;
         self.model.collections.set(collections);
+        let saved = stats.value_bytes_given - stats.value_bytes_stored;
+        self.model.saved.set(self.model.saved.get() + saved);
     }
 }
 
@@ -525,12 +538,14 @@ fn for_seeds(default: u64, run: impl FnMut(u64)) {
 #[test]
 fn with_sync_every_acknowledged_step_is_there_after_any_end() {
     let (mut flushes, mut compactions, mut collections, mut lost) = (0, 0, 0, 0);
+    let mut packed = 0;
     for_seeds(300, |seed| {
         let (model, _) = simulate(seed, |_| Durability::Sync);
         flushes += model.flushes.get();
         compactions += model.compactions.get();
         collections += model.collections.get();
         lost += model.lost.get();
+        packed += u64::from(model.saved.get() > 0);
     });
     println!(
         "{flushes} flushes, {compactions} compactions, {collections} collections, {lost} steps lost"
@@ -541,6 +556,7 @@ fn with_sync_every_acknowledged_step_is_there_after_any_end() {
             "{flushes} {compactions}"
         );
         assert!(collections > 200, "{collections} collections");
+        assert!(packed > 50, "values were packed with {packed} seeds only");
         assert!(lost > 100, "no crash lost anything: nothing was tested");
     }
 }
@@ -788,5 +804,90 @@ fn nothing_is_told_of_a_clear_before_it_is_acknowledged() {
         );
         assert!(!store.is_acknowledged(store.lsn_cleared()));
         store.wait_acknowledged(lsn).await.expect("a sound disk");
+    });
+}
+
+/// Writes or deletes keys `from` to `to` of a fresh store, and leaves all of it in tables.
+async fn in_tables(options: StoreOptions, clock: u64, keys: std::ops::Range<u64>, delete: bool) {
+    let store = open(options).await;
+    for key in keys {
+        let (position, record) = record_of(clock, &format!("{key:03}"), 2_000);
+        let record = match delete {
+            false => record,
+            true => {
+                let meta = Meta {
+                    tombstone: true,
+                    ..record.meta()
+                };
+                Record::new(meta, record.key(), b"")
+            }
+        };
+        let batch = Batch {
+            clear: None,
+            records: vec![(position, record)],
+        };
+        store.wait_admitted(&batch).await.expect("a sound disk");
+        let lsn = store.write_batch(batch);
+        store.wait_acknowledged(lsn).await.expect("a sound disk");
+    }
+    store.stop().await.expect("a sound disk");
+}
+
+#[test]
+fn what_writes_hide_is_garbage_once_they_are_flushed_and_once_only() {
+    let world = World::new(Options::calm(5));
+    world.run_on(NODE, async {
+        let options = StoreOptions {
+            memtable_bytes: 100_000,
+            wal_bytes_max: 1 << 30,
+            memory_bytes: 1 << 20,
+            value_bytes_min: 1_000,
+            value_segment_bytes: 64 * 4096,
+            value_replay_bytes_max: 1 << 30,
+            value_garbage_percent_max: 1_000, // nothing is collected
+            compression: Compression::None,
+            value_compression: Compression::None,
+            compaction: Shape {
+                style: Style::Leveled,
+                table_bytes: 1 << 20,
+                base_bytes: 1 << 20,
+                ratio: 10,
+            },
+            ..options(1, Durability::Sync)
+        };
+        in_tables(options, 1, 0..200, false).await;
+        let before = open(options).await;
+        let each = before.sizes().values.live / 200;
+        assert_eq!(before.sizes().values.garbage, 0);
+        before.stop().await.expect("a sound disk");
+        let mut expected = 0;
+        let steps = [
+            (2, 0..60, false),
+            (3, 100..160, true),
+            (4, 0..60, false),
+            (5, 50..150, true),
+        ];
+        // Keys 0 to 59 hide 60 values, twice; 100 to 159 hide as many, and 50 to 149 the fifty that are left.
+        for ((clock, keys, delete), hidden) in steps.into_iter().zip([60, 60, 60, 50]) {
+            in_tables(options, clock, keys, delete).await;
+            expected += hidden * each;
+            let store = open(options).await;
+            assert_eq!(
+                store.sizes().values.garbage,
+                expected,
+                "not counted by flush {clock}"
+            );
+            store.stop().await.expect("a sound disk");
+        }
+        let store = open(options).await;
+        rt::sleep(Duration::from_secs(60)).await;
+        assert!(store.sizes().table_runs == 1, "not merged at rest");
+        assert_eq!(
+            store.sizes().values.garbage,
+            expected,
+            "a merge has counted again"
+        );
+        assert_eq!(store.stats().collections, 0);
+        store.stop().await.expect("a sound disk");
     });
 }

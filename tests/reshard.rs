@@ -12,6 +12,7 @@ mod author;
 #[allow(dead_code, reason = "the simulator's tests use more of it")]
 #[path = "sim/cluster.rs"]
 mod cluster;
+mod common;
 /// What the author needs of a layout.
 mod layout {
     /// A key.
@@ -31,13 +32,18 @@ use std::time::Duration;
 use author::{Author, State, must, write_all};
 use bytesize::ByteSize;
 use cluster::{Client, End, NODE, Node, Reply, Verdict, request};
-use quoit::config::Config;
+use quoit::config::{Compression, Config};
 use quoit::rt::Bug;
 use quoit::rt::sim::{CrashPoint, Decisions, Options, World};
 use xxhash_rust::xxh3::Xxh3;
 
 /// A value that goes to the value log.
 const LARGE_BYTES: usize = 700;
+
+/// Keys of the real program's data: so many that a re-sharding takes a while.
+const STORED: usize = 120_000;
+/// An orderly end in the middle of a re-sharding takes no longer.
+const END_MAX: Duration = Duration::from_secs(5);
 
 type Files = Vec<(PathBuf, Vec<u8>)>;
 
@@ -58,6 +64,9 @@ fn config(cores: u16) -> Config {
     config.value_log.segment = ByteSize::kib(64);
     config.value_log.replay_max = ByteSize::kib(256);
     config.value_log.garbage_max_percent = 30;
+    config.storage.index_share_percent = [40, 0][usize::from(cores) % 2];
+    config.storage.compression = Compression::Lz4;
+    config.value_log.compression = Compression::Lz4;
     config
 }
 
@@ -76,7 +85,10 @@ fn fixture(cores: u16, seed: u64) -> Fixture {
 /// The same with so many small values more.
 fn fixture_with(cores: u16, seed: u64, bulk: usize) -> Fixture {
     let world = World::new(Options::calm(seed));
-    let config = config(cores);
+    let mut config = config(cores);
+    if bulk > 0 {
+        config.storage.compression = Compression::None; // it is to take room
+    }
     let node = Node::start(&world, &config).expect("an empty disk");
     let author = Author {
         chance: fastrand::Rng::with_seed(seed),
@@ -369,6 +381,7 @@ fn large_values_are_linked_and_not_copied() {
     let world = World::new(Options::calm(3));
     let mut config = config(2);
     config.value_log.garbage_max_percent = 90; // nothing is collected meanwhile
+    config.value_log.compression = Compression::None; // the values are to take room
     let mut truth = State::new();
     for number in 0..COUNT {
         let value = vec![number as u8; BYTES];
@@ -472,4 +485,62 @@ fn a_disk_that_fails_stops_a_re_sharding_and_nothing_is_lost() {
     }
     println!("{refused} times it failed, {done} times it did not");
     assert!(refused > 3 && done > 3, "{refused} and {done}");
+}
+
+/// Asks for all keys, or stores them, a few hundred at a time.
+fn each_stored(node: &common::Node, ask: impl Fn(usize) -> (Vec<u8>, common::Value)) {
+    let mut client = node.client();
+    for first in (0..STORED).step_by(500) {
+        let asked: Vec<_> = (first..STORED.min(first + 500)).map(&ask).collect();
+        let requests: Vec<u8> = asked.iter().flat_map(|one| one.0.clone()).collect();
+        client.send(&requests);
+        for (number, (_, expected)) in asked.iter().enumerate() {
+            assert_eq!(client.read(), *expected, "key {}", first + number);
+        }
+    }
+}
+
+fn stored(number: usize) -> [String; 2] {
+    [format!("stored:{number}"), format!("{number:0400}")]
+}
+
+/// Else a node that is asked to stop while it lays out its data anew would be killed in the end, or would
+/// leave something half done that a start takes for the whole.
+#[test]
+fn a_node_that_is_asked_to_stop_while_it_reshards_ends_well_and_loses_nothing() {
+    let dir = common::scratch();
+    let launch = |cores: u16| {
+        let launch = common::Launch::new(dir.path()).with("--cores", cores);
+        let launch = launch.with("--durability", "periodic");
+        launch.with("--memory", "64MiB")
+    };
+    let set = |number| {
+        let [key, value] = stored(number);
+        let bytes = common::request(&[&b"SET"[..], key.as_bytes(), value.as_bytes()]);
+        (bytes, common::Value::ok())
+    };
+    let get = |number| {
+        let [key, value] = stored(number);
+        let bytes = common::request(&[&b"GET"[..], key.as_bytes()]);
+        (bytes, common::Value::bulk(&value))
+    };
+    let node = launch(2).start();
+    each_stored(&node, set);
+    assert_eq!(node.stop("TERM"), Some(0));
+    let (mut cut_short, mut laid_out) = (0, 2);
+    for (millis, next) in [(0, 2), (100, 3), (250, 2), (20, 3)] {
+        let cores = if laid_out == 2 { 3 } else { 2 };
+        let said = format!("re-sharding it for {cores}");
+        let delay = Duration::from_millis(millis);
+        let (code, took, said) = launch(cores).interrupt(&said, delay);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(took < END_MAX, "it took {took:?}: {said}");
+        println!("after {millis} ms: ended within {took:.1?}");
+        cut_short += usize::from(said.contains("stopped before the data was laid out"));
+        laid_out = next;
+        let node = launch(next).start();
+        each_stored(&node, get);
+        assert_eq!(node.stop("TERM"), Some(0));
+    }
+    assert!(cut_short > 0, "each was too fast to be cut short");
 }

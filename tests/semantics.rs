@@ -152,20 +152,21 @@ impl Node {
         self.keys
             .retain(|_, (_, expiry)| *expiry == 0 || *expiry > now);
         let held = self.keys.get(command.key).cloned();
-        let current =
-            held.as_ref()
-                .filter(|_| command.op.needs_current())
-                .map(|(value, expiry)| {
-                    let value = if command.op.needs_value() {
-                        &value[..]
-                    } else {
-                        &[]
-                    };
-                    Current {
-                        value,
-                        expiry: *expiry,
-                    }
-                });
+        let current = held
+            .as_ref()
+            .filter(|_| command.op.needs_current())
+            .map(|(held, expiry)| {
+                let value = if command.op.needs_value() {
+                    &held[..]
+                } else {
+                    &[]
+                };
+                Current {
+                    value,
+                    length: held.len() as u32,
+                    expiry: *expiry,
+                }
+            });
         let mut reply = Reply::new(out, self.protocol);
         let effect = evaluate(&command.op, current, now, VALUE_BYTES_MAX, &mut reply);
         assert!(

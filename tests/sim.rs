@@ -16,9 +16,10 @@ mod workload;
 
 use std::time::Duration;
 
-use cluster::{NODE, Verdict};
+use cluster::{End, NODE, Node, Reply, Verdict, request};
+use quoit::config::Compression;
 use quoit::rt::Bug;
-use quoit::rt::sim::Options;
+use quoit::rt::sim::{Options, World};
 use scene::{Outcome, Scene, for_seeds, survive};
 use transactions::Book;
 use workload::{Ledger, Refusals};
@@ -172,8 +173,10 @@ fn transactions_and_power_cuts(seed: u64) -> Verdict<Outcome> {
 }
 
 /// Transactions on a node whose logs fail one after the other.
-fn transactions_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
-    let mut scene = Scene::new(Options::random(seed), 2..5);
+fn transactions_and_failing_syncs(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
+    let mut options = Options::random(seed);
+    options.planted = planted.to_vec();
+    let mut scene = Scene::new(options, 2..5);
     let book = transactions::Shared::default();
     let node = scene.start(transactions::open_accounts)?;
     scene.end(node, &[])?;
@@ -362,7 +365,12 @@ fn transactions_survive_power_cuts_whole_or_not_at_all() {
 #[test]
 fn transactions_are_whole_though_a_log_fails() {
     let name = "transactions_are_whole_though_a_log_fails";
-    for_seeds(name, 100, transactions_and_failing_syncs);
+    for_seeds(name, 200, |seed| transactions_and_failing_syncs(seed, &[]));
+}
+
+#[test]
+fn a_reader_who_is_told_that_a_doubtful_transaction_never_was_is_found() {
+    finds_by(transactions_and_failing_syncs, Bug::DoubtForgotten);
 }
 
 #[test]
@@ -395,4 +403,81 @@ fn numbers_of_segments_that_come_again_are_found() {
 #[test]
 fn a_re_sharding_that_forgets_what_was_prepared_is_found() {
     finds_by(transactions_and_other_cores, Bug::UndecidedDropped);
+}
+
+/// Else STRLEN of a cold value of 64 MiB would read 64 MiB, and TTL, too.
+#[test]
+fn a_question_about_a_cold_value_is_answered_without_reading_it() {
+    const KEYS: usize = 8;
+    fn key(number: usize) -> String {
+        format!("key:{number}")
+    }
+    fn length(number: usize) -> usize {
+        5_000 + number
+    }
+    // A quarter of it can be compressed.
+    fn value(number: usize) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(number as u64);
+        let noise = (0..length(number) * 3 / 4).map(|_| random.u8(..));
+        let mut value: Vec<u8> = noise.collect();
+        value.resize(length(number), b'v');
+        value
+    }
+    for compression in [Compression::None, Compression::Lz4] {
+        let world = World::new(Options::calm(1));
+        let mut config = cluster::config(1, &mut fastrand::Rng::with_seed(1));
+        config.memory = bytesize::ByteSize::mib(8);
+        config.value_log.threshold = bytesize::ByteSize::kib(1);
+        config.value_log.compression = compression;
+        config.value_log.garbage_max_percent = 90; // the collector, which reads, has nothing to do
+        let node = Node::start(&world, &config).expect("an empty disk");
+        let written = node.ask(&world, |mut client| async move {
+            let set = |number: usize| {
+                let set = request([&b"SET"[..], key(number).as_bytes(), &value(number)]);
+                set.with("EX").with("1000000")
+            };
+            let sets: Vec<_> = (0..KEYS).map(set).collect();
+            client.must(&sets).await
+        });
+        written.expect("a sound node");
+        // An orderly stop flushes: after it memory knows of nothing.
+        node.end(&world, End::Stop).expect("a sound node");
+        let node = Node::start(&world, &config).expect("a sound disk");
+        let asked = |question: &'static [&'static str]| {
+            let before = world.disk(NODE).reads();
+            let replies = node.ask(&world, move |mut client| async move {
+                let words = |number| {
+                    let words = question.iter().map(|word| word.to_string());
+                    request(words.chain([key(number)]))
+                };
+                let questions: Vec<_> = (0..KEYS).map(words).collect();
+                client.must(&questions).await
+            });
+            let reads = world.disk(NODE).reads() - before;
+            (replies.expect("a sound node"), reads as usize)
+        };
+        let (lengths, reads) = asked(&["STRLEN"]);
+        let right = (0..KEYS).map(|number| Reply::Integer(length(number) as i64));
+        assert_eq!(lengths, right.collect::<Vec<_>>(), "{compression:?}");
+        // All pointers are in one block, which the first ones may read side by side.
+        assert!((1..=KEYS).contains(&reads), "{reads} reads of one block");
+        for question in [
+            &["STRLEN"][..],
+            &["EXISTS"],
+            &["TTL"],
+            &["PEXPIRETIME"],
+            &["TYPE"],
+            &["MEMORY", "USAGE"],
+        ] {
+            let (replies, reads) = asked(question);
+            let is_error = |reply: &Reply| matches!(reply, Reply::Error(_));
+            assert!(!replies.iter().any(is_error), "{replies:?}");
+            assert_eq!(reads, 0, "{question:?} reads the value of a cold key");
+        }
+        let (values, reads) = asked(&["GET"]);
+        let right = (0..KEYS).map(|number| Reply::Bulk(value(number)));
+        assert_eq!(values, right.collect::<Vec<_>>(), "{compression:?}");
+        assert_eq!(reads, KEYS, "a value is one read");
+        node.end(&world, End::Stop).expect("a sound node");
+    }
 }

@@ -283,6 +283,7 @@ fn pure_modules_wait_for_nothing() {
                 "src/storage/block.rs",
                 "src/storage/merge.rs",
                 "src/storage/record.rs",
+                "src/storage/sstable/partition.rs",
                 "src/storage/codec.rs",
                 "src/storage/wal/format.rs",
                 "src/shard/latches.rs",

@@ -333,10 +333,11 @@ impl KeyOp<'_> {
         }
     }
 
-    /// False if existence and expiry are enough: the value may then be given as empty.
+    /// False if existence, expiry and the value's length are enough: the value may then be given as empty.
     pub fn needs_value(&self) -> bool {
         match self {
             KeyOp::Exists | KeyOp::Touch | KeyOp::Type | KeyOp::Expiry(_) | KeyOp::Delete => false,
+            KeyOp::Length | KeyOp::MemoryUsage { .. } => false,
             KeyOp::Set(set) => set.answer == SetAnswer::Former,
             _ => true,
         }

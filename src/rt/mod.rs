@@ -184,6 +184,8 @@ pub enum Bug {
     StaleRow,
     /// A lookup that meets a damaged block takes it for one without the key.
     DamageIsAbsence,
+    /// A core whose log cannot say that a transaction never was says so to its readers.
+    DoubtForgotten,
     /// A re-sharding makes the new folders count before their manifests are there.
     SwitchTooEarly,
     /// A re-sharding removes the old folders before it is durable that the new ones count.

@@ -36,6 +36,7 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
         durability: config.durability(),
         memtable_bytes: storage.memtable.0.min(memory_bytes / MEMTABLE_SHARE),
         memory_bytes,
+        index_bytes_max: memory_bytes / 100 * storage.index_share_percent,
         wal_bytes_max: storage.wal_max.0,
         wal: WalLimits {
             segment_bytes: storage.wal_segment.0,
@@ -50,7 +51,9 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
             base_bytes: storage.level_base.0,
             ratio: storage.level_ratio,
         },
+        compression: storage.compression,
         value_bytes_min: values.threshold.0 as usize,
+        value_compression: values.compression,
         value_segment_bytes: values.segment.0,
         value_replay_bytes_max: values.replay_max.0,
         value_garbage_percent_max: values.garbage_max_percent,

@@ -28,6 +28,8 @@ const TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-
 pub struct Current<'a> {
     /// Its bytes; may be empty if the operation does not need them.
     pub value: &'a [u8],
+    /// How many it has, also if they are not given.
+    pub length: u32,
     /// When it expires; 0: never.
     pub expiry: UnixMillis,
 }
@@ -97,7 +99,7 @@ fn read(op: &KeyOp<'_>, current: Option<Current<'_>>, now: UnixMillis, reply: &m
     assert!(!op.is_write(), "{op:?} has an effect");
     let value = current.map(|current| current.value);
     match *op {
-        KeyOp::Length => reply.integer(value.map_or(0, length)),
+        KeyOp::Length => reply.integer(current.map_or(0, |current| i64::from(current.length))),
         KeyOp::GetRange { start, end } => reply.bulk(range(value.unwrap_or_default(), start, end)),
         KeyOp::Exists | KeyOp::Touch => reply.integer(i64::from(current.is_some())),
         KeyOp::Type => reply.simple(if current.is_some() { "string" } else { "none" }),
@@ -106,8 +108,11 @@ fn read(op: &KeyOp<'_>, current: Option<Current<'_>>, now: UnixMillis, reply: &m
             reply.integer(tell_expiry(question, expiry, now));
         }
         KeyOp::Encoding => bulk_or_null(value.map(|value| encoding(value).as_bytes()), reply),
-        KeyOp::MemoryUsage { key_bytes } => match value {
-            Some(value) => reply.integer(length(value) + (key_bytes + KEY_OVERHEAD_BYTES) as i64),
+        KeyOp::MemoryUsage { key_bytes } => match current {
+            Some(current) => {
+                let besides = (key_bytes + KEY_OVERHEAD_BYTES) as i64;
+                reply.integer(i64::from(current.length) + besides);
+            }
             None => reply.null(),
         },
         _ => bulk_or_null(value, reply), // GET: the others are writes, see above.
@@ -403,6 +408,7 @@ mod tests {
             Ok(Command::Key(KeyCommand { op, .. })) => {
                 let current = current.map(|(value, expiry)| Current {
                     value: value.as_bytes(),
+                    length: value.len() as u32,
                     expiry,
                 });
                 match evaluate(&op, current, NOW, VALUE_BYTES_MAX, &mut reply) {
@@ -721,6 +727,7 @@ mod tests {
         });
         let current = Some(Current {
             value: b"held",
+            length: 4,
             expiry: NOW + 1,
         });
         for (op, current) in [(set, None), (KeyOp::Persist, current)] {

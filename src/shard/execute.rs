@@ -137,6 +137,7 @@ impl Shard {
                 }
                 None => view.value(),
             },
+            length: view.value_length(),
             expiry: view.meta().expiry,
         });
         let value_max = self.config.limits.value_max.0 as usize;

@@ -79,6 +79,8 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
         sizes.rows.add(&report.sizes.rows);
         sizes.pointers.add(&report.sizes.pointers);
         sizes.blocks.add(&report.sizes.blocks);
+        sizes.tables_by_need += report.sizes.tables_by_need;
+        sizes.partitions.add(&report.sizes.partitions);
     }
     (counters, sizes)
 }
@@ -224,6 +226,17 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "value_log_bytes", sizes.values.bytes);
     line(out, "value_log_live_bytes", sizes.values.live);
     line(out, "value_log_garbage_bytes", sizes.values.garbage);
+    // Since the start: what was written, before and after packing.
+    line(
+        out,
+        "value_log_bytes_given",
+        sum(|report| report.stats.value_bytes_given),
+    );
+    line(
+        out,
+        "value_log_bytes_stored",
+        sum(|report| report.stats.value_bytes_stored),
+    );
     line(
         out,
         "value_log_collections",
@@ -249,6 +262,9 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
     );
     line(out, "memory_budget", shard.config.memory.0);
     line(out, "filter_and_index_bytes", sizes.index_bytes);
+    line(out, "tables_by_need", sizes.tables_by_need);
+    line(out, "partition_hits", sizes.partitions.hits);
+    line(out, "partition_reads", sizes.partitions.reads);
     cache(out, "row_cache", &sizes.rows);
     cache(out, "key_cache", &sizes.pointers);
     cache(out, "block_cache", &sizes.blocks);

@@ -137,7 +137,8 @@ impl Shard {
         let mut from = Position(0);
         while !self.is_stopping() {
             rt::sleep(SWEEP_PAUSE).await;
-            from = self.store.sweep_expired(from, rt::wall_ms(), SWEEP_ENTRIES);
+            let swept = self.store.sweep_expired(from, rt::wall_ms(), SWEEP_ENTRIES);
+            from = swept.await;
         }
     }
 }

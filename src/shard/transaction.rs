@@ -7,8 +7,9 @@
 //! those that write; each of the latter logs its part as prepared and syncs it; then all let it be
 //! seen. After a crash it holds if and only if every core that writes had prepared (storage/wal), so
 //! none may prepare while one that does not write could still refuse; and where one's log fails with
-//! its part, the others' logs say that it never held, before anybody builds on that. With one core
-//! it is one batch of its log.
+//! its part, the others' logs say that it never held, before anybody builds on that. Where no log
+//! takes that word any more, its keys answer that nobody knows, until a restart. With one core it is
+//! one batch of its log.
 //!
 //! No global lock; no deadlock (see `latches`); a transaction that has begun runs to its end
 //! whatever becomes of the connection.
@@ -227,7 +228,9 @@ impl Shard {
                 self.store.commit(transaction, lsn, batch);
             }
             (Some((transaction, ..)), Verdict::Abort) => self.store.abort(transaction),
-            (Some((transaction, ..)), Verdict::Revoke) => self.store.revoke(transaction).await,
+            (Some((transaction, _, batch)), Verdict::Revoke) => {
+                self.store.revoke(transaction, batch).await;
+            }
             (None, _) => {}
         }
         drop(latched);

@@ -1,20 +1,24 @@
 //! A table's data block: a few KiB of records, found by binary search and a short walk.
 //!
-//! block   := entry* | restart u32 * count | count u32 | kind u8 | crc u32      (little endian)
+//! block   := content | kind u8 | crc u32                                      (little endian)
+//! content := entry* | restart u32 * count | count u32
 //! entry   := shared varint | rest length varint | value length varint | position u32
 //!            | head (a record's bytes before its key length) | rest of the key | value
 //!
 //! A key is the first `shared` bytes of the key before it and then its rest. Every
-//! [`RESTART_INTERVAL`]th entry shares nothing; `restart` is where it begins. `kind` says how what
-//! stands before it is compressed: 0, not at all; others belong to newer programs and are refused.
-//! The crc32c covers table id, offset of the block in its file, and all bytes before it, so that
-//! a block that was written or read at a wrong place is told from the right one.
+//! [`RESTART_INTERVAL`]th entry shares nothing; `restart` is where it begins. `kind` says how the
+//! content is stored: 0, as it is; 1, packed (compress.rs); others belong to newer programs and are
+//! refused. The crc32c covers table id, offset of the block in its file, and all bytes before it, as
+//! stored, so that a block that was written or read at a wrong place is told from the right one.
 //!
 //! Invariants: a block has at least one entry; entries ascend strictly by (position, key); a
-//! block's payload exceeds [`PAYLOAD_BYTES_TARGET`] only if it is one record.
+//! block's payload exceeds [`PAYLOAD_BYTES_TARGET`] only if it is one record; content of more than
+//! [`PACKED_CONTENT_BYTES_MAX`] is never packed.
 
-use std::ops::Deref;
+use std::borrow::Cow;
 
+use crate::config::Compression;
+use crate::storage::compress::{self, Packer};
 use crate::storage::merge::{Bound, Item};
 use crate::storage::record::{KeyRef, RECORD_HEADER_BYTES, Record, View};
 use crate::types::Position;
@@ -22,12 +26,17 @@ use crate::types::Position;
 /// A block is cut before the record that would take it beyond this.
 pub const PAYLOAD_BYTES_TARGET: usize = 4096;
 
+/// Longer content, which is one record, is stored as it is: to pack it would hold up its core for
+/// more than a few milliseconds, and to unpack it would, too.
+pub const PACKED_CONTENT_BYTES_MAX: usize = 1 << 20;
+
 const RESTART_INTERVAL: usize = 16;
 const KEY_LENGTH_BYTES: usize = 4;
 const HEAD_BYTES: usize = RECORD_HEADER_BYTES - KEY_LENGTH_BYTES;
 const TRAILER_BYTES: usize = 1 + CRC_BYTES;
 const CRC_BYTES: usize = 4;
 const KIND_PLAIN: u8 = 0;
+const KIND_PACKED: u8 = 1;
 const VARINT_BYTES_MAX: usize = 5;
 /// The most that an entry takes besides key and value.
 const ENTRY_BYTES_MAX: usize = 3 * VARINT_BYTES_MAX + 4 + HEAD_BYTES;
@@ -57,8 +66,8 @@ impl Identity {
 pub struct Damage(pub &'static str);
 
 /// Collects records for a block. Used again after each [`BlockBuilder::finish`].
-#[derive(Default)]
 pub struct BlockBuilder {
+    packer: Option<Packer>,
     bytes: Vec<u8>,
     restarts: Vec<u32>,
     entries: usize,
@@ -68,8 +77,15 @@ pub struct BlockBuilder {
 
 impl BlockBuilder {
     /// Without records.
-    pub fn new() -> BlockBuilder {
-        BlockBuilder::default()
+    pub fn new(compression: Compression) -> BlockBuilder {
+        BlockBuilder {
+            packer: (compression == Compression::Lz4).then(Packer::default),
+            bytes: Vec::new(),
+            restarts: Vec::new(),
+            entries: 0,
+            last_position: 0,
+            last_key: Vec::new(),
+        }
     }
 
     /// True if it holds nothing.
@@ -121,24 +137,34 @@ impl BlockBuilder {
     pub fn finish(&mut self, at: Identity, out: &mut Vec<u8>) {
         assert!(!self.is_empty(), "a block has at least one entry");
         let start = out.len();
-        out.append(&mut self.bytes);
         let restarts = self.restarts.iter().copied();
         let count = u32::try_from(self.restarts.len()).expect("counts a few KiB");
         restarts
             .chain([count])
-            .for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
-        out.push(KIND_PLAIN);
+            .for_each(|word| self.bytes.extend_from_slice(&word.to_le_bytes()));
+        let content = &self.bytes[..];
+        let may_pack = content.len() <= PACKED_CONTENT_BYTES_MAX;
+        let packer = self.packer.as_mut().filter(|_| may_pack);
+        let kind = match packer.is_some_and(|packer| packer.pack(content, out)) {
+            true => KIND_PACKED,
+            false => {
+                out.extend_from_slice(content);
+                KIND_PLAIN
+            }
+        };
+        out.push(kind);
         let crc = at.checksum(&out[start..]);
         out.extend_from_slice(&crc.to_le_bytes());
+        self.bytes.clear();
         self.restarts.clear();
         self.last_key.clear();
         self.entries = 0;
     }
 }
 
-/// A block that was read; its checksum holds.
-pub struct Block<B> {
-    bytes: B,
+/// A block that was read: its checksum holds, and it is unpacked.
+pub struct Block<'a> {
+    content: Cow<'a, [u8]>,
     entries_end: usize,
     restarts: usize,
 }
@@ -154,38 +180,51 @@ struct Entry<'a> {
     end: usize,
 }
 
-impl<B: Deref<Target = [u8]>> Block<B> {
-    /// Its length as stored.
+impl<'a> Block<'a> {
+    /// The length of its content, unpacked.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.content.len()
     }
 
-    /// Checks the bytes of the block that stands at `at`.
-    pub fn decode(bytes: B, at: Identity) -> Result<Block<B>, Damage> {
+    /// Checks the bytes of the block that stands at `at`, and unpacks them if need be.
+    pub fn decode(bytes: &'a [u8], at: Identity) -> Result<Block<'a>, Damage> {
         let Some(kind_at) = bytes.len().checked_sub(TRAILER_BYTES) else {
             return Err(Damage("a block is shorter than its trailer"));
         };
-        let stored = u32_at(&bytes, kind_at + 1);
+        let stored = u32_at(bytes, kind_at + 1);
         if stored != Some(at.checksum(&bytes[..kind_at + 1])) {
             return Err(Damage("a block's checksum does not match"));
         }
-        if bytes[kind_at] != KIND_PLAIN {
-            return Err(Damage(
-                "a block is compressed in a way that this version does not know",
-            ));
-        }
+        let content = &bytes[..kind_at];
+        let content = match bytes[kind_at] {
+            KIND_PLAIN => Cow::Borrowed(content),
+            KIND_PACKED => Cow::Owned(compress::unpack(content, PACKED_CONTENT_BYTES_MAX)?),
+            _ => {
+                return Err(Damage(
+                    "a block is compressed in a way that this version does not know",
+                ));
+            }
+        };
         let shape = || {
-            let count_at = kind_at.checked_sub(4)?;
-            let restarts = u32_at(&bytes, count_at)? as usize;
+            let count_at = content.len().checked_sub(4)?;
+            let restarts = u32_at(&content, count_at)? as usize;
             let entries_end = count_at.checked_sub(restarts.checked_mul(4)?)?;
             (restarts > 0 && entries_end > 0).then_some((entries_end, restarts))
         };
         let (entries_end, restarts) = shape().ok_or(Damage("a block has no entries"))?;
         Ok(Block {
-            bytes,
+            content,
             entries_end,
             restarts,
         })
+    }
+
+    /// The same block, which needs nobody else's bytes.
+    pub fn into_owned(self) -> Block<'static> {
+        Block {
+            content: Cow::Owned(self.content.into_owned()),
+            ..self
+        }
     }
 
     /// The record of `key`. (A copy: in the block its key is cut short.)
@@ -238,7 +277,7 @@ impl<B: Deref<Target = [u8]>> Block<B> {
             }
         }
         Ok(Walk {
-            bytes: &self.bytes[..self.entries_end],
+            bytes: &self.content[..self.entries_end],
             at: self.restart(low)?,
             position: Position(0),
             key: Vec::new(),
@@ -248,13 +287,13 @@ impl<B: Deref<Target = [u8]>> Block<B> {
 
     fn restart(&self, index: usize) -> Result<usize, Damage> {
         assert!(index < self.restarts);
-        let at = u32_at(&self.bytes, self.entries_end + index * 4).map(|at| at as usize);
+        let at = u32_at(&self.content, self.entries_end + index * 4).map(|at| at as usize);
         at.filter(|&at| at < self.entries_end)
             .ok_or(Damage("a restart is out of bounds"))
     }
 
     fn entry_at(&self, at: usize) -> Result<Entry<'_>, Damage> {
-        parse_entry(&self.bytes[..self.entries_end], at)
+        parse_entry(&self.content[..self.entries_end], at)
             .ok_or(Damage("an entry does not fit its block"))
     }
 }
@@ -339,7 +378,8 @@ fn record_of(key: &[u8], entry: &Entry<'_>) -> Result<Record, Damage> {
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(key);
     bytes.extend_from_slice(entry.value);
-    Record::decode(&bytes).ok_or(Damage("an entry is no record"))
+    let record = Record::decode(&bytes).filter(|record| !record.view().is_packed());
+    record.ok_or(Damage("an entry is no record"))
 }
 
 fn shared_prefix(one: &[u8], two: &[u8]) -> usize {
@@ -416,7 +456,11 @@ mod tests {
     }
 
     fn block_of(items: &[Item]) -> Vec<u8> {
-        let mut builder = BlockBuilder::new();
+        stored(items, Compression::None)
+    }
+
+    fn stored(items: &[Item], compression: Compression) -> Vec<u8> {
+        let mut builder = BlockBuilder::new(compression);
         for item in items {
             builder.add(item.position, item.record.view());
         }
@@ -435,7 +479,7 @@ mod tests {
         }
     }
 
-    fn block(bytes: &[u8]) -> Block<&[u8]> {
+    fn block(bytes: &[u8]) -> Block<'_> {
         Block::decode(bytes, HERE).expect("own bytes are a block")
     }
 
@@ -447,8 +491,9 @@ mod tests {
             let all = random_items(&mut random, count);
             // Every other one is left out, to look for what is not there.
             let items: Vec<Item> = all.iter().step_by(2).cloned().collect();
-            let bytes = block_of(&items);
-            let block = block(&bytes);
+            let compression = [Compression::Lz4, Compression::None][seed as usize % 2];
+            let bytes = stored(&items, compression);
+            let block = block(&bytes).into_owned();
             for (index, item) in all.iter().enumerate() {
                 let found = block.get(&key_ref(item)).expect("undamaged");
                 let expected = (index % 2 == 0).then(|| item.record.clone());
@@ -475,7 +520,7 @@ mod tests {
             expiry: 0,
             tombstone: false,
         };
-        let mut builder = BlockBuilder::new();
+        let mut builder = BlockBuilder::new(Compression::None);
         let small = Record::new(meta, b"a", b"1");
         let huge = Record::new(meta, &[b'k'; 65536], &vec![9; 1 << 20]);
         builder.add(Position(1), small.view());
@@ -504,9 +549,16 @@ mod tests {
     #[test]
     fn any_flipped_bit_and_any_other_place_is_noticed() {
         let items = random_items(&mut fastrand::Rng::with_seed(3), 20);
-        let good = block_of(&items);
+        let plain = block_of(&items);
+        let packed = stored(&items, Compression::Lz4);
+        assert!(packed.len() < plain.len(), "nothing was packed");
+        notices_all(&plain);
+        notices_all(&packed);
+    }
+
+    fn notices_all(good: &[u8]) {
         for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
+            let mut bad = good.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(Block::decode(&bad[..], HERE).is_err(), "bit {bit}");
         }
@@ -521,7 +573,7 @@ mod tests {
             ..HERE
         };
         assert!(
-            Block::decode(&good[..], elsewhere).is_err(),
+            Block::decode(good, elsewhere).is_err(),
             "read at a wrong offset"
         );
         let other_table = Identity {
@@ -529,7 +581,7 @@ mod tests {
             ..HERE
         };
         assert!(
-            Block::decode(&good[..], other_table).is_err(),
+            Block::decode(good, other_table).is_err(),
             "read from a wrong table"
         );
     }
@@ -537,11 +589,11 @@ mod tests {
     #[test]
     fn bytes_with_a_right_checksum_but_wrong_form_are_an_error_not_a_crash() {
         let items = random_items(&mut fastrand::Rng::with_seed(4), 20);
-        let good = block_of(&items);
-        let content = good.len() - CRC_BYTES;
-        for seed in 0..5000 {
+        let blocks = [Compression::None, Compression::Lz4].map(|it| stored(&items, it));
+        for seed in 0..10_000 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut bad = good.clone();
+            let mut bad = blocks[seed as usize % 2].clone();
+            let content = bad.len() - CRC_BYTES;
             for _ in 0..random.usize(1..4) {
                 bad[random.usize(0..content)] = random.u8(..);
             }
@@ -551,7 +603,11 @@ mod tests {
                 continue;
             };
             let walked = block.iter_from(Bound::START).count();
-            assert!(walked <= bad.len(), "seed {seed}: a walk that does not end");
+            let entries_max = block.bytes() / (3 + 4 + HEAD_BYTES);
+            assert!(
+                walked <= entries_max,
+                "seed {seed}: a walk that does not end"
+            );
             for item in &items {
                 let _ = block.get(&key_ref(item));
             }
@@ -563,10 +619,53 @@ mod tests {
         let items = random_items(&mut fastrand::Rng::with_seed(5), 3);
         let mut bytes = block_of(&items);
         let content = bytes.len() - CRC_BYTES;
-        bytes[content - 1] = 1;
+        bytes[content - 1] = 2;
         let crc = HERE.checksum(&bytes[..content]);
         bytes[content..].copy_from_slice(&crc.to_le_bytes());
         let refused = Block::decode(&bytes[..], HERE).err();
         assert!(refused.is_some_and(|damage| damage.0.contains("compressed")));
+    }
+
+    #[test]
+    fn only_what_grows_smaller_is_packed_and_only_if_asked() {
+        let meta = Meta {
+            version: Version::ZERO,
+            expiry: 0,
+            tombstone: false,
+        };
+        let mut random = fastrand::Rng::with_seed(6);
+        let noise: Vec<u8> = (0..2 << 20).map(|_| random.u8(..)).collect();
+        let kind_of = |value: &[u8], compression| {
+            let record = Record::new(meta, b"key", value);
+            let position = Position(1);
+            let item = Item { position, record };
+            let bytes = stored(std::slice::from_ref(&item), compression);
+            let found = block(&bytes).get(&key_ref(&item));
+            assert_eq!(found, Ok(Some(item.record.clone())));
+            bytes[bytes.len() - TRAILER_BYTES]
+        };
+        assert_eq!(kind_of(&noise[..3000], Compression::Lz4), KIND_PLAIN);
+        assert_eq!(kind_of(&[7; 3000], Compression::Lz4), KIND_PACKED);
+        assert_eq!(kind_of(&[7; 3000], Compression::None), KIND_PLAIN);
+        let most = PACKED_CONTENT_BYTES_MAX - ENTRY_BYTES_MAX - 100;
+        assert_eq!(kind_of(&vec![7; most], Compression::Lz4), KIND_PACKED);
+        let more = PACKED_CONTENT_BYTES_MAX;
+        assert_eq!(kind_of(&vec![7; more], Compression::Lz4), KIND_PLAIN);
+    }
+
+    #[test]
+    fn a_packed_block_that_claims_too_much_is_refused_before_it_takes_memory() {
+        let items = random_items(&mut fastrand::Rng::with_seed(7), 20);
+        let good = stored(&items, Compression::Lz4);
+        let content = good.len() - CRC_BYTES;
+        for length in [u32::MAX, PACKED_CONTENT_BYTES_MAX as u32 + 1, 1 << 20, 0] {
+            let mut bad = good.clone();
+            bad[..4].copy_from_slice(&length.to_le_bytes());
+            let crc = HERE.checksum(&bad[..content]);
+            bad[content..].copy_from_slice(&crc.to_le_bytes());
+            let refused = Block::decode(&bad, HERE).err();
+            let is_length = refused.is_some_and(|damage| damage.0.contains("length"));
+            assert!(is_length, "{length}: {refused:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Which keys a table surely does not hold: a Bloom filter in blocks of one cache line.
+//! Which keys a part of a table surely does not hold: a Bloom filter in blocks of one cache line.
 //!
 //! filter := line*, at least one          line := eight u64, little endian
 //!
@@ -25,7 +25,7 @@ const REMIX: u64 = 0x9e37_79b9_7f4a_7c15;
 #[derive(Clone, Copy)]
 struct Line([u64; LINE_BYTES / 8]);
 
-/// Collects the hashes of a table's keys: eight bytes each until it is finished.
+/// Collects the hashes of keys: eight bytes each until it is finished.
 #[derive(Default)]
 pub struct FilterBuilder {
     hashes: Vec<u64>,
@@ -42,10 +42,15 @@ impl FilterBuilder {
         self.hashes.push(hash.0);
     }
 
+    /// How long the filter would be.
+    pub fn bytes(&self) -> usize {
+        let bits = self.hashes.len() * BITS_PER_KEY;
+        bits.div_ceil(LINE_BITS).max(1) * LINE_BYTES
+    }
+
     /// The filter's bytes.
     pub fn finish(self) -> Vec<u8> {
-        let bits = self.hashes.len() * BITS_PER_KEY;
-        let mut lines = vec![Line([0; 8]); bits.div_ceil(LINE_BITS).max(1)];
+        let mut lines = vec![Line([0; 8]); self.bytes() / LINE_BYTES];
         for hash in self.hashes {
             let at = line_of(hash, lines.len());
             probes(hash).for_each(|(word, bit)| lines[at].0[word] |= bit);

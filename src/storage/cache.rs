@@ -1,11 +1,11 @@
 //! What is kept in memory of what tables hold: whole records by key, where large values lie by key, and
-//! blocks that were verified.
+//! blocks and partitions of indexes that were verified.
 //!
 //! All caches have a budget in bytes and keep what is asked for again (S3-FIFO, by `quick_cache`).
 //! Only lookups of single keys fill them: walks and merges go past them.
 //!
-//! A block never changes, and no table's number is used twice: a cached block is never wrong. A row may
-//! become so. Invariant: a row is the newest record of its key, whole, be that in a table or in a memtable
+//! Neither a block nor a partition ever changes, and no table's number is used twice: what is cached of them
+//! is never wrong. A row may become so. Invariant: a row is the newest record of its key, whole, be that in a table or in a memtable
 //! as a pointer to the value log. Readers ask memtables first; a write takes its key's row out before any
 //! reader sees the write, and a clear takes out all. A lookup that began before a write may end after
 //! it, with the old record in hand: a [`Ticket`], taken where the lookup began, tells whether anything
@@ -22,7 +22,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use super::block::Block;
 use super::record::{KeyRef, Record};
-use super::sstable::TableId;
+use super::sstable::{Partition, TableId};
 use crate::rt::{self, Bug};
 use crate::types::KeyHash;
 
@@ -37,15 +37,32 @@ const ENTRY_BYTES_EXPECTED: u64 = 2048;
 /// Keys are told apart by marks up to this number, when writes and lookups pass each other.
 const MARKS: usize = 1024;
 
-/// A block whose checksum was verified.
-pub type CachedBlock = Rc<Block<Vec<u8>>>;
+/// A block whose checksum was verified, unpacked.
+pub type CachedBlock = Rc<Block<'static>>;
 
 /// A core's caches.
 pub struct Caches {
     /// Whole records, and pointers to large ones.
     pub rows: Rows,
-    /// Blocks of tables.
+    /// Blocks of tables, and partitions that are read by need.
     pub blocks: Blocks,
+}
+
+/// What was asked of partitions that are read by need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartitionStats {
+    /// Lookups that found one in the cache.
+    pub hits: u64,
+    /// Lookups that had to read one.
+    pub reads: u64,
+}
+
+impl PartitionStats {
+    /// Adds another core's.
+    pub fn add(&mut self, other: &PartitionStats) {
+        self.hits += other.hits;
+        self.reads += other.reads;
+    }
 }
 
 /// What a cache holds and has done.
@@ -82,6 +99,7 @@ impl Caches {
             },
             blocks: Blocks {
                 cache: Bounded::new(),
+                partitions: Cell::default(),
             },
         };
         caches.set_budget(budget);
@@ -186,25 +204,62 @@ impl Rows {
     }
 }
 
-/// Blocks of tables, by table and offset.
+/// Blocks and partitions of tables, by table and offset.
 pub struct Blocks {
-    cache: Bounded<(TableId, u64), CachedBlock>,
+    cache: Bounded<(TableId, u64), Cached>,
+    partitions: Cell<PartitionStats>,
+}
+
+/// What a table has at some offset.
+#[derive(Clone)]
+enum Cached {
+    Block(CachedBlock),
+    Partition(Rc<Partition>),
 }
 
 impl Blocks {
     /// The block of `table` at `offset`, if it is here.
     pub fn get(&self, table: TableId, offset: u64) -> Option<CachedBlock> {
-        self.cache.get(&(table, offset), |_| true)
+        match self.cache.get(&(table, offset), |_| true)? {
+            Cached::Block(block) => Some(block),
+            Cached::Partition(_) => None,
+        }
     }
 
     /// A lookup has read and verified this block.
     pub fn fill(&self, table: TableId, offset: u64, block: CachedBlock) {
-        self.cache.insert((table, offset), block);
+        self.cache.insert((table, offset), Cached::Block(block));
     }
 
-    /// What it holds and has done.
+    /// The partition of `table` at `offset`, if it is here. If not, the caller reads it.
+    pub fn partition(&self, table: TableId, offset: u64) -> Option<Rc<Partition>> {
+        let mut stats = self.partitions.get();
+        let found = match self.cache.find(&(table, offset)) {
+            Some(Cached::Partition(partition)) => Some(partition),
+            _ => None,
+        };
+        match found {
+            Some(_) => stats.hits += 1,
+            None => stats.reads += 1,
+        }
+        self.partitions.set(stats);
+        found
+    }
+
+    /// A lookup has read and verified this partition.
+    pub fn fill_partition(&self, table: TableId, offset: u64, partition: Rc<Partition>) {
+        let partition = Cached::Partition(partition);
+        self.cache.insert((table, offset), partition);
+    }
+
+    /// What it holds, partitions too, and what it has done for blocks.
     pub fn stats(&self) -> CacheStats {
         self.cache.stats()
+    }
+
+    /// What it has done for partitions.
+    pub fn partition_stats(&self) -> PartitionStats {
+        self.partitions.get()
     }
 }
 
@@ -219,9 +274,12 @@ impl Weigh for Record {
     }
 }
 
-impl Weigh for CachedBlock {
+impl Weigh for Cached {
     fn bytes(&self) -> u64 {
-        Block::bytes(self) as u64
+        match self {
+            Cached::Block(block) => block.bytes() as u64,
+            Cached::Partition(partition) => partition.bytes() as u64,
+        }
     }
 }
 
@@ -271,6 +329,11 @@ impl<K: Eq + std::hash::Hash + Clone, V: Weigh + Clone> Bounded<K, V> {
         };
         count.set(count.get() + 1);
         found
+    }
+
+    /// The same without counting it.
+    fn find(&self, key: &K) -> Option<V> {
+        self.cache.borrow().get(key).cloned()
     }
 
     fn insert(&self, key: K, value: V) {
@@ -343,6 +406,7 @@ impl Hasher for Mixer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Compression;
     use crate::storage::block::{BlockBuilder, Identity};
     use crate::storage::record::{Meta, Pointer};
     use crate::storage::wal::format::{SegmentId, Stream};
@@ -488,6 +552,7 @@ mod tests {
                 offset,
                 length: whole.bytes().len() as u32,
                 crc: 0,
+                value_length: 5_000,
             };
             Record::pointing(whole.view(), place)
         };
@@ -528,12 +593,12 @@ mod tests {
     fn a_block_is_found_by_its_table_and_offset() {
         let caches = Caches::new(1 << 20);
         let block = |table: u64, offset: u64| {
-            let mut builder = BlockBuilder::new();
+            let mut builder = BlockBuilder::new(Compression::Lz4);
             let key = format!("{table} {offset}");
             builder.add(Position(1), record(key.as_bytes(), 1, 10).view());
             let (at, mut bytes) = (Identity { table, offset }, Vec::new());
             builder.finish(at, &mut bytes);
-            Rc::new(Block::decode(bytes, at).expect("undamaged"))
+            Rc::new(Block::decode(&bytes, at).expect("undamaged").into_owned())
         };
         let places = [(1, 0), (1, 4096), (2, 0), (4096, 1)];
         for (table, offset) in places {

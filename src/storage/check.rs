@@ -567,6 +567,14 @@ impl log::Witness for Part<'_, '_> {
                 if view.pointer().is_some() || (is_value && view.meta().tombstone) {
                     return Some("a record has no value where it should have one".to_owned());
                 }
+                if view.is_packed() && !is_value {
+                    return Some("a record of the log is packed".to_owned());
+                }
+                if view.is_packed()
+                    && let Err(damage) = view.unpacked()
+                {
+                    return Some(damage.0.to_owned());
+                }
                 match self.is_replaying {
                     true => self.misplaced(KeyRef::of(view.key()).position),
                     false => None,

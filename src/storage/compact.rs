@@ -236,6 +236,7 @@ impl Store {
                     now: rt::wall_ms(),
                 },
                 table_bytes_max: self.options.compaction.table_bytes,
+                compression: self.options.compression,
             }
         };
         if job.inputs.iter().count() < inputs.len() {
@@ -273,7 +274,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Durability, RUNS_HARD, RUNS_SOFT};
+    use crate::config::{Compression, Durability, RUNS_HARD, RUNS_SOFT};
     use crate::rt::sim::{NodeId, Options, World};
     use crate::storage::compaction::{Shape, Style};
     use crate::storage::record::{KeyRef, Meta, Record};
@@ -293,13 +294,16 @@ mod tests {
             batch_bytes_max: 1 << 20,
         },
         memory_bytes: 8 << 20,
+        index_bytes_max: 4 << 20,
         compaction: Shape {
             style: Style::Leveled,
             table_bytes: 4 << 20,
             base_bytes: 1 << 30,
             ratio: 10,
         },
+        compression: Compression::None,
         value_bytes_min: usize::MAX,
+        value_compression: Compression::None,
         value_segment_bytes: 1 << 20,
         value_replay_bytes_max: 1 << 30,
         value_garbage_percent_max: 25,

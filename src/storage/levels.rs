@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::compaction::is_one_run;
 use super::merge::{Bound, Item};
 use super::record::KeyRef;
-use super::sstable::{Table, TableCursor, TableId};
+use super::sstable::{LastUsed, Table, TableCursor, TableId};
 use crate::error::Result;
 use crate::types::Position;
 
@@ -56,7 +56,7 @@ impl Run {
 }
 
 /// All live tables.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Levels {
     /// The newest first.
     runs: Vec<Rc<Run>>,
@@ -72,18 +72,13 @@ impl Levels {
         }
     }
 
-    /// The tables that may have `key`, the newest first.
+    /// The tables that may have `key`, as far as memory knows, the newest first.
     pub fn candidates(&self, key: &KeyRef<'_>) -> Vec<Rc<Table>> {
         self.runs
             .iter()
             .filter_map(|run| run.candidate(key))
             .cloned()
             .collect()
-    }
-
-    /// False: no table has the key, neither as a value nor as a tombstone.
-    pub fn may_contain(&self, key: &KeyRef<'_>) -> bool {
-        self.runs.iter().any(|run| run.candidate(key).is_some())
     }
 
     /// The runs, the newest first.
@@ -135,7 +130,7 @@ impl Levels {
 
     /// Memory that filters and indexes take.
     pub fn memory_bytes(&self) -> u64 {
-        self.iter().map(|table| table.memory_bytes() as u64).sum()
+        self.iter().map(|table| table.memory_bytes()).sum()
     }
 
     /// The deepest level that has a table.
@@ -143,6 +138,33 @@ impl Levels {
         self.runs
             .last()
             .map_or(0, |oldest| oldest.tables[0].info().level)
+    }
+}
+
+/// Asks tables for many keys, in their order: what has to be read for that is read once, and past the cache.
+pub struct Filters {
+    levels: Levels,
+    /// One for each run.
+    last: Vec<LastUsed>,
+}
+
+impl Filters {
+    /// Those of `levels`.
+    pub fn of(levels: Levels) -> Filters {
+        let last = levels.runs.iter().map(|_| LastUsed::default()).collect();
+        Filters { levels, last }
+    }
+
+    /// False: no table has the key, neither as a value nor as a tombstone. What cannot be read may have it.
+    pub async fn may_contain(&mut self, key: &KeyRef<'_>) -> bool {
+        for (run, last) in self.levels.runs.iter().zip(&mut self.last) {
+            if let Some(table) = run.candidate(key)
+                && table.ask(key, last).await.unwrap_or(true)
+            {
+                return true;
+            }
+        }
+        false
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Found {
 pub enum Want {
     /// All of the record.
     Value,
-    /// Version and expiry: what is found may be a pointer.
+    /// Version, expiry and the value's length: what is found may be a pointer, and no value is read.
     Meta,
     /// What memtables or tables have: the row cache is not asked, and gets nothing.
     Stored,

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::levels::Levels;
+use super::levels::{Filters, Levels};
 use super::manifest::Manifest;
 use super::merge::{Bound, Item};
+use super::reckon::{self, Reckoner};
 use super::record::{KeyRef, Meta, Record};
 use super::sstable::{Table, TableId, TableInfo, TableWriter};
 use super::vlog::{Garbage, SegmentKey};
@@ -29,6 +30,8 @@ pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// So long a flush waits for other cores to note transactions. If one of them cannot, the table is
 /// installed without, and the log keeps its part.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+/// So many keys of a memtable tell whether most of them are in tables.
+const SAMPLE_RECORDS: usize = 256;
 /// Records copied out of a memtable at a time.
 const CHUNK_RECORDS: usize = 64;
 
@@ -170,10 +173,14 @@ impl Store {
 
     /// Makes tables that were written and synced part of the store; they go if that fails.
     pub(super) async fn install_written(&self, infos: &[TableInfo], edit: Edit) -> Result<()> {
-        let installed = match self.open_written(infos).await {
-            Ok(add) => self.install(Edit { add, ..edit }).await,
+        let mut tables = Vec::with_capacity(infos.len());
+        let opened = self.open_written(infos, &mut tables).await;
+        let add = tables.clone();
+        let installed = match opened {
+            Ok(()) => self.install(Edit { add, ..edit }).await,
             Err(error) => Err(error),
         };
+        self.has_come(&tables);
         if installed.is_err() && !self.state.borrow().install_failed {
             for info in infos {
                 // The next attempt writes tables of its own; the next start removes what stays.
@@ -183,15 +190,16 @@ impl Store {
         installed
     }
 
-    async fn open_written(&self, infos: &[TableInfo]) -> Result<Vec<Rc<Table>>> {
+    async fn open_written(&self, infos: &[TableInfo], tables: &mut Vec<Rc<Table>>) -> Result<()> {
         if !rt::planted(Bug::NoDirectorySync) {
             rt::sync_dir(&self.dir).await?;
         }
-        let mut tables = Vec::with_capacity(infos.len());
         for info in infos {
-            tables.push(Rc::new(Table::open(&self.dir, info).await?));
+            let table = Rc::new(Table::open(&self.dir, info).await?);
+            tables.push(Rc::clone(&table));
+            self.load_coming(&table).await?;
         }
-        Ok(tables)
+        Ok(())
     }
 
     pub(super) fn take_table_id(&self) -> TableId {
@@ -205,8 +213,11 @@ impl Store {
         id: TableId,
         copies: &mut Garbage,
     ) -> Result<Written> {
-        let mut writer = TableWriter::create(&self.dir, id, id).await?;
+        let mut writer = TableWriter::create(&self.dir, id, id, self.options.compression).await?;
         let mut garbage = Garbage::default();
+        let mut reckoner = self.reckoner(layer);
+        // Nobody else flushes: what will be below the table is among what is there now.
+        let mut below = Filters::of(self.state.borrow().tables.clone());
         let mut records = 0;
         let mut last: Option<Item> = None;
         loop {
@@ -222,14 +233,25 @@ impl Store {
             };
             let Some(end) = chunk.last() else { break };
             last = Some(end.clone());
-            let kept = chunk
-                .iter()
-                .filter_map(|item| self.worth_keeping(item, &mut garbage));
-            let kept: Vec<Item> = kept.collect();
+            let mut kept = Vec::with_capacity(chunk.len());
+            for item in &chunk {
+                kept.extend(self.worth_keeping(item, &mut below, &mut garbage).await);
+            }
             records += kept.len();
-            if let Err(error) = self.add_all(&mut writer, kept, copies).await {
-                writer.abandon().await;
-                return Err(error);
+            let kept = match self.with_pointers(kept, copies).await {
+                Ok(kept) => kept,
+                Err(error) => {
+                    writer.abandon().await;
+                    return Err(error);
+                }
+            };
+            for item in kept {
+                let record = match &mut reckoner {
+                    Some(reckoner) => reckoner.count(&item, &mut garbage).await,
+                    None => item.record,
+                };
+                // After an error its file is gone.
+                writer.add(&record, item.position).await?;
             }
             rt::yield_if_needed().await;
         }
@@ -244,34 +266,57 @@ impl Store {
         Ok(Written { info, garbage })
     }
 
-    /// Adds records to a table. Large values that are still with their records move to the value log.
-    async fn add_all(
-        &self,
-        writer: &mut TableWriter,
-        items: Vec<Item>,
-        copies: &mut Garbage,
-    ) -> Result<()> {
-        let is_large = |item: &&Item| {
+    /// What counts the values that a flush of `layer` hides, if that is worth it.
+    fn reckoner(&self, layer: &Layer) -> Option<Reckoner> {
+        let state = self.state.borrow();
+        let (mut bytes, mut records) = (0, 0);
+        for table in state.tables.iter() {
+            bytes += table.info().bytes;
+            records += table.info().records;
+        }
+        let sizes = state.values.sizes();
+        let is_worth = reckon::is_worth(layer.hiding.get(), bytes, records, sizes.live);
+        is_worth.then(|| {
+            let memtable = layer.memtable.borrow();
+            let entries = memtable.iter_from(Bound::START).take(SAMPLE_RECORDS);
+            let keys = entries.map(|entry| KeyRef::of(entry.record.key()));
+            Reckoner::new(&state.tables, &self.caches, keys)
+        })
+    }
+
+    /// Records as a table gets them: large values that are still with them move to the value log.
+    async fn with_pointers(&self, mut items: Vec<Item>, copies: &mut Garbage) -> Result<Vec<Item>> {
+        let is_large = |item: &&mut Item| {
             item.record.pointer().is_none()
                 && item.record.view().value().len() >= self.options.value_bytes_min
         };
-        let large: Vec<Item> = items.iter().filter(is_large).cloned().collect();
-        let pointers = self.move_records(&large).await?;
-        let places = pointers.iter().filter_map(Record::pointer);
-        places.for_each(|copy| copies.add(copy));
-        let mut pointers = pointers.into_iter();
-        for item in &items {
-            let record = match is_large(&item) {
-                true => pointers.next().expect("each that moves has a new place"),
-                false => item.record.clone(),
-            };
-            writer.add(&record, item.position).await?;
+        let large: Vec<&mut Item> = items.iter_mut().filter(is_large).collect();
+        let mut stored = Vec::with_capacity(large.len());
+        for item in &large {
+            let packed = self.packed(&item.record);
+            let record = packed.unwrap_or_else(|| item.record.clone());
+            let position = item.position;
+            stored.push(Item { position, record });
+            rt::yield_if_needed().await;
         }
-        Ok(())
+        let pointers = self.move_records(&stored).await?;
+        for (item, pointer) in large.into_iter().zip(pointers) {
+            pointer
+                .pointer()
+                .into_iter()
+                .for_each(|copy| copies.add(copy));
+            item.record = pointer;
+        }
+        Ok(items)
     }
 
     /// A record as the table gets it: what is dead goes, unless it hides something older.
-    fn worth_keeping(&self, item: &Item, garbage: &mut Garbage) -> Option<Item> {
+    async fn worth_keeping(
+        &self,
+        item: &Item,
+        below: &mut Filters,
+        garbage: &mut Garbage,
+    ) -> Option<Item> {
         let meta = item.record.meta();
         let expired = !meta.tombstone && !item.record.view().is_live(rt::wall_ms());
         if !meta.tombstone && !expired {
@@ -284,8 +329,7 @@ impl Store {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        let hides = self.state.borrow().tables.may_contain(&key);
-        if !hides {
+        if !below.may_contain(&key).await {
             self.forget(meta.version);
             return None;
         }
@@ -355,8 +399,9 @@ impl Store {
 
     async fn install_alone(&self, edit: Edit) -> Result<()> {
         if !rt::planted(Bug::TableBeforeValues) {
-            self.wait_logged(edit.flushed.as_ref()).await?;
             self.wait_values(edit.flushed.as_ref()).await?;
+            // Last: a clear that comes while something else is awaited would be taken for logged.
+            self.wait_logged(edit.flushed.as_ref()).await?;
         }
         if rt::planted(Bug::SegmentBeforeManifest) {
             self.remove_segments(&edit.gone).await;
@@ -460,6 +505,8 @@ impl Store {
             wal.release(manifest.floor);
         }
         self.values.release(manifest.values_floor);
+        // Nothing is replayed of it: who reads a segment holds it open, and nobody else is to.
+        self.moved.release(self.moved.floor(self.moved.durable()));
     }
 
     async fn remove_segments(&self, gone: &[SegmentKey]) {
@@ -623,6 +670,8 @@ impl super::State {
             table
         };
         self.tables = Levels::new(self.manifest.tables.iter().filter_map(table).collect());
+        // Readers may still have them open, and read on by need.
+        open.values().for_each(|gone| gone.set_resident(false));
         if let Some(layer) = &edit.flushed {
             self.flushed = layer.last;
         }

@@ -421,6 +421,7 @@ mod tests {
                 offset: 4096,
                 length: old.bytes().len() as u32,
                 crc: 0,
+                value_length: 5000,
             },
         );
         let mut table = Memtable::new();

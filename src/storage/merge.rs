@@ -138,8 +138,8 @@ impl Merge {
         Step::Emit(item)
     }
 
-    /// Where the values lie that were given up since this was called last: those of older records
-    /// of the keys that came out, other than the very places of these.
+    /// Where the values lie that were given up since this was called last, and are not counted yet: those
+    /// of older records of the keys that came out, other than the very places of these.
     pub fn take_dropped(&mut self) -> Vec<Pointer> {
         std::mem::take(&mut self.dropped)
     }
@@ -166,21 +166,25 @@ impl Merge {
         best.map(|(index, _)| index)
     }
 
-    /// Takes the head of source `newest`, and drops the other sources' records of its key.
+    /// Takes the head of source `newest`, and drops the other sources' records of its key. What comes out
+    /// hides what the oldest of them did, and says of it what that one said.
     fn take_key(&mut self, newest: usize) -> Item {
         let item = self.sources[newest].chunk.pop_front();
         let item = item.expect("the chosen source has a head");
+        let mut is_counted = item.record.is_counted();
         for source in &mut self.sources {
             let same = |head: &Item| head.order() == item.order();
             if source.chunk.front().is_some_and(same)
                 && let Some(older) = source.chunk.pop_front()
-                && let Some(place) = older.record.pointer()
-                && item.record.pointer() != Some(place)
             {
-                self.dropped.push(place);
+                let place = older.record.pointer().filter(|_| !is_counted);
+                let place = place.filter(|place| item.record.pointer() != Some(*place));
+                self.dropped.extend(place);
+                is_counted = older.record.is_counted();
             }
         }
-        item
+        let record = item.record.counted(is_counted);
+        Item { record, ..item }
     }
 }
 
@@ -193,7 +197,8 @@ pub fn supersedes(record: &Record, other: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::record::{KeyRef, Meta};
+    use crate::storage::record::{KeyRef, Meta, RECORD_HEADER_BYTES};
+    use crate::storage::wal::format::{SegmentId, Stream};
     use crate::types::Version;
     use std::collections::BTreeMap;
 
@@ -262,6 +267,58 @@ mod tests {
             }
             let expected: Vec<Item> = newest.into_values().collect();
             assert_eq!(merged(&sources, &mut random), expected, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn each_value_that_is_hidden_is_counted_once_in_whatever_order_records_meet() {
+        let place = |offset: u32| Pointer {
+            stream: Stream::Values,
+            segment: SegmentId(1),
+            offset,
+            length: RECORD_HEADER_BYTES as u32 + 2,
+            crc: 0,
+            value_length: 1,
+        };
+        for seed in 0..500 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            // From the newest to the oldest; each says whether its flush has counted the next one.
+            let depth = random.usize(1..7);
+            let mut counts = vec![0; depth];
+            let mut layers: Vec<Vec<Item>> = (0..depth)
+                .map(|layer| {
+                    let whole = item(b"k", (depth - layer) as u64, false);
+                    let pointing = Record::pointing(whole.record.view(), place(layer as u32));
+                    let is_counted = random.bool();
+                    if is_counted && layer + 1 < depth {
+                        counts[layer + 1] += 1;
+                    }
+                    let record = pointing.counted(is_counted);
+                    vec![Item { record, ..whole }]
+                })
+                .collect();
+            while layers.len() > 1 {
+                let from = random.usize(..layers.len() - 1);
+                let to = random.usize(from + 1..layers.len());
+                let mut merge = Merge::new(to - from + 1);
+                let (mut out, mut fed) = (Vec::new(), vec![false; to - from + 1]);
+                loop {
+                    match merge.step() {
+                        Step::Fetch(source) if fed[source] => merge.feed(source, Vec::new()),
+                        Step::Fetch(source) => {
+                            fed[source] = true;
+                            merge.feed(source, layers[from + source].clone());
+                        }
+                        Step::Emit(item) => out.push(item),
+                        Step::End => break,
+                    }
+                }
+                let dropped = merge.take_dropped().into_iter();
+                dropped.for_each(|place| counts[place.offset as usize] += 1);
+                layers.splice(from..=to, [out]);
+            }
+            let expected: Vec<i32> = (0..depth).map(|layer| i32::from(layer > 0)).collect();
+            assert_eq!(counts, expected, "seed {seed}");
         }
     }
 

@@ -23,6 +23,7 @@ pub mod check;
 mod codec;
 mod compact;
 pub mod compaction;
+mod compress;
 pub mod identity;
 pub mod levels;
 mod lookup;
@@ -31,11 +32,14 @@ pub mod manifest;
 pub mod memtable;
 pub mod merge;
 mod open;
+mod reckon;
 pub mod record;
 mod recover;
 pub mod reshard;
+mod resident;
 pub mod scan;
 pub mod sstable;
+mod sweep;
 pub mod vlog;
 pub mod wal;
 
@@ -46,15 +50,19 @@ use std::rc::Rc;
 
 use futures_lite::future;
 
+use crate::config::Compression;
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
+use crate::rt::{self, Bug};
 use crate::types::{CoreId, KeyHash, Lsn, Position, Version};
-use cache::{CacheStats, Caches};
+use cache::{CacheStats, Caches, PartitionStats};
 use compact::Pace;
+use compress::Packer;
 use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
 use record::{KeyRef, Record};
+use resident::Residence;
 use vlog::{ValueSizes, Values};
 use wal::{Admission, Fate, Wal, format};
 
@@ -65,6 +73,8 @@ pub use scan::Snapshot;
 
 /// The place in the log of all that was recovered at start: it is durable.
 const RECOVERED: Lsn = Lsn(1);
+/// Above all places in the log.
+const NO_DOUBT: Lsn = Lsn(u64::MAX);
 /// Memtables that wait to be flushed before writers have to wait too.
 const FROZEN_MAX: usize = 2;
 /// Memtables that there may be at once: one is written to while others wait.
@@ -89,6 +99,9 @@ pub struct Store {
     /// Held by whoever appends to `moved` and waits for what has its place.
     moving: Cell<bool>,
     fate: Rc<Fate>,
+    /// From here on there are parts of transactions of which only a restart can tell whether they
+    /// hold; [`NO_DOUBT`] while there are none.
+    doubtful: Cell<Lsn>,
     state: RefCell<State>,
     /// A memtable was frozen or flushed, a table came or went, room came back, or all is to stop.
     changed: Signal,
@@ -96,6 +109,9 @@ pub struct Store {
     installing: Cell<bool>,
     pace: Pace,
     caches: Rc<Caches>,
+    residence: Residence,
+    /// For large values.
+    packer: RefCell<Packer>,
 }
 
 struct State {
@@ -182,6 +198,10 @@ pub struct Stats {
     pub expired: u64,
     /// Segments of the value log that were collected.
     pub collections: u64,
+    /// Bytes of values that came to the value log, as they were given.
+    pub value_bytes_given: u64,
+    /// Bytes that they take there, packed where that pays.
+    pub value_bytes_stored: u64,
     /// Bytes of records that were moved within the value log, or into it from the log.
     pub value_bytes_moved: u64,
 }
@@ -203,14 +223,18 @@ pub struct Sizes {
     pub wal_bytes: u64,
     /// The value log.
     pub values: ValueSizes,
-    /// Memory that filters and indexes take.
+    /// Memory that filters and indexes take, but for what the block cache has of them.
     pub index_bytes: u64,
+    /// Tables whose filters and indexes are read by need.
+    pub tables_by_need: u64,
     /// The row cache.
     pub rows: CacheStats,
     /// The key cache: where large values lie.
     pub pointers: CacheStats,
     /// The block cache.
     pub blocks: CacheStats,
+    /// Partitions of filters and indexes, as they were needed.
+    pub partitions: PartitionStats,
 }
 
 impl Store {
@@ -218,13 +242,29 @@ impl Store {
     pub fn write(&self, position: Position, record: Record) -> Lsn {
         let lsn = self.next_lsn();
         if record.view().value().len() >= self.options.value_bytes_min {
-            self.values.append_value(lsn, position, &record);
+            let packed = self.packed(&record);
+            let stored = packed.as_ref().unwrap_or(&record);
+            self.values
+                .append_value(lsn, position, &record, stored.bytes());
         } else if let Some(wal) = &self.wal {
             wal.append_record(lsn, record.bytes());
         }
         self.insert(position, record, lsn);
         self.freeze_if_full();
         lsn
+    }
+
+    /// `record`, a large one, packed for the value log; `None`: it goes there as it is.
+    fn packed(&self, record: &Record) -> Option<Record> {
+        let packed = match self.options.value_compression {
+            Compression::None => None,
+            Compression::Lz4 => record.packed(&mut self.packer.borrow_mut()),
+        };
+        let stored = packed.as_ref().unwrap_or(record);
+        let stats = &mut self.state.borrow_mut().stats;
+        stats.value_bytes_given += record.view().value().len() as u64;
+        stats.value_bytes_stored += stored.view().value().len() as u64;
+        packed
     }
 
     /// Writes `batch`, which was admitted and is not empty.
@@ -287,26 +327,47 @@ impl Store {
     }
 
     /// Some core of `transaction` may have prepared it, but its log failed: it never was, and must
-    /// not come to be after a crash, when later writes here have not seen it. Returns once the log
-    /// says so before all that it will ever say, or once it says nothing any more.
-    pub async fn revoke(&self, transaction: Version) {
-        if let Some(wal) = &self.wal {
-            match wal.wait_admitted(format::MARKER_BYTES, 1).await {
-                Ok(()) => wal.append_abort(self.next_lsn(), transaction),
-                Err(error) => wal.fail(&error),
-            }
+    /// not come to be after a crash, when readers or later writes here have not seen it. Returns once
+    /// the log durably says so; or once that failed: then a restart may bring it back, and until then
+    /// `batch`, this core's part of it, is in doubt.
+    pub async fn revoke(&self, transaction: Version, batch: Batch) {
+        match self.log_abort(transaction).await {
+            Err(_) if !rt::planted(Bug::DoubtForgotten) => self.doubt(batch),
+            _ => self.abort(transaction),
         }
-        self.abort(transaction);
+    }
+
+    async fn log_abort(&self, transaction: Version) -> Result<()> {
+        let Some(wal) = &self.wal else { return Ok(()) };
+        let admitted = wal.wait_admitted(format::MARKER_BYTES, 1).await;
+        admitted.inspect_err(|error| wal.fail(error))?;
+        let lsn = self.next_lsn();
+        wal.append_abort(lsn, transaction);
+        self.wait_durable(lsn).await // all before it too, or a crash takes it with what is missing
+    }
+
+    /// Shows `batch` to readers as a write that is never acknowledged, so that they are told that
+    /// nobody knows. It needs no more memory than the transactions took that were prepared when the
+    /// log failed: a failed log admits no others, and nothing is flushed any more.
+    fn doubt(&self, batch: Batch) {
+        assert!(self.fate.has_failed(), "a log that works can say what was");
+        let lsn = self.next_lsn();
+        self.doubtful.set(self.doubtful.get().min(lsn));
+        self.take_in_batch(batch, lsn);
     }
 
     fn apply(&self, batch: Batch, lsn: Lsn) {
+        self.take_in_batch(batch, lsn);
+        self.freeze_if_full();
+    }
+
+    fn take_in_batch(&self, batch: Batch, lsn: Lsn) {
         if let Some(version) = batch.clear {
             self.clear(version, lsn);
         }
         for (position, record) in batch.records {
             self.insert(position, record, lsn);
         }
-        self.freeze_if_full();
     }
 
     fn insert(&self, position: Position, record: Record, lsn: Lsn) {
@@ -394,21 +455,13 @@ impl Store {
         };
         state.epoch += 1;
         state.frozen.clear();
-        state.tables = Levels::default();
+        let dead = std::mem::take(&mut state.tables);
+        dead.iter().for_each(|table| table.set_resident(false));
         state.values.note_cleared();
         drop(state);
         self.caches.rows.clear();
         self.share_memory();
         self.changed.wake_all();
-    }
-
-    /// Gives the caches what memtables, filters and indexes leave of this core's memory.
-    fn share_memory(&self) {
-        let fixed = MEMTABLES_MAX * self.options.memtable_bytes;
-        let taken = fixed + self.state.borrow().tables.memory_bytes();
-        let all = self.options.memory_bytes;
-        let left = all.saturating_sub(taken).max(all / CACHES_SHARE_MIN);
-        self.caches.set_budget(left);
     }
 
     fn next_lsn(&self) -> Lsn {
@@ -453,8 +506,11 @@ impl Store {
     /// where durability wants them.
     pub fn is_acknowledged(&self, lsn: Lsn) -> bool {
         let is_acknowledged = |log: &Wal| log.is_acknowledged(lsn);
+        let is_known = lsn < self.doubtful.get();
         lsn <= RECOVERED
-            || (self.wal.as_ref().is_none_or(is_acknowledged) && is_acknowledged(&self.values))
+            || is_known
+                && self.wal.as_ref().is_none_or(is_acknowledged)
+                && is_acknowledged(&self.values)
     }
 
     /// Waits until the record `lsn` may be acknowledged.
@@ -545,57 +601,6 @@ impl Store {
         wal.wait_durable(last).await
     }
 
-    /// Takes expired records out of the active memtable where nothing older could then be seen:
-    /// looks at up to `entries_max` from `from` on, and says where to go on.
-    pub fn sweep_expired(&self, from: Position, now: u64, entries_max: usize) -> Position {
-        let state = self.state.borrow();
-        let mut memtable = state.active.memtable.borrow_mut();
-        let bound = merge::Bound::From(from);
-        let mut seen = 0;
-        let mut next = Position(0);
-        let mut expired = Vec::new();
-        for entry in memtable.iter_from(bound) {
-            seen += 1;
-            if seen > entries_max && entry.position > next {
-                next = entry.position;
-                break;
-            }
-            next = entry.position;
-            let meta = entry.record.meta();
-            if !meta.tombstone
-                && !entry.record.view().is_live(now)
-                && self.is_acknowledged(entry.lsn)
-            {
-                expired.push(entry.record.clone());
-            }
-        }
-        let came_to_end = seen <= entries_max;
-        let mut removed = Vec::new();
-        let mut forgotten = Version::ZERO;
-        for record in expired {
-            let key = KeyRef::of(record.key());
-            let below = state
-                .frozen
-                .iter()
-                .any(|layer| layer.memtable.borrow().get(&key).is_some())
-                || state.tables.may_contain(&key);
-            if !below {
-                forgotten = forgotten.max(record.meta().version);
-                memtable.remove(&key);
-                removed.push(record);
-            }
-        }
-        drop(memtable);
-        drop(state);
-        for record in &removed {
-            self.caches.rows.forget(KeyHash::of(record.key()));
-            self.note_garbage(record);
-        }
-        self.forget(forgotten);
-        self.state.borrow_mut().stats.expired += removed.len() as u64;
-        if came_to_end { Position(0) } else { next }
-    }
-
     /// The highest version of which there may be no trace: what happened above it can be seen.
     pub fn forgotten(&self) -> Version {
         self.state.borrow().forgotten
@@ -636,6 +641,7 @@ impl Store {
             rows: self.caches.rows.stats(),
             pointers: self.caches.rows.pointer_stats(),
             blocks: self.caches.blocks.stats(),
+            partitions: self.caches.blocks.partition_stats(),
             ..Sizes::default()
         };
         for layer in state.frozen.iter().chain([&state.active]) {
@@ -645,6 +651,7 @@ impl Store {
         }
         for table in state.tables.iter() {
             sizes.table_bytes += table.info().bytes;
+            sizes.tables_by_need += u64::from(!table.is_loaded());
             sizes.records += table.info().records;
         }
         sizes

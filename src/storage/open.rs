@@ -18,6 +18,7 @@ use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Inserted;
 use super::recover::{self, Heard, Recovered, without_cleared};
+use super::resident::{Residence, load_first};
 use super::sstable::{Table, TableId};
 use super::vlog::Values;
 use super::wal::format::{
@@ -26,8 +27,8 @@ use super::wal::format::{
 };
 use super::wal::replay::{self, Floor, Found};
 use super::wal::{Admission, Fate, LogOptions, Segment, Wal, WalLimits};
-use super::{Batch, Held, Layer, RECOVERED, State, Stats, Store};
-use crate::config::Durability;
+use super::{Batch, Held, Layer, NO_DOUBT, RECOVERED, State, Stats, Store};
+use crate::config::{Compression, Durability};
 use crate::error::{Error, Result};
 use crate::rt::sync::Signal;
 use crate::rt::{self, BLOCK_BYTES, File, Queue};
@@ -50,10 +51,16 @@ pub struct StoreOptions {
     pub wal: WalLimits,
     /// Memory for memtables, filters, indexes and caches.
     pub memory_bytes: u64,
+    /// How much of it filters and indexes may take; what does not fit is read by need.
+    pub index_bytes_max: u64,
     /// How tables are merged.
     pub compaction: Shape,
+    /// How blocks of tables are compressed.
+    pub compression: Compression,
     /// A record with a value of this size goes to the value log.
     pub value_bytes_min: usize,
+    /// How values are compressed there.
+    pub value_compression: Compression,
     /// Bytes of a segment of the value log.
     pub value_segment_bytes: u64,
     /// A memtable is flushed too when a replay would read so much of the value log.
@@ -101,6 +108,7 @@ impl Store {
     pub async fn open(dir: &Path, options: StoreOptions) -> Result<Opened> {
         let opened = Store::open_to_flush(dir, options).await?;
         let store = &opened.store;
+        store.in_background(Rc::clone(store).load_tables());
         store.in_background(Rc::clone(store).merge_tables());
         store.in_background(Rc::clone(store).collect_values());
         Ok(opened)
@@ -169,6 +177,8 @@ impl Store {
         make_durable(&manifest, dir, must_store).await?;
         remove_orphans(dir, &mut manifest, &names).await?;
         tables.retain(|table| table.info().version_max > recovered.cleared);
+        let tables = Levels::new(tables);
+        load_first(&tables, options.index_bytes_max).await?;
         let start = Start {
             dir,
             options,
@@ -186,7 +196,7 @@ struct Start<'a> {
     dir: &'a Path,
     options: StoreOptions,
     manifest: Manifest,
-    tables: Vec<Rc<Table>>,
+    tables: Levels,
     values: Values,
     recovered: Recovered,
 }
@@ -229,11 +239,14 @@ impl Start<'_> {
             moved_last: Cell::new(Lsn(0)),
             moving: Cell::new(false),
             fate,
+            doubtful: Cell::new(NO_DOUBT),
             state: RefCell::new(self.state(floor_without_log, leftover)),
             changed: Signal::default(),
             installing: Cell::new(false),
             pace: Pace::default(),
             caches: Rc::new(Caches::new(0)),
+            residence: Residence::default(),
+            packer: RefCell::default(),
         });
         store.share_memory();
         let undecided = store.take_prepared(parts, &committed);
@@ -273,7 +286,7 @@ impl Start<'_> {
                 ..Layer::default()
             },
             frozen: VecDeque::new(),
-            tables: Levels::new(self.tables),
+            tables: self.tables,
             values: self.values,
             emptied: Vec::new(),
             damaged: BTreeSet::new(),
@@ -504,6 +517,8 @@ async fn open_values(
         .filter(|info| info.stream == Stream::Values && find(info.id).is_some())
     {
         known.add_bytes((info.stream, info.id), info.garbage);
+        // Of what was durable some cannot be found: it may be pointed to all the same.
+        values.note_least((info.stream, info.id), info.written);
     }
     values.note_all(&known);
     manifest.segments = values.list(&[], &super::vlog::Garbage::default(), |_| Lsn(0));

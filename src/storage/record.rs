@@ -1,8 +1,8 @@
 //! One versioned record in memory and on disk: a value or a tombstone.
 //!
 //! record := flags u8 | coordinator u32 | clock u64 | expiry u64 | key length u32 | key | value
-//! flags  := 1 tombstone | 2 pointer
-//! value of a pointer := stream u8 | segment u64 | offset u32 | length u32 | crc u32
+//! flags  := 1 tombstone | 2 pointer | 4 packed | 8 counted
+//! value of a pointer := stream u8 | segment u64 | offset u32 | length u32 | crc u32 | value length u32
 //!
 //! Little endian. `expiry` is Unix milliseconds, 0 for none. The value is what is left of the
 //! record: whoever stores records stores their total length and a checksum over all of it.
@@ -10,11 +10,21 @@
 //!
 //! A pointer stands for the record of the same key, version and expiry whose bytes lie in a segment of
 //! the value log: `length` bytes from `offset` on, of which `crc` is the crc32c. What is read there
-//! must be that very record: a read that went astray is damage, not a value.
+//! must be that very record: a read that went astray is damage, not a value. `value length` is that of the
+//! value itself, so that who asks only for it need not read it.
+//!
+//! A packed record is one whose value, of at most [`PACKED_VALUE_BYTES_MAX`], stands there packed (compress.rs).
+//! Only the value log has such records, and only who reads them there, or moves them within it, sees them:
+//! `length` and `crc` of a pointer are those of the packed record.
+//!
+//! Counted is said in tables only, and changes nothing of what a record means: the value that the next
+//! older record of its key points to is counted as garbage already (`reckon`).
 
 use std::cmp::Ordering;
 use std::rc::Rc;
 
+use crate::storage::block::Damage;
+use crate::storage::compress::{self, Packer};
 use crate::storage::wal::format::{SegmentId, Stream};
 use crate::types::{KeyHash, Position, Slot, UnixMillis, Version};
 
@@ -24,11 +34,17 @@ const _: () = assert!(RECORD_HEADER_BYTES == 1 + 4 + 8 + 8 + 4);
 
 const TOMBSTONE: u8 = 1;
 const POINTER: u8 = 2;
-const KNOWN_FLAGS: u8 = TOMBSTONE | POINTER;
+const PACKED: u8 = 4;
+const COUNTED: u8 = 8;
+const KNOWN_FLAGS: u8 = TOMBSTONE | POINTER | PACKED | COUNTED;
 
 /// Bytes of a pointer.
-pub const POINTER_BYTES: usize = 21;
-const _: () = assert!(POINTER_BYTES == 1 + 8 + 4 + 4 + 4);
+pub const POINTER_BYTES: usize = 25;
+const _: () = assert!(POINTER_BYTES == 1 + 8 + 4 + 4 + 4 + 4);
+
+/// A longer value is stored as it is: to pack it would hold up its core for more than a few milliseconds. More is
+/// not believed of what is read, so a greater number is another format.
+pub const PACKED_VALUE_BYTES_MAX: usize = 4 << 20;
 
 /// Where a record lies in the value log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +55,12 @@ pub struct Pointer {
     pub segment: SegmentId,
     /// The record's first byte in the segment's file.
     pub offset: u32,
-    /// The record's bytes: header, key and value.
+    /// The record's bytes as they lie there: header, key and value, which may be packed.
     pub length: u32,
     /// Their crc32c.
     pub crc: u32,
+    /// Bytes of the value, unpacked.
+    pub value_length: u32,
 }
 
 impl Pointer {
@@ -53,6 +71,7 @@ impl Pointer {
         bytes[9..13].copy_from_slice(&self.offset.to_le_bytes());
         bytes[13..17].copy_from_slice(&self.length.to_le_bytes());
         bytes[17..21].copy_from_slice(&self.crc.to_le_bytes());
+        bytes[21..25].copy_from_slice(&self.value_length.to_le_bytes());
         bytes
     }
 
@@ -66,6 +85,7 @@ impl Pointer {
             offset: u32_at(bytes, 9),
             length: u32_at(bytes, 13),
             crc: u32_at(bytes, 17),
+            value_length: u32_at(bytes, 21),
         })
     }
 }
@@ -96,7 +116,8 @@ impl Record {
     /// A record that stands for `record`, which lies at `pointer`.
     pub fn pointing(record: View<'_>, pointer: Pointer) -> Record {
         assert!(record.pointer().is_none() && !record.meta().tombstone);
-        assert!(pointer.length as usize == record.bytes().len());
+        assert!(pointer.length as usize <= record.bytes().len());
+        assert!(pointer.value_length == record.value_length());
         let mut bytes =
             Vec::with_capacity(RECORD_HEADER_BYTES + record.key().len() + POINTER_BYTES);
         encode(record.meta(), record.key(), &pointer.encode(), &mut bytes);
@@ -104,9 +125,39 @@ impl Record {
         Record(Rc::from(bytes))
     }
 
+    /// The same record with its value packed; `None` if that saves too little, or would take too long.
+    pub fn packed(&self, packer: &mut Packer) -> Option<Record> {
+        let view = self.view();
+        assert!(view.pointer().is_none() && !view.is_packed() && !view.meta().tombstone);
+        if view.value().len() > PACKED_VALUE_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        encode(view.meta(), view.key(), b"", &mut bytes);
+        bytes[0] |= PACKED;
+        let is_packed = packer.pack(view.value(), &mut bytes);
+        is_packed.then(|| Record(Rc::from(bytes)))
+    }
+
     /// Where the record lies that this one stands for, if it is a pointer.
     pub fn pointer(&self) -> Option<Pointer> {
         self.view().pointer()
+    }
+
+    /// True if the value that the next older record of its key points to is counted as garbage, or if there
+    /// is none.
+    pub fn is_counted(&self) -> bool {
+        self.0[0] & COUNTED != 0
+    }
+
+    /// The same record, which says that of itself or does not.
+    pub fn counted(&self, is_counted: bool) -> Record {
+        if self.is_counted() == is_counted {
+            return self.clone();
+        }
+        let mut bytes = self.0.to_vec();
+        bytes[0] ^= COUNTED;
+        Record(Rc::from(bytes))
     }
 
     /// Takes over bytes that a log or table held. `None` unless they are a well-formed record.
@@ -164,7 +215,37 @@ impl<'a> View<'a> {
         let view = View { bytes };
         let is_pointer = header[0] & POINTER != 0;
         let points = !is_pointer || (!tombstone && view.pointer().is_some());
-        (sane && points).then_some(view)
+        let is_alone = !tombstone && !is_pointer;
+        let packs = !view.is_packed() || (is_alone && view.raw_length().is_some());
+        (sane && points && packs).then_some(view)
+    }
+
+    /// True if its value is packed.
+    pub fn is_packed(self) -> bool {
+        self.bytes[0] & PACKED != 0
+    }
+
+    fn raw_length(self) -> Option<usize> {
+        compress::raw_length(self.value(), PACKED_VALUE_BYTES_MAX)
+    }
+
+    /// Bytes of the value, wherever and however that is stored; 0 for a tombstone.
+    pub fn value_length(self) -> u32 {
+        let length = match self.pointer() {
+            Some(pointer) => return pointer.value_length,
+            None if self.is_packed() => self.raw_length().unwrap_or(0), // checked by `decode`
+            None => self.value().len(),
+        };
+        u32::try_from(length).expect("values are limited to 512 MiB where they enter")
+    }
+
+    /// The record by itself, its value unpacked.
+    pub fn unpacked(self) -> Result<Record, Damage> {
+        if !self.is_packed() {
+            return Ok(Record(Rc::from(self.bytes)));
+        }
+        let value = compress::unpack(self.value(), PACKED_VALUE_BYTES_MAX)?;
+        Ok(Record::new(self.meta(), self.key(), &value))
     }
 
     /// Where the record lies that this one stands for, if it is a pointer.
@@ -192,7 +273,7 @@ impl<'a> View<'a> {
         &self.bytes[RECORD_HEADER_BYTES..][..u32_at(self.bytes, 21) as usize]
     }
 
-    /// The value; empty for a tombstone, and of no meaning for a pointer.
+    /// The value as it is stored: empty for a tombstone, and of no meaning for a pointer or if packed.
     pub fn value(self) -> &'a [u8] {
         &self.bytes[RECORD_HEADER_BYTES + u32_at(self.bytes, 21) as usize..]
     }
@@ -311,19 +392,83 @@ mod tests {
             offset: 123_456,
             length: record.bytes().len() as u32,
             crc: 0xDEAD_BEEF,
+            value_length: 5000,
         };
         let pointing = Record::pointing(record.view(), pointer);
         let copy = Record::decode(pointing.bytes()).expect("own bytes are well-formed");
         assert_eq!((copy.key(), copy.meta()), (&b"key"[..], meta(false)));
         assert_eq!(copy.pointer(), Some(pointer));
+        assert_eq!(copy.view().value_length(), 5000);
         assert!(record.pointer().is_none(), "a value is no pointer");
-        for change in [0x03, 0x80] {
+        for change in [0x03, 0x04, 0x80] {
             let mut bad = pointing.bytes().to_vec();
             bad[0] |= change;
             assert!(View::decode(&bad).is_none(), "flags {change:#x}");
         }
         let longer = [pointing.bytes(), b"x"].concat();
         assert!(View::decode(&longer).is_none(), "a pointer of another size");
+    }
+
+    #[test]
+    fn a_packed_record_is_the_same_record_and_any_other_length_is_refused() {
+        let value = b"one and two and ".repeat(300);
+        let record = Record::new(meta(false), b"key", &value);
+        let packed = record.packed(&mut Packer::default()).expect("it repeats");
+        assert!(packed.bytes().len() < 300 && packed.view().is_packed());
+        assert_eq!((packed.key(), packed.meta()), (&b"key"[..], meta(false)));
+        assert_eq!(packed.view().value_length(), 4800);
+        let copy = View::decode(packed.bytes()).expect("own bytes are well-formed");
+        assert_eq!(copy.unpacked(), Ok(record));
+        for length in [0, 4799, 4801, PACKED_VALUE_BYTES_MAX as u32 + 1, u32::MAX] {
+            let mut bad = packed.bytes().to_vec();
+            bad[RECORD_HEADER_BYTES + 3..][..4].copy_from_slice(&length.to_le_bytes());
+            let refused = View::decode(&bad).is_none_or(|view| view.unpacked().is_err());
+            assert!(refused, "{length} bytes instead of 4800");
+        }
+        for flag in [TOMBSTONE, POINTER] {
+            let mut bad = packed.bytes().to_vec();
+            bad[0] |= flag;
+            assert!(
+                View::decode(&bad).is_none(),
+                "flag {flag} of a packed record"
+            );
+        }
+    }
+
+    #[test]
+    fn records_of_all_sizes_come_back_and_what_does_not_pay_or_takes_long_is_not_packed() {
+        let mut packer = Packer::default();
+        let mut count = 0;
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let magnitude = random.usize(1..18);
+            let length = random.usize(..1 << magnitude);
+            let letters = [1, 3, 30, 255][seed as usize % 4];
+            let value: Vec<u8> = (0..length).map(|_| random.u8(..letters)).collect();
+            let key = vec![b'k'; random.usize(..300)];
+            let record = Record::new(meta(false), &key, &value);
+            let Some(packed) = record.packed(&mut packer) else {
+                continue;
+            };
+            count += 1;
+            let stored = packed.view().value().len();
+            assert!(stored <= length - length / 8, "seed {seed}: {stored}");
+            assert_eq!(packed.view().value_length() as usize, length);
+            let copy = Record::decode(packed.bytes()).expect("own bytes are well-formed");
+            assert_eq!(copy.view().unpacked(), Ok(record), "seed {seed}");
+        }
+        assert!((50..150).contains(&count), "only one sort: {count}");
+        let mut random = fastrand::Rng::with_seed(1);
+        let noise: Vec<u8> = (0..5000).map(|_| random.u8(..)).collect();
+        let noise = Record::new(meta(false), b"key", &noise);
+        assert_eq!(noise.packed(&mut packer), None);
+        for (length, is_packed) in [
+            (PACKED_VALUE_BYTES_MAX, true),
+            (PACKED_VALUE_BYTES_MAX + 1, false),
+        ] {
+            let zeros = Record::new(meta(false), b"key", &vec![0; length]);
+            assert_eq!(zeros.packed(&mut packer).is_some(), is_packed, "{length}");
+        }
     }
 
     #[test]

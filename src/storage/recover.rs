@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Batch;
 use super::memtable::{Inserted, Memtable};
-use super::record::{KeyRef, Pointer, Record};
+use super::record::{KeyRef, Pointer, Record, View};
 use super::vlog::Garbage;
 use super::wal::format::{Entry, Stream, take_entry};
 use super::wal::replay::{End, Found, Read, suspects};
@@ -82,12 +82,14 @@ impl Heard {
             Entry::Record(view) => {
                 let mut record = Record::decode(view.bytes()).expect("a view is a record");
                 if stream == Stream::Values {
-                    let place = place_of(stream, &read, view.bytes());
+                    let place = place_of(stream, &read, view);
                     self.places.push((place, record.meta().version));
                     if record.pointer().is_some() || record.meta().tombstone {
                         return Err(malformed("a record of the value log has no value"));
                     }
                     record = Record::pointing(record.view(), place);
+                } else if view.is_packed() {
+                    return Err(malformed("a record of the log is packed"));
                 }
                 Said::Record(record)
             }
@@ -184,13 +186,14 @@ pub fn first_gap(flushed: Lsn, lsns: impl Iterator<Item = Lsn>, voids: &[Void]) 
     Lsn(next)
 }
 
-fn place_of(stream: Stream, read: &Read<'_>, record: &[u8]) -> Pointer {
+fn place_of(stream: Stream, read: &Read<'_>, record: View<'_>) -> Pointer {
     Pointer {
         stream,
         segment: read.segment,
         offset: read.offset as u32,
-        length: record.len() as u32,
-        crc: crc32c::crc32c(record),
+        length: record.bytes().len() as u32,
+        crc: crc32c::crc32c(record.bytes()),
+        value_length: record.value_length(),
     }
 }
 
@@ -208,7 +211,7 @@ fn undecided(
     let mut batch = Batch::default();
     while !parts.is_empty() {
         match take_entry(&mut parts) {
-            Some(Entry::Record(view)) => {
+            Some(Entry::Record(view)) if !view.is_packed() => {
                 let record = Record::decode(view.bytes()).expect("a view is a record");
                 let position = KeyRef::of(record.key()).position;
                 batch.records.push((position, record));

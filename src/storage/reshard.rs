@@ -365,7 +365,9 @@ impl New {
         let (cleared, now) = (old.snapshot.cleared, rt::wall_ms());
         let table_bytes = self.options.compaction.table_bytes;
         let manifest = &mut self.manifest;
-        let mut outputs = Outputs::new(&self.dir, LEVEL, table_bytes, || manifest.take_id());
+        let compression = self.options.compression;
+        let next_id = || manifest.take_id();
+        let mut outputs = Outputs::new(&self.dir, LEVEL, table_bytes, compression, next_id);
         // They stand from the newest to the oldest.
         let runs = old.snapshot.runs.iter();
         let runs = runs.filter(|run| run.overlaps(part.first, part.last));

@@ -1,60 +1,63 @@
 //! Table files: many sorted records, written once, read by one device access each.
 //!
-//! file       := block* | filter | index | properties | zeros | footer    (a multiple of 4 KiB)
-//! filter     := (see bloom.rs) | crc u32
-//! index      := count u32 | (length u32 | position u32 | key length + 1 u32 | key)* | crc u32
+//! file       := block* | partition* | top | properties | zeros | footer    (a multiple of 4 KiB)
+//! partition  := (see sstable/partition.rs) | crc u32
+//! top        := (see sstable/partition.rs) | crc u32
 //! properties := (see sstable/info.rs) | crc u32
-//! footer     := magic 8 bytes | format u32 | crc u32 | table u64 | file bytes u64
-//!               | offset u64 of filter, index, properties, zeros         (little endian)
+//! footer     := (see sstable/footer.rs)
 //!
-//! Blocks (see block.rs) follow each other from offset 0. The index has one entry for each: its
-//! length and its separator, at or above its last key and below the next block's first. Nearly
-//! always the position alone separates, and the key length is 0; else the last key does.
-//! Each crc32c covers the table's id, its part's offset and the part: a byte that was changed,
-//! misplaced or left over from another file is noticed. The footer is found from the file's length.
+//! Blocks (see block.rs), packed or not, follow each other from offset 0. A partition is the index and the
+//! filter of a run of consecutive blocks; the top says which partition knows of a key. Each crc32c covers
+//! the table's id, its part's offset and the part: a byte that was changed, misplaced or left over from
+//! another file is noticed. The footer is found from the file's length.
+//!
+//! The top of an open table is in memory. Its partitions are all there too ([`Table::load`]), and then a
+//! lookup costs one device read at most; or they are read by need, through the block cache: one read more
+//! where that does not have them. Which tables are loaded, others decide (resident.rs).
 //!
 //! Invariants: keys ascend strictly by (position, key); damage is [`Error::Corrupt`], never
 //! "not found"; a writer that fails leaves no file.
 
+mod cursor;
+mod footer;
 mod info;
+mod partition;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod verify;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
 use std::path::Path;
 use std::rc::Rc;
 
+pub use cursor::TableCursor;
 pub use info::{KeyBuf, TableId, TableInfo};
+pub use partition::Partition;
 pub use writer::TableWriter;
 
 use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::block::{Block, Damage, Identity};
-use crate::storage::bloom::Filter;
-use crate::storage::cache::{Blocks, CachedBlock};
+use crate::storage::cache::Blocks;
 use crate::storage::codec::Reader;
-use crate::storage::merge::{Bound, Item};
 use crate::storage::record::{KeyRef, Record};
-use crate::types::Position;
+use footer::{FOOTER_BYTES, Footer};
+use partition::Top;
 
-/// The newest format that this program reads, and the one it writes.
-const FORMAT: u32 = 2;
-const MAGIC: [u8; 8] = *b"QUOITTAB";
-const FOOTER_BYTES: usize = 64;
-const FOOTER_CRC_AT: usize = 12;
 const CRC_BYTES: usize = 4;
-/// Index and filter are read in pieces of at most this size.
+/// Many partitions are read in pieces of about this size.
 const READ_BYTES_MAX: usize = 1024 * 1024;
-/// Longer blocks are not kept in memory: one large value each.
+/// The end of the file that is read at first: nearly always the top begins in it.
+const TAIL_BYTES: u64 = 16 * 1024;
+/// Longer blocks, unpacked, are not kept in memory: one large value each.
 const CACHED_BLOCK_BYTES_MAX: usize = 32 * 1024;
 /// After this many bytes of records others get their turn.
 const TURN_BYTES: usize = 32 * 1024;
-const _: () = assert!(FOOTER_BYTES == 8 + 4 + 4 + 6 * 8);
-const _: () = assert!(FOOTER_BYTES < BLOCK_BYTES);
+const _: () = assert!(TAIL_BYTES >= FOOTER_BYTES as u64);
 
-/// An open table: its filter and index are in memory.
+/// An open table.
 pub struct Table {
     info: TableInfo,
     parts: Rc<Parts>,
@@ -63,21 +66,54 @@ pub struct Table {
 /// What stays the same when a table moves to another level.
 struct Parts {
     file: File,
-    filter: Filter,
-    index: Index,
+    top: Top,
+    /// All partitions, if they are in memory.
+    loaded: RefCell<Option<Rc<Vec<Partition>>>>,
+    /// What they take there; an estimate before they were loaded for the first time.
+    loaded_bytes: Cell<u64>,
+    /// They are to be in memory.
+    is_resident: Cell<bool>,
 }
 
+/// A partition that stays in memory as long as this does.
+#[derive(Clone)]
+enum Held {
+    /// One of a loaded table.
+    Loaded(Rc<Vec<Partition>>, usize),
+    /// One that was read by need.
+    Alone(Rc<Partition>),
+}
+
+impl Deref for Held {
+    type Target = Partition;
+    fn deref(&self) -> &Partition {
+        match self {
+            Held::Loaded(all, at) => &all[*at],
+            Held::Alone(partition) => partition,
+        }
+    }
+}
+
+/// The partition of a table that was used last, for those who ask it for keys in their order.
+#[derive(Default)]
+pub struct LastUsed(Option<(TableId, usize, Held)>);
+
+/// Where a block is: its offset and its length.
+type Place = (u64, usize);
+
 impl Table {
-    /// Opens the table that the manifest calls `info`, and checks all of it but the blocks.
+    /// Opens the table that the manifest calls `info`, and checks all of it but blocks and partitions.
     pub async fn open(dir: &Path, info: &TableInfo) -> Result<Table> {
         let file = File::open(&info.path(dir)).await?;
-        match Table::load(&file, info).await {
-            Ok((filter, index)) => Ok(Table {
+        match Table::read_top(&file, info).await {
+            Ok(top) => Ok(Table {
                 info: info.clone(),
                 parts: Rc::new(Parts {
                     file,
-                    filter,
-                    index,
+                    loaded: RefCell::new(None),
+                    loaded_bytes: Cell::new(top.partitions_bytes()),
+                    is_resident: Cell::new(false),
+                    top,
                 }),
             }),
             Err(failure) => {
@@ -87,7 +123,7 @@ impl Table {
         }
     }
 
-    async fn load(file: &File, info: &TableInfo) -> Result<(Filter, Index)> {
+    async fn read_top(file: &File, info: &TableInfo) -> Result<Top> {
         let path = file.path();
         let length = file.len().await?;
         if length != info.bytes || length < BLOCK_BYTES as u64 {
@@ -95,27 +131,23 @@ impl Table {
             return Err(corrupt(path, length.min(info.bytes), why));
         }
         let footer_at = length - FOOTER_BYTES as u64;
-        let footer = read_exactly(file, footer_at, FOOTER_BYTES).await?;
-        let footer = Footer::decode(path, &footer, info.id, info.bytes)?;
-        let [filter_at, index_at, properties_at, zeros_at] = footer.offsets;
-        let tail = read_range(file, filter_at, footer_at).await?;
+        let tail_at = length - length.min(TAIL_BYTES);
+        let tail = read_exactly(file, tail_at, (length - tail_at) as usize).await?;
+        let footer = &tail[(footer_at - tail_at) as usize..];
+        let footer = Footer::decode(path, footer, info.id, info.bytes)?;
+        let [partitions_at, top_at, properties_at, zeros_at] = footer.offsets;
+        let mut end = match top_at < tail_at {
+            true => read_range(file, top_at, tail_at).await?,
+            false => Vec::new(),
+        };
+        end.extend_from_slice(&tail[top_at.saturating_sub(tail_at) as usize..]);
+        let part = |from: u64, to: u64| &end[(from - top_at) as usize..(to - top_at) as usize];
         let section = |from: u64, to: u64| {
-            let bytes = &tail[(from - filter_at) as usize..(to - filter_at) as usize];
-            let content = bytes.split_last_chunk().and_then(|(content, crc)| {
-                let at = Identity {
-                    table: info.id.0,
-                    offset: from,
-                };
-                (u32::from_le_bytes(*crc) == at.checksum(content)).then_some(content)
-            });
+            let content = content(part(from, to), info.id, from);
             content.ok_or_else(|| corrupt(path, from, "a section's checksum does not match"))
         };
-        let malformed = |at: u64| corrupt(path, at, "a section is malformed");
-        let filter = Filter::decode(section(filter_at, index_at)?);
-        let filter = filter.ok_or_else(|| malformed(filter_at))?;
-        let index = Index::decode(section(index_at, properties_at)?);
-        let index = index.filter(|index| index.offsets.last() == Some(&filter_at));
-        let index = index.ok_or_else(|| malformed(index_at))?;
+        let top = Top::decode(section(top_at, properties_at)?, partitions_at, top_at);
+        let top = top.ok_or_else(|| corrupt(path, top_at, "a section is malformed"))?;
         let mut properties = Reader::new(section(properties_at, zeros_at)?);
         let own = TableInfo::decode(&mut properties).filter(|_| properties.is_empty());
         // A table may be moved to another level without being written again.
@@ -124,19 +156,13 @@ impl Table {
             ..own
         });
         if own.as_ref() != Some(info) {
-            return Err(corrupt(
-                path,
-                properties_at,
-                "this is not the table of the manifest",
-            ));
+            let why = "this is not the table of the manifest";
+            return Err(corrupt(path, properties_at, why));
         }
-        if tail[(zeros_at - filter_at) as usize..]
-            .iter()
-            .any(|&byte| byte != 0)
-        {
+        if part(zeros_at, footer_at).iter().any(|&byte| byte != 0) {
             return Err(corrupt(path, zeros_at, "the padding is not zero"));
         }
-        Ok((filter, index))
+        Ok(top)
     }
 
     /// The same table on another level.
@@ -155,47 +181,193 @@ impl Table {
         &self.info
     }
 
-    /// Memory that its filter and index take.
-    pub fn memory_bytes(&self) -> usize {
-        let Parts { filter, index, .. } = &*self.parts;
-        filter.bytes() + index.blocks() * (size_of::<Position>() + size_of::<u64>())
+    /// Memory that its top takes, and its partitions if they are loaded.
+    pub fn memory_bytes(&self) -> u64 {
+        let partitions = match self.is_loaded() {
+            true => self.parts.loaded_bytes.get(),
+            false => 0,
+        };
+        self.top_bytes() + partitions
     }
 
-    /// False: the key is not in it, neither as a value nor as a tombstone.
-    pub fn may_contain(&self, key: &KeyRef<'_>) -> bool {
-        self.info.covers(key.position, key.key) && self.parts.filter.may_contain(key.hash)
+    /// Memory that its top takes.
+    pub fn top_bytes(&self) -> u64 {
+        self.parts.top.bytes() as u64
     }
 
-    /// The record of `key`, tombstones too, by one device read at most. Ask [`Table::may_contain`] first.
-    pub async fn get(&self, key: &KeyRef<'_>, blocks: &Blocks) -> Result<Option<Record>> {
-        let Parts { file, index, .. } = &*self.parts;
-        let block = index.find(key.position, key.key);
-        if block == index.blocks() {
-            return Ok(None);
+    /// Memory that its partitions take when they are loaded. An estimate if they never were.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.parts.loaded_bytes.get()
+    }
+
+    /// True if its partitions are in memory.
+    pub fn is_loaded(&self) -> bool {
+        self.parts.loaded.borrow().is_some()
+    }
+
+    /// True if its partitions are to be in memory.
+    pub fn is_resident(&self) -> bool {
+        self.parts.is_resident.get()
+    }
+
+    /// Says whether its partitions are to be in memory. If not, they leave it; else the caller is to
+    /// [`Table::load`] them.
+    pub fn set_resident(&self, is_resident: bool) {
+        self.parts.is_resident.set(is_resident);
+        if !is_resident {
+            self.parts.loaded.take();
         }
-        let (offset, length) = (index.offsets[block], index.length(block));
+    }
+
+    /// Reads and checks all partitions, and keeps them, if they are to be in memory and are not yet.
+    pub async fn load(&self) -> Result<()> {
+        let Parts { file, top, .. } = &*self.parts;
+        let mut all = Vec::with_capacity(top.partitions());
+        while all.len() < top.partitions() {
+            if self.is_loaded() || !self.is_resident() {
+                return Ok(());
+            }
+            let (first, mut last) = (all.len(), all.len());
+            let offset = top.offset(first);
+            let reach = offset + READ_BYTES_MAX as u64;
+            while last + 1 < top.partitions() && top.end(last + 1) <= reach {
+                last += 1;
+            }
+            let length = (top.end(last) - offset) as usize;
+            let bytes = read_exactly(file, offset, length).await?;
+            for at in first..=last {
+                let from = (top.offset(at) - offset) as usize;
+                all.push(self.decode_partition(at, &bytes[from..from + top.length(at)])?);
+                rt::yield_if_needed().await;
+            }
+        }
+        let bytes: usize = all.iter().map(Partition::bytes).sum();
+        self.parts.loaded_bytes.set(bytes as u64);
+        if self.is_resident() {
+            self.parts.loaded.replace(Some(Rc::new(all)));
+        }
+        Ok(())
+    }
+
+    fn decode_partition(&self, at: usize, bytes: &[u8]) -> Result<Partition> {
+        let Parts { file, top, .. } = &*self.parts;
+        let offset = top.offset(at);
+        let Some(content) = content(bytes, self.info.id, offset) else {
+            let why = "a partition's checksum does not match";
+            return Err(corrupt(file.path(), offset, why));
+        };
+        let decoded = top.decode_partition(at, content);
+        decoded.ok_or_else(|| corrupt(file.path(), offset, "a partition is malformed"))
+    }
+
+    /// Reads partition `at`, past the cache.
+    async fn read_partition(&self, at: usize) -> Result<Rc<Partition>> {
+        let Parts { file, top, .. } = &*self.parts;
+        let bytes = read_exactly(file, top.offset(at), top.length(at)).await?;
+        self.decode_partition(at, &bytes).map(Rc::new)
+    }
+
+    /// Partition `at` for a walk, which leaves the cache as it is.
+    async fn hold(&self, at: usize) -> Result<Held> {
+        if let Some(all) = &*self.parts.loaded.borrow() {
+            return Ok(Held::Loaded(Rc::clone(all), at));
+        }
+        Ok(Held::Alone(self.read_partition(at).await?))
+    }
+
+    /// False: the key is not in it, neither as a value nor as a tombstone. True: it may be, as far as is
+    /// known without the disk.
+    pub fn may_contain(&self, key: &KeyRef<'_>) -> bool {
+        if !self.info.covers(key.position, key.key) {
+            return false;
+        }
+        match &*self.parts.loaded.borrow() {
+            Some(all) => {
+                let partition = all.get(self.parts.top.find(key.position, key.key));
+                partition.is_some_and(|partition| partition.may_contain(key.hash))
+            }
+            None => true,
+        }
+    }
+
+    /// The same, and asks the disk if it has to. For those who ask for many keys in their order: a
+    /// partition is read once, and not kept for others.
+    pub async fn ask(&self, key: &KeyRef<'_>, last: &mut LastUsed) -> Result<bool> {
+        if !self.may_contain(key) || self.is_loaded() {
+            return Ok(self.may_contain(key));
+        }
+        let at = self.parts.top.find(key.position, key.key);
+        if at == self.parts.top.partitions() {
+            return Ok(false);
+        }
+        let place = (self.info.id, at);
+        if let LastUsed(Some((table, number, partition))) = last
+            && (*table, *number) == place
+        {
+            return Ok(partition.may_contain(key.hash));
+        }
+        let partition = self.hold(at).await?;
+        let may = partition.may_contain(key.hash);
+        *last = LastUsed(Some((place.0, place.1, partition)));
+        Ok(may)
+    }
+
+    /// The record of `key`, tombstones too. Ask [`Table::may_contain`] first. One device read at most, and
+    /// one more if its partitions are not loaded; that one asks the filter, too.
+    pub async fn get(&self, key: &KeyRef<'_>, blocks: &Blocks) -> Result<Option<Record>> {
+        let place = match self.place_of(key) {
+            Some(place) => place,
+            // On the heap: the future of all those lookups that need no partition stays small.
+            None => Box::pin(self.fetch_place_of(key, blocks)).await?,
+        };
+        let Some((offset, length)) = place else {
+            return Ok(None);
+        };
         let damaged = |damage| self.corrupt(offset, damage);
         if let Some(block) = blocks.get(self.info.id, offset) {
             return block.get(key).map_err(damaged);
         }
-        let bytes = read_exactly(file, offset, length).await?;
-        let at = Identity {
-            table: self.info.id.0,
-            offset,
-        };
-        let found = match length > CACHED_BLOCK_BYTES_MAX {
-            true => Block::decode(&bytes[..], at).and_then(|block| block.get(key)),
-            false => Block::decode(bytes.to_vec(), at).and_then(|block| {
-                let block: CachedBlock = Rc::new(block);
-                let found = block.get(key);
-                blocks.fill(self.info.id, offset, block);
-                found
-            }),
-        };
+        let bytes = read_exactly(&self.parts.file, offset, length).await?;
+        let at = self.identity(offset);
+        let found = Block::decode(&bytes, at).and_then(|block| {
+            let found = block.get(key);
+            if block.bytes() <= CACHED_BLOCK_BYTES_MAX {
+                blocks.fill(self.info.id, offset, Rc::new(block.into_owned()));
+            }
+            found
+        });
         match found {
             Err(_) if rt::planted(Bug::DamageIsAbsence) => Ok(None),
             found => found.map_err(damaged),
         }
+    }
+
+    /// The block that may have `key`, if one does; `None` if its partition is not loaded.
+    fn place_of(&self, key: &KeyRef<'_>) -> Option<Option<Place>> {
+        let loaded = self.parts.loaded.borrow();
+        let at = self.parts.top.find(key.position, key.key);
+        let partition = loaded.as_ref()?.get(at);
+        Some(partition.and_then(|partition| place_in(partition, key)))
+    }
+
+    /// The same, by way of the cache and the disk.
+    async fn fetch_place_of(&self, key: &KeyRef<'_>, blocks: &Blocks) -> Result<Option<Place>> {
+        let top = &self.parts.top;
+        let at = top.find(key.position, key.key);
+        if at == top.partitions() {
+            return Ok(None);
+        }
+        let (table, offset) = (self.info.id, top.offset(at));
+        let partition = match blocks.partition(table, offset) {
+            Some(partition) => partition,
+            None => {
+                let partition = self.read_partition(at).await?;
+                blocks.fill_partition(table, offset, Rc::clone(&partition));
+                partition
+            }
+        };
+        let may = partition.may_contain(key.hash);
+        Ok(place_in(&partition, key).filter(|_| may))
     }
 
     /// Closes its file, if nobody else has it.
@@ -205,35 +377,11 @@ impl Table {
         }
     }
 
-    /// Appends the records of a block, from `start` on, to `items`.
-    fn unpack(
-        &self,
-        block: usize,
-        bytes: &[u8],
-        start: Option<&KeyStart>,
-        items: &mut Vec<Item>,
-    ) -> Result<()> {
-        let offset = self.parts.index.offsets[block];
-        let at = Identity {
+    fn identity(&self, offset: u64) -> Identity {
+        Identity {
             table: self.info.id.0,
             offset,
-        };
-        let bound = match start {
-            None => Bound::START,
-            Some(KeyStart {
-                position,
-                after: None,
-            }) => Bound::From(*position),
-            Some(KeyStart {
-                position,
-                after: Some(key),
-            }) => Bound::After(*position, key),
-        };
-        let block = Block::decode(bytes, at).map_err(|damage| self.corrupt(offset, damage))?;
-        for item in block.iter_from(bound) {
-            items.push(item.map_err(|damage| self.corrupt(offset, damage))?);
         }
-        Ok(())
     }
 
     fn corrupt(&self, offset: u64, damage: Damage) -> Error {
@@ -241,212 +389,19 @@ impl Table {
     }
 }
 
-/// A walk over a table in order. It keeps the table open.
-pub struct TableCursor {
-    table: Rc<Table>,
-    block: usize,
-    /// Where to start in the first block; `None` behind it.
-    start: Option<KeyStart>,
-    ahead_bytes: usize,
+fn place_in(partition: &Partition, key: &KeyRef<'_>) -> Option<Place> {
+    let block = partition.find(key.position, key.key);
+    (block < partition.blocks()).then(|| (partition.offset(block), partition.length(block)))
 }
 
-struct KeyStart {
-    position: Position,
-    /// Start after this key; `None`: at the position's first.
-    after: Option<Vec<u8>>,
-}
-
-impl TableCursor {
-    /// A walk from `bound` that reads about `ahead_bytes` at a time, and at least a block.
-    pub fn new(table: Rc<Table>, bound: Bound<'_>, ahead_bytes: usize) -> TableCursor {
-        let (key, after) = match bound {
-            Bound::From(_) => (&[][..], None),
-            Bound::After(_, key) => (key, Some(key.to_vec())),
-        };
-        let block = table.parts.index.find(bound.position(), key);
-        let start = Some(KeyStart {
-            position: bound.position(),
-            after,
-        });
-        TableCursor {
-            table,
-            block,
-            start,
-            ahead_bytes,
-        }
-    }
-
-    /// The records that come next; none at the end. After an error, or if it is dropped before it
-    /// is done, the walk is over: a chunk may be missing.
-    pub async fn next_chunk(&mut self) -> Result<Vec<Item>> {
-        let mut items = Vec::new();
-        let Parts { file, index, .. } = &*self.table.parts;
-        while items.is_empty() && self.block < index.blocks() {
-            let (first, start) = (self.block, index.offsets[self.block]);
-            self.block += 1;
-            let reach = start.saturating_add(self.ahead_bytes as u64);
-            while self.block < index.blocks() && index.offsets[self.block + 1] <= reach {
-                self.block += 1;
-            }
-            let length = (index.offsets[self.block] - start) as usize;
-            let bytes = read_exactly(file, start, length).await?;
-            let mut turn_bytes = 0;
-            for block in first..self.block {
-                let from = (index.offsets[block] - start) as usize;
-                let bytes = &bytes[from..from + index.length(block)];
-                self.table
-                    .unpack(block, bytes, self.start.as_ref(), &mut items)?;
-                self.start = None;
-                turn_bytes += bytes.len();
-                if turn_bytes >= TURN_BYTES {
-                    turn_bytes = 0;
-                    rt::yield_if_needed().await;
-                }
-            }
-        }
-        Ok(items)
-    }
-}
-
-/// The last bytes of the file: where everything is.
-struct Footer {
-    table: u64,
-    file_bytes: u64,
-    /// Of filter, index, properties, and of the zeros behind them.
-    offsets: [u64; 4],
-}
-
-impl Footer {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(FOOTER_BYTES);
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&FORMAT.to_le_bytes());
-        bytes.extend_from_slice(&[0; CRC_BYTES]);
-        bytes.extend_from_slice(&self.table.to_le_bytes());
-        bytes.extend_from_slice(&self.file_bytes.to_le_bytes());
-        self.offsets
-            .iter()
-            .for_each(|offset| bytes.extend_from_slice(&offset.to_le_bytes()));
-        let crc = self.checksum(&bytes);
-        bytes[FOOTER_CRC_AT..][..CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(bytes.len(), FOOTER_BYTES);
-        bytes
-    }
-
-    /// The checksum of a footer in which it is not yet set.
-    fn checksum(&self, bytes: &[u8]) -> u32 {
-        let offset = self.file_bytes - FOOTER_BYTES as u64;
-        Identity {
-            table: self.table,
-            offset,
-        }
-        .checksum(bytes)
-    }
-
-    /// Checks the footer of the file `path`, which should be table `id` and so long.
-    fn decode(path: &Path, bytes: &[u8], id: TableId, length: u64) -> Result<Footer> {
-        let at = length - FOOTER_BYTES as u64;
-        let mut reader = Reader::new(bytes);
-        if reader.take(MAGIC.len()) != Some(&MAGIC) {
-            return Err(corrupt(path, at, "this is not the end of a table"));
-        }
-        let format = reader.u32().unwrap_or(0);
-        if format > FORMAT {
-            let file = path.display();
-            return Err(Error::Setup(format!(
-                "{file} has table format {format}; this version of quoit reads up to {FORMAT}"
-            )));
-        }
-        if format != FORMAT {
-            let file = path.display();
-            return Err(Error::Setup(format!(
-                "{file} has table format {format}, of an older version of quoit; this one reads {FORMAT}"
-            )));
-        }
-        let mut parse = || {
-            let crc = reader.u32()?;
-            let (table, file_bytes) = (reader.u64()?, reader.u64()?);
-            let offsets = [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
-            Some((
-                crc,
-                Footer {
-                    table,
-                    file_bytes,
-                    offsets,
-                },
-            ))
-        };
-        let (crc, footer) = parse().ok_or_else(|| corrupt(path, at, "the footer is cut short"))?;
-        if (footer.table, footer.file_bytes) != (id.0, length) {
-            return Err(corrupt(path, at, "the footer is not this table's"));
-        }
-        let mut blank = bytes.to_vec();
-        blank[FOOTER_CRC_AT..][..CRC_BYTES].fill(0);
-        if crc != footer.checksum(&blank) {
-            return Err(corrupt(path, at, "the footer's checksum does not match"));
-        }
-        let ends = [&footer.offsets[..], &[at]].concat();
-        if !ends.is_sorted() {
-            return Err(corrupt(path, at, "the footer's offsets are out of order"));
-        }
-        Ok(footer)
-    }
-}
-
-/// Which block a key is in, for all blocks of a table.
-struct Index {
-    /// Each block's separator: the highest position it may hold.
-    positions: Vec<Position>,
-    /// Of the few blocks that end within a position: their last key.
-    keys: BTreeMap<usize, Box<[u8]>>,
-    /// Where each block begins, and where the last one ends.
-    offsets: Vec<u64>,
-}
-
-impl Index {
-    fn decode(bytes: &[u8]) -> Option<Index> {
-        let mut reader = Reader::new(bytes);
-        let count = reader.u32()? as usize;
-        let mut index = Index {
-            positions: Vec::new(),
-            keys: BTreeMap::new(),
-            offsets: vec![0],
-        };
-        let mut end = 0u64;
-        for block in 0..count {
-            end = end.checked_add(u64::from(reader.u32()?))?;
-            index.offsets.push(end);
-            index.positions.push(Position(reader.u32()?));
-            let key_length = reader.u32()? as usize;
-            if key_length > 0 {
-                index
-                    .keys
-                    .insert(block, reader.take(key_length - 1)?.into());
-            }
-        }
-        let sane = count > 0 && reader.is_empty() && index.positions.is_sorted();
-        sane.then_some(index)
-    }
-
-    fn blocks(&self) -> usize {
-        self.positions.len()
-    }
-
-    /// The block that holds this key, if any does; one past the last if it is above them all.
-    fn find(&self, position: Position, key: &[u8]) -> usize {
-        let mut block = self.positions.partition_point(|&other| other < position);
-        while self.positions.get(block) == Some(&position) {
-            match self.keys.get(&block) {
-                Some(last) if &last[..] < key => block += 1,
-                _ => break,
-            }
-        }
-        block
-    }
-
-    fn length(&self, block: usize) -> usize {
-        (self.offsets[block + 1] - self.offsets[block]) as usize
-    }
+/// A section without its checksum, if that holds.
+fn content(section: &[u8], table: TableId, offset: u64) -> Option<&[u8]> {
+    let (content, crc) = section.split_last_chunk::<CRC_BYTES>()?;
+    let at = Identity {
+        table: table.0,
+        offset,
+    };
+    (u32::from_le_bytes(*crc) == at.checksum(content)).then_some(content)
 }
 
 async fn read_exactly(file: &File, offset: u64, length: usize) -> Result<rt::ReadBuffer> {

@@ -3,7 +3,8 @@
 //! Large records are written once, to the stream `values`, which is their own write-ahead log; the
 //! memtable and the tables hold pointers ([`Pointer`]). What the collector (`vlog/collect`) moves,
 //! and large records of a batch when their memtable is flushed, go to the stream `moved`, so that
-//! what lives long and what does not part.
+//! what lives long and what does not part. A value may be packed (`value-log.compression`): [`read`] gives it
+//! back as it was, and nobody else in a store looks into one.
 //!
 //! Invariants:
 //! - A pointer in a live table leads to a segment that the manifest lists, and the record there was
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::manifest::SegmentInfo;
-use super::record::{Pointer, Record};
+use super::record::{Pointer, Record, View};
 use super::wal::format::{ENTRY_HEADER_BYTES, SegmentId, Stream};
 use super::wal::{Placed, Segment, Wal};
 use crate::error::{Error, Result};
@@ -135,6 +136,14 @@ impl Values {
         }
     }
 
+    /// A manifest has counted `written` bytes of records in `key`, however many are found there. (The
+    /// collector keeps a segment of which it finds less.)
+    pub fn note_least(&mut self, key: SegmentKey, written: u64) {
+        if let Some(info) = self.infos.get_mut(&key) {
+            info.written = info.written.max(written);
+        }
+    }
+
     /// A record has come to its place in `log`.
     pub fn note_placed(&mut self, placed: &Placed, log: &Wal) {
         // With "sync" all that has its place is durable: nothing is kept of it.
@@ -231,7 +240,7 @@ pub fn has(segments: &Segments, pointing: &Record) -> bool {
     place.is_some_and(|place| segments.contains_key(&key_of(place)))
 }
 
-/// Reads the record that `pointing` stands for. Nothing but that very record is ever returned.
+/// Reads the record that `pointing` stands for, and unpacks its value. Nothing but that very record is ever returned.
 pub async fn read(segments: &Segments, pointing: &Record) -> Result<Record> {
     let place = pointing.pointer().expect("only pointers are followed");
     let Some(segment) = segments.get(&key_of(place)) else {
@@ -252,14 +261,19 @@ pub async fn read(segments: &Segments, pointing: &Record) -> Result<Record> {
             "the value's checksum does not match",
         ));
     }
-    match Record::decode(&bytes) {
-        Some(record) if record.pointer().is_none() && is_meant(&record, pointing) => Ok(record),
-        _ => Err(damaged(file(), place, "another record is there")),
+    match View::decode(&bytes).filter(|it| is_meant(*it, place, pointing)) {
+        Some(record) => record
+            .unpacked()
+            .map_err(|damage| damaged(file(), place, damage.0)),
+        None => Err(damaged(file(), place, "another record is there")),
     }
 }
 
-fn is_meant(record: &Record, pointing: &Record) -> bool {
-    record.key() == pointing.key() && record.meta() == pointing.meta()
+fn is_meant(record: View<'_>, place: Pointer, pointing: &Record) -> bool {
+    record.pointer().is_none()
+        && record.key() == pointing.key()
+        && record.meta() == pointing.meta()
+        && record.value_length() == place.value_length
 }
 
 fn damaged(file: PathBuf, place: Pointer, why: &str) -> Error {
@@ -298,6 +312,7 @@ mod tests {
             offset,
             length: record.bytes().len() as u32,
             crc: crc32c::crc32c(record.bytes()),
+            value_length: record.view().value_length(),
         }
     }
 
@@ -349,6 +364,63 @@ mod tests {
                 let refused = read(&segments, &wrong).await;
                 assert!(matches!(refused, Err(Error::Corrupt { .. })), "{what}");
             }
+        });
+    }
+
+    #[test]
+    fn a_packed_value_comes_back_whole_and_any_flipped_bit_is_noticed() {
+        let world = World::new(Options::calm(2));
+        let handle = world.handle();
+        world.run_on(NodeId(1), async move {
+            let path = std::path::Path::new("/data/segment");
+            rt::create_dir_all(path.parent().expect("it has one"))
+                .await
+                .expect("a sound disk");
+            let file = File::create(path).await.expect("a sound disk");
+            let plain = record(b"key", 5, &b"one and two and ".repeat(200));
+            let mut packer = crate::storage::compress::Packer::default();
+            let packed = plain.packed(&mut packer).expect("it repeats itself");
+            let mut bytes = file.buffer(BLOCK_BYTES);
+            bytes.fill(0);
+            bytes[100..][..packed.bytes().len()].copy_from_slice(packed.bytes());
+            file.write_at(bytes, 0).await.expect("a sound disk");
+            let segment = Segment {
+                id: SegmentId(1),
+                life: Life(1),
+                file,
+                bytes: BLOCK_BYTES as u64,
+            };
+            let at = place(100, &packed);
+            let mut values = Values::default();
+            values.note_written(&Rc::new(segment), at, Version::ZERO, Lsn(1));
+            let segments = values.segments();
+            let pointing = Record::pointing(plain.view(), at);
+            let found = read(&segments, &pointing).await.expect("it is there");
+            assert_eq!(found, plain);
+            for bit in 0..packed.bytes().len() as u64 * 8 {
+                let (byte, bit) = (100 + bit / 8, (bit % 8) as u8);
+                assert!(handle.disk(NodeId(1)).flip_bit(path, byte, bit));
+                let refused = read(&segments, &pointing).await;
+                let is_damage = matches!(refused, Err(Error::Corrupt { .. }));
+                assert!(is_damage, "byte {byte}, bit {bit}: {refused:?}");
+                assert!(handle.disk(NodeId(1)).flip_bit(path, byte, bit));
+            }
+            // Who was told a length by the pointer must not be given a value of another one.
+            let other = at.value_length + 1;
+            let longer = record(b"key", 5, &vec![0; other as usize]);
+            let wrong = Pointer {
+                value_length: other,
+                ..at
+            };
+            let refused = read(&segments, &Record::pointing(longer.view(), wrong)).await;
+            assert!(matches!(refused, Err(Error::Corrupt { .. })), "{refused:?}");
+            // Checksums that hold, and a length that the packed value does not have.
+            let mut bad = packed.bytes().to_vec();
+            let length_at = bad.len() - packed.view().value().len();
+            bad[length_at..][..4].copy_from_slice(&(3u32 << 20).to_le_bytes());
+            let view = View::decode(&bad).expect("the form is that of a record");
+            let refused = view.unpacked().expect_err("no byte stands for so many");
+            assert!(refused.0.contains("length"), "{refused:?}");
         });
     }
 

@@ -151,6 +151,28 @@ impl Launch {
         let _ = process.wait();
     }
 
+    /// Starts it, waits until it has said `words` on stderr and so much longer, and asks it to stop: its
+    /// exit code, how long it took to end, and what it said.
+    pub fn interrupt(self, words: &str, delay: Duration) -> (Option<i32>, Duration, String) {
+        let _ = std::fs::remove_file(&self.stderr);
+        let mut process = self.spawn();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.said().contains(words) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(delay);
+        let began = Instant::now();
+        send_signal(process.id(), "TERM");
+        let ended = wait(&mut process, PATIENCE);
+        let _ = process.kill();
+        let _ = process.wait();
+        let said = self.said();
+        match ended {
+            Some(status) => (status.code(), began.elapsed(), said),
+            None => panic!("it goes on after TERM:\n{said}"),
+        }
+    }
+
     /// Starts it and waits until it has ended by itself: its exit code and what it said on stderr.
     pub fn refused(self) -> (Option<i32>, String) {
         // What earlier nodes said there is not this one's.
@@ -172,6 +194,12 @@ fn last_lines(path: &Path) -> String {
     let said = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = said.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+fn send_signal(pid: u32, name: &str) {
+    let pid = pid.to_string();
+    let sent = Command::new("kill").args(["-s", name, &pid]).status();
+    assert!(sent.is_ok_and(|sent| sent.success()), "kill -s {name}");
 }
 
 /// Waits for a process to end, so long.
@@ -217,9 +245,7 @@ impl Node {
 
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        let sent = Command::new("kill").args(["-s", name, &pid]).status();
-        assert!(sent.is_ok_and(|sent| sent.success()), "kill -s {name}");
+        send_signal(self.pid(), name);
     }
 
     /// Sends a signal and waits for the end: its exit code.

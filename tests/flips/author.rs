@@ -35,7 +35,11 @@ impl Author {
         };
         let fill = self.chance.alphanumeric() as u8;
         let mut value = format!("{:08x}", self.chance.u32(..)).into_bytes();
-        value.resize(8 + length, fill);
+        // Half of them can be compressed.
+        match self.chance.bool() {
+            true => value.resize(8 + length, fill),
+            false => value.extend((0..length).map(|_| self.chance.alphanumeric() as u8)),
+        }
         value
     }
 

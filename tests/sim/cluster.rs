@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_lite::future;
-use quoit::config::{CompactionName, Config};
+use quoit::config::{CompactionName, Compression, Config};
 use quoit::error::Error;
 use quoit::rt::sim::{NodeId, Task, World};
 use quoit::rt::sync::Signal;
@@ -55,6 +55,9 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     values.segment = ByteSize::kib([64, 64, 96, 256][chance.usize(..4)]);
     values.replay_max = ByteSize(values.segment.0 * chance.u64(2..6));
     values.garbage_max_percent = chance.u64(5..40);
+    values.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
+    config.storage.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
+    config.storage.index_share_percent = [0, 1, 40][chance.usize(..3)];
     config.check().expect("these sizes are allowed");
     config
 }

@@ -3,7 +3,9 @@
 //! - Tickets: a transaction raises some counters and gets their numbers, so that the numbers say in
 //!   which order the transactions came; it also writes a mark of its own on two keys of its own.
 //!   All orders together, with the clock's, must fit (strict serializability); after a restart each
-//!   has both of its marks or neither, and each counter has the number of those that raised it.
+//!   has both of its marks or neither, and each counter has the number of those that raised it. If a
+//!   client is told that nobody knows whether its transaction holds, then what a reader says of its
+//!   marks is so after a restart, too.
 //! - Banking: money moves between accounts, with WATCH or without; their sum never changes.
 //! - Banners: MSET writes one value to all of some keys, so that MGET never sees two.
 
@@ -51,6 +53,10 @@ struct Ticket {
     numbers: Option<Vec<i64>>,
     raises: bool,
     refused: bool,
+    /// Its client was told that nobody knows whether it holds.
+    in_doubt: bool,
+    /// Whether a reader has found it since.
+    was_there: Option<bool>,
     start: Moment,
     end: Moment,
 }
@@ -96,7 +102,9 @@ pub async fn work(book: Shared, mut client: Client, turns: u64, mut chance: fast
         if !client.connect().await || client.life().is_wrong() {
             return;
         }
+        let looks = !book.borrow().in_doubt().is_empty() && chance.u8(..3) == 0;
         let verdict = match chance.u8(..100) {
+            _ if looks => look_at_doubt(&book, &mut client, &mut chance).await,
             0..45 => take_ticket(&book, &mut client, &mut chance).await,
             45..55 => look_at_tickets(&book, &mut client, &mut chance).await,
             55..75 => transfer(&book, &mut client, &mut chance).await,
@@ -117,6 +125,9 @@ enum Fate {
     /// A watched key had changed.
     GivenUp,
     Refused,
+    /// The node does not know what has become of it.
+    InDoubt,
+    /// The connection broke.
     Unknown,
 }
 
@@ -156,7 +167,7 @@ fn fate(book: &Shared, last: Reply) -> Verdict<Fate> {
             book.refused += 1;
             Ok(Fate::Refused)
         }
-        Reply::Error(text) if book.may_refuse && text.starts_with("UNKNOWN") => Ok(Fate::Unknown),
+        Reply::Error(text) if book.may_refuse && text.starts_with("UNKNOWN") => Ok(Fate::InDoubt),
         other => Err(format!("a transaction was answered with {other:?}")),
     }
 }
@@ -184,6 +195,8 @@ async fn take_ticket(book: &Shared, client: &mut Client, chance: &mut fastrand::
             numbers: None,
             raises: true,
             refused: false,
+            in_doubt: false,
+            was_there: None,
             start,
             end: Moment::MAX,
         });
@@ -205,6 +218,7 @@ async fn take_ticket(book: &Shared, client: &mut Client, chance: &mut fastrand::
             entry.end = now;
         }
         Fate::Refused => entry.refused = true,
+        Fate::InDoubt => entry.in_doubt = true,
         Fate::Unknown => {}
         Fate::GivenUp => return Err("nothing was watched, and yet it had changed".to_owned()),
     }
@@ -236,6 +250,8 @@ async fn look_at_tickets(
         numbers: Some(numbers),
         raises: false,
         refused: false,
+        in_doubt: false,
+        was_there: None,
         start,
         end,
     });
@@ -260,6 +276,38 @@ async fn read_all(
         Fate::Done(replies) => Ok(Some(replies)),
         Fate::Refused => Err("a reading was refused".to_owned()),
         _ => Ok(None),
+    }
+}
+
+/// Looks for the marks of a transaction of which nobody knows whether it holds.
+async fn look_at_doubt(book: &Shared, client: &mut Client, chance: &mut fastrand::Rng) -> Verdict {
+    let doubts = book.borrow().in_doubt();
+    let ticket = doubts[chance.usize(..doubts.len())];
+    let [one, other] = marks(ticket);
+    let asked = match chance.u8(..7) {
+        0 => request(["GET", &one]),
+        1 => request(["GET", &other]),
+        2 => request(["EXISTS", &one, &other]),
+        3 => request(["MGET", &one, &other]),
+        4 => request(["PTTL", &other]),
+        5 => request(["STRLEN", &one]),
+        _ => request(["KEYS", &format!("mark:{ticket}:*")]),
+    };
+    let Some(reply) = client.call(&[asked]).await?.pop() else {
+        return Ok(());
+    };
+    let is_there = match &reply {
+        Reply::Nil | Reply::Integer(-2 | 0) => false,
+        Reply::Bulk(_) | Reply::Integer(_) => true,
+        Reply::Array(items) => items.iter().any(|item| *item != Reply::Nil),
+        reply if in_doubt(book, reply) => return Ok(()),
+        other => return Err(format!("a mark was asked for: {other:?}")),
+    };
+    let mut book = book.borrow_mut();
+    let before = book.tickets[ticket].was_there.replace(is_there);
+    match before.is_none_or(|before| before == is_there) {
+        true => Ok(()),
+        false => Err(format!("transaction {ticket} comes and goes: {reply:?}")),
     }
 }
 
@@ -396,6 +444,12 @@ pub async fn verify(book: Shared, mut client: Client) -> Verdict {
 }
 
 impl Book {
+    /// Transactions of this life of which nobody knows whether they hold.
+    fn in_doubt(&self) -> Vec<usize> {
+        let doubts = (self.life..self.tickets.len()).filter(|one| self.tickets[*one].in_doubt);
+        doubts.collect()
+    }
+
     /// True if the marks of `ticket` are there; it must be both of them or none.
     fn check_marks(&self, ticket: usize, values: &[Reply]) -> Verdict<bool> {
         let there: Vec<bool> = values.iter().map(|value| *value != Reply::Nil).collect();
@@ -409,6 +463,13 @@ impl Book {
         }
         if entry.refused && there[0] {
             return Err(format!("transaction {ticket} was refused and is there"));
+        }
+        if let Some(was_there) = entry.was_there
+            && was_there != there[0]
+        {
+            return Err(format!(
+                "for a reader transaction {ticket} was there: {was_there}, and now: {there:?}"
+            ));
         }
         Ok(there[0])
     }

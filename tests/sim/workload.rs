@@ -122,8 +122,14 @@ impl Ledger {
         self.made += 1;
         let mut value = format!("{key}|{client}|{}|", self.made).into_bytes();
         let mut filling = fastrand::Rng::with_seed(self.made);
+        // Half of them can be compressed.
+        let is_noise = filling.bool();
+        let mut word = filling.u64(..);
         while value.len() < bytes {
-            value.extend_from_slice(&filling.u64(..).to_le_bytes());
+            value.extend_from_slice(&word.to_le_bytes());
+            if is_noise {
+                word = filling.u64(..);
+            }
         }
         value
     }

@@ -406,7 +406,7 @@ impl Engine for Quoit {
 }
 
 /// What INFO shows of a core, by INFO's names.
-fn named(report: &Report) -> [(&'static str, u64); 24] {
+fn named(report: &Report) -> [(&'static str, u64); 27] {
     let (stats, sizes) = (&report.stats, &report.sizes);
     [
         ("records_estimate", sizes.records),
@@ -427,6 +427,9 @@ fn named(report: &Report) -> [(&'static str, u64); 24] {
         ("table_bytes_written", stats.table_bytes_written),
         ("table_bytes_read_by_merges", stats.table_bytes_read),
         ("filter_and_index_bytes", sizes.index_bytes),
+        ("tables_by_need", sizes.tables_by_need),
+        ("partition_hits", sizes.partitions.hits),
+        ("partition_reads", sizes.partitions.reads),
         ("row_cache_hits", sizes.rows.hits),
         ("row_cache_bytes", sizes.rows.bytes),
         ("row_cache_budget", sizes.rows.budget),

@@ -527,6 +527,9 @@ mod tests {
             "set k v keepttl",
             "setnx k v",
             "ttl k",
+            "type k",
+            "strlen k",
+            "memory usage k",
         ] {
             assert_eq!(
                 blind(line),

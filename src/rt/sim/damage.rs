@@ -32,6 +32,11 @@ impl Disk {
         self.volume.losses.get()
     }
 
+    /// How often a file was read from it so far.
+    pub fn reads(&self) -> u64 {
+        self.volume.reads.get()
+    }
+
     /// Shows `watcher` the disk before each sync of a file or directory that takes effect: what a
     /// power cut may leave then includes all that it may have left since the sync before.
     pub fn watch(&self, watcher: impl FnMut(CrashPoint) + 'static) {

@@ -95,6 +95,8 @@ pub(super) struct Volume {
     pub names: RefCell<Names>,
     pub faults: RefCell<DiskFaults>,
     pub losses: Cell<DiskLosses>,
+    /// Reads of files so far.
+    pub reads: Cell<u64>,
     /// Counts the lives of its node, so that what an earlier one left open is stale.
     pub life: Cell<u64>,
     /// Bytes of all writes so far.
@@ -112,6 +114,7 @@ impl Volume {
             names: RefCell::default(),
             faults: RefCell::new(faults),
             losses: Cell::default(),
+            reads: Cell::new(0),
             life: Cell::new(0),
             written_bytes: Cell::new(0),
             watcher: RefCell::new(None),
@@ -276,6 +279,7 @@ impl File {
                 .lose(|losses| losses.rotten_bits += u64::from(is_flipped));
         }
         let bytes = contents.visible.read(position, length);
+        self.volume.reads.set(self.volume.reads.get() + 1);
         self.world
             .executor
             .note(0x4EAD ^ position << 16 ^ (bytes.len() as u64) << 40);

@@ -5,7 +5,7 @@
 //! may have the key is damaged, then a read ends there, and that damage is named already.
 //!
 //! A value is read piece by piece. Of files only some are open at a time; tables that were asked stay
-//! open, with their filters and indexes, as they are in a node.
+//! open, with a part of their filters and indexes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::rt::File;
 use crate::storage::manifest::Manifest;
-use crate::storage::record::{KeyRef, Pointer, Record, View};
+use crate::storage::record::{
+    KeyRef, PACKED_VALUE_BYTES_MAX, Pointer, RECORD_HEADER_BYTES, Record, View,
+};
 use crate::storage::sstable::verify::Probe;
 use crate::storage::sstable::{TableId, TableInfo};
 use crate::storage::vlog::SegmentKey;
@@ -122,6 +124,7 @@ impl Follower {
     ) -> Result<Option<&'static str>> {
         let length = place.length as usize;
         let (mut done, mut crc, mut is_meant) = (0, 0, false);
+        let mut packed: Option<Vec<u8>> = None;
         while done < length {
             let wanted = READ_BYTES.min(length - done);
             let bytes = file
@@ -135,12 +138,22 @@ impl Follower {
                 let view = View::decode(&bytes).filter(|view| view.pointer().is_none());
                 is_meant = view
                     .is_some_and(|it| it.key() == pointing.key() && it.meta() == pointing.meta());
+                let is_packed = view.is_some_and(View::is_packed);
+                let besides = RECORD_HEADER_BYTES + pointing.key().len();
+                is_meant &= match is_packed {
+                    true => length <= besides + PACKED_VALUE_BYTES_MAX,
+                    false => length == besides + place.value_length as usize,
+                };
+                packed = (is_packed && is_meant).then(Vec::new);
+            }
+            if let Some(packed) = &mut packed {
+                packed.extend_from_slice(&bytes);
             }
             crc = crc32c::crc32c_append(crc, &bytes);
             done += wanted;
         }
         Ok(match (crc == place.crc, is_meant) {
-            (true, true) => None,
+            (true, true) => packed.and_then(|bytes| why_not(&bytes, place)),
             (true, false) => Some("another record is there"),
             (false, _) => Some("the checksum of the value does not match"),
         })
@@ -157,7 +170,7 @@ impl Follower {
                 let probe = Probe::open(&self.dir, info).await?;
                 self.probes.insert(info.id, probe);
             }
-            let Some(probe) = &self.probes[&info.id] else {
+            let Some(Some(probe)) = self.probes.get_mut(&info.id) else {
                 return Ok(true);
             };
             if probe.has(&key).await? != Some(false) {
@@ -168,9 +181,20 @@ impl Follower {
     }
 }
 
+/// What is wrong with a packed record at `place`, whose checksum holds.
+fn why_not(bytes: &[u8], place: Pointer) -> Option<&'static str> {
+    let unpacked = View::decode(bytes).map(View::unpacked);
+    match unpacked {
+        Some(Ok(record)) if record.view().value_length() == place.value_length => None,
+        Some(Err(damage)) => Some(damage.0),
+        _ => Some("another record is there"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Compression;
     use crate::rt;
     use crate::rt::sim::{NodeId, Options, World};
     use crate::storage::manifest::SegmentInfo;
@@ -201,12 +225,14 @@ mod tests {
             offset,
             length: record.bytes().len() as u32,
             crc: crc32c::crc32c(record.bytes()),
+            value_length: record.view().value_length(),
         };
         Record::pointing(record.view(), place)
     }
 
     async fn table(id: u64, record: &Record) -> TableInfo {
-        let writer = TableWriter::create(Path::new(DIR), TableId(id), TableId(id)).await;
+        let writer =
+            TableWriter::create(Path::new(DIR), TableId(id), TableId(id), Compression::Lz4).await;
         let mut writer = writer.expect("a sound disk");
         let position = KeyRef::of(record.key()).position;
         let added = writer.add(record, position).await;
@@ -273,6 +299,38 @@ mod tests {
                 assert!(hole.contains(what), "{hole}");
                 assert!(hole.contains("000000000001.table"), "{hole}");
             }
+        });
+    }
+
+    /// Else a packed value would be taken for good that no read can unpack.
+    #[test]
+    fn a_pointer_to_a_packed_value_is_followed_to_its_end() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let words: Vec<[u8; 64]> = (0..40).map(|_| [(); 64].map(|()| random.u8(..))).collect();
+        let mut value: Vec<u8> = (0..30_000)
+            .flat_map(|_| words[random.usize(..words.len())])
+            .collect();
+        // More than is read at a time, packed too.
+        value.extend((0..3 << 19).map(|_| random.u8(..)));
+        let plain = record(b"key", 7, Some(&value));
+        let mut packer = crate::storage::compress::Packer::default();
+        let held = plain.packed(&mut packer).expect("words repeat");
+        assert!(held.bytes().len() > READ_BYTES);
+        let mut bytes = held.bytes().to_vec();
+        let length_at = bytes.len() - held.view().value().len();
+        bytes[length_at] ^= 1;
+        on(async move {
+            let good = pointing(1, 5000, &held);
+            let manifest = core(&held, &[&good]).await;
+            assert_eq!(follow(&manifest, &good).await, None);
+        });
+        // One that no program has written: its checksum holds, and it cannot be unpacked.
+        on(async move {
+            let bad = Record::decode(&bytes).expect("the form is that of a record");
+            let wrong = pointing(1, 5000, &bad);
+            let manifest = core(&bad, &[&wrong]).await;
+            let hole = follow(&manifest, &wrong).await.expect("it is damaged");
+            assert!(hole.contains("compressed"), "{hole}");
         });
     }
 

@@ -3,16 +3,17 @@
 //! Of one key only the newest record lives on. Records at or below the version of the last FLUSHALL go.
 //! An expired record becomes a tombstone of the same version, for it may hide older records;
 //! tombstones go where they hide nothing: where no table below the outputs may have the key, by its
-//! range and filter. The values in the value log of what goes are garbage. What is below stays the same while a merge runs, but for what a FLUSHALL takes
-//! out: merges run one at a time, and a flush comes on top.
+//! range and filter. The values in the value log of what goes are garbage. What is below stays the same
+//! while a merge runs, but for what a FLUSHALL takes out: merges run one at a time, and a flush comes on top.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, Bug};
-use crate::storage::levels::{Levels, RunCursor};
+use crate::storage::levels::{Filters, Levels, RunCursor};
 use crate::storage::merge::{Bound, Item, Merge, Step};
 use crate::storage::record::{KeyRef, Meta, Record};
 use crate::storage::sstable::{TableId, TableInfo, TableWriter};
@@ -47,6 +48,8 @@ pub struct Job {
     pub rules: Rules,
     /// An output is ended when it is this long, and another one begun.
     pub table_bytes_max: u64,
+    /// How its blocks are compressed.
+    pub compression: Compression,
 }
 
 /// What a merge has made.
@@ -69,9 +72,12 @@ struct Gone {
 
 impl Job {
     /// What lives on of the newest record of a key.
-    fn survivor(&self, item: Item, gone: &mut Gone) -> Option<Item> {
+    async fn survivor(&self, item: Item, below: &mut Filters, gone: &mut Gone) -> Option<Item> {
         let place = item.record.pointer();
-        let survivor = self.what_lives_on(item, &mut gone.forgotten);
+        let survivor = match self.is_live(&item) {
+            true => Some(item),
+            false => self.what_hides(item, below, &mut gone.forgotten).await,
+        };
         let kept = survivor.as_ref().and_then(|item| item.record.pointer());
         if let Some(place) = place.filter(|_| kept.is_none()) {
             gone.garbage.add(place);
@@ -79,19 +85,27 @@ impl Job {
         survivor
     }
 
-    fn what_lives_on(&self, item: Item, forgotten: &mut Version) -> Option<Item> {
+    fn is_live(&self, item: &Item) -> bool {
+        let is_cleared = item.record.meta().version <= self.rules.cleared;
+        !is_cleared && item.record.view().is_live(self.rules.now)
+    }
+
+    /// What is left of a dead record: a tombstone, if something below may have its key.
+    async fn what_hides(
+        &self,
+        item: Item,
+        below: &mut Filters,
+        forgotten: &mut Version,
+    ) -> Option<Item> {
         let meta = item.record.meta();
         if meta.version <= self.rules.cleared {
             return None;
-        }
-        if item.record.view().is_live(self.rules.now) {
-            return Some(item);
         }
         let key = KeyRef {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        if !self.below.may_contain(&key) || rt::planted(Bug::TombstoneTooEarly) {
+        if !below.may_contain(&key).await || rt::planted(Bug::TombstoneTooEarly) {
             *forgotten = meta.version.max(*forgotten);
             return None;
         }
@@ -104,6 +118,7 @@ impl Job {
             ..meta
         };
         let record = Record::new(tombstone, item.record.key(), b"");
+        let record = record.counted(item.record.is_counted());
         Some(Item { record, ..item })
     }
 }
@@ -117,7 +132,13 @@ pub async fn run(
     next_id: impl FnMut() -> TableId,
     pause: impl Fn(usize) -> Duration,
 ) -> Result<Merged> {
-    let mut outputs = Outputs::new(&job.dir, job.level, job.table_bytes_max, next_id);
+    let mut outputs = Outputs::new(
+        &job.dir,
+        job.level,
+        job.table_bytes_max,
+        job.compression,
+        next_id,
+    );
     let merged = merge(job, &mut outputs, pause).await;
     let finished = match merged {
         Ok(gone) => outputs.end_table().await.map(|()| gone),
@@ -145,6 +166,7 @@ async fn merge(
     let cursor = |run| RunCursor::new(Rc::clone(run), Bound::START, READ_BYTES);
     let mut cursors: Vec<RunCursor> = job.inputs.runs().iter().map(cursor).collect();
     let mut merge = Merge::new(cursors.len());
+    let mut below = Filters::of(job.below.clone());
     let mut gone = Gone::default();
     let mut turn_bytes = 0;
     loop {
@@ -154,7 +176,7 @@ async fn merge(
                 turn_bytes += item.record.bytes().len();
                 let older = merge.take_dropped().into_iter();
                 older.for_each(|place| gone.garbage.add(place));
-                if let Some(item) = job.survivor(item, &mut gone) {
+                if let Some(item) = job.survivor(item, &mut below, &mut gone).await {
                     outputs.add(&item).await?;
                 }
                 if turn_bytes >= TURN_BYTES {
@@ -175,6 +197,7 @@ pub(in crate::storage) struct Outputs<'a, F> {
     dir: &'a Path,
     level: u8,
     table_bytes_max: u64,
+    compression: Compression,
     next_id: F,
     open: Option<TableWriter>,
     /// Those that are written and synced; their names are not.
@@ -182,17 +205,20 @@ pub(in crate::storage) struct Outputs<'a, F> {
 }
 
 impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
-    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`.
+    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`, in blocks that
+    /// are packed as `compression` says.
     pub(in crate::storage) fn new(
         dir: &'a Path,
         level: u8,
         table_bytes_max: u64,
+        compression: Compression,
         next_id: F,
     ) -> Outputs<'a, F> {
         Outputs {
             dir,
             level,
             table_bytes_max,
+            compression,
             next_id,
             open: None,
             done: Vec::new(),
@@ -213,7 +239,7 @@ impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
             None => {
                 let id = (self.next_id)();
                 let run = self.done.first().map_or(id, |first| first.run);
-                let table = TableWriter::create(self.dir, id, run).await?;
+                let table = TableWriter::create(self.dir, id, run, self.compression).await?;
                 table.at_level(self.level)
             }
         };

@@ -16,15 +16,18 @@ use super::{
 };
 use crate::storage::sstable::TableInfo;
 
-/// So many runs of level 0 are merged into level 1.
+/// So many runs of level 0 are merged into level 1, if they are not too small beside it...
 const MERGE_RUNS_MIN: usize = 4;
+const YOUNG_SHARE: u64 = 4;
+/// ...or else so many.
+const MERGE_RUNS_SMALL: usize = 8;
 /// Level 0 is merged earlier if one in so many bytes of the value log may be garbage because of it...
 const HIDDEN_SHARE: u64 = 20;
 /// ...and that is so many times as much as the merge reads.
 const HIDDEN_WORTH: u64 = 4;
 /// The score of a level that has just what it may have.
 const FULL: u64 = 1000;
-const _: () = assert!(MERGE_RUNS_MIN <= MERGE_RUNS_MAX);
+const _: () = assert!(MERGE_RUNS_MIN <= MERGE_RUNS_SMALL && MERGE_RUNS_SMALL <= MERGE_RUNS_MAX);
 
 pub(super) fn plan(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
     let tree = Tree::of(tables);
@@ -86,7 +89,16 @@ impl<'a> Tree<'a> {
     /// How full a level is, in thousandths.
     fn score(&self, level: u8, shape: &Shape) -> u64 {
         match level {
-            0 => self.young.len() as u64 * FULL / MERGE_RUNS_MIN as u64,
+            0 => {
+                let young: u64 = self.young.iter().map(|run| run.bytes).sum();
+                let is_small = young.saturating_mul(YOUNG_SHARE) < bytes_of(self.level(1));
+                let runs = if is_small {
+                    MERGE_RUNS_SMALL
+                } else {
+                    MERGE_RUNS_MIN
+                };
+                self.young.len() as u64 * FULL / runs as u64
+            }
             _ => {
                 let bytes = bytes_of(self.level(level));
                 let share = u128::from(bytes) * u128::from(FULL);

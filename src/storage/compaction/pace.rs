@@ -16,12 +16,11 @@ use crate::config::{RUNS_CALM, RUNS_HARD, RUNS_SOFT};
 /// Where the rate of writers begins, bytes a second, and how often it is halved up to the hard limit.
 const WRITE_RATE_MAX: f64 = 256e6;
 const WRITE_RATE_HALVINGS: f64 = 8.0;
-/// Writers of large values are slowed when garbage is so much above its bound, in thousandths of the value
-/// log, and slowed most when it is so much above that.
-const GARBAGE_CALM_PERMILLE: u64 = 40;
-const GARBAGE_SPAN_PERMILLE: f64 = 160.0;
+/// Writers of large values are slowed when garbage is above its bound, and slowed most when it is so much
+/// above, in thousandths of the value log.
+const GARBAGE_SPAN_PERMILLE: f64 = 60.0;
 /// Where their rate begins, bytes a second.
-const VALUE_RATE_MAX: f64 = 1e9;
+const VALUE_RATE_MAX: f64 = 500e6;
 /// A writer that comes when nobody waits need not have been so exact.
 const WRITE_BURST: Duration = Duration::from_millis(2);
 /// Nobody is made to wait longer for its turn, though the rate says so.
@@ -49,7 +48,7 @@ pub fn write_rate(runs: f64) -> Option<f64> {
 /// Bytes of large values a second that may be written while so many thousandths of the value log are
 /// garbage and `bound` are wanted; `None`: any number.
 pub fn value_rate(garbage: u64, bound: u64) -> Option<f64> {
-    let over = garbage.saturating_sub(bound + GARBAGE_CALM_PERMILLE) as f64 / GARBAGE_SPAN_PERMILLE;
+    let over = garbage.saturating_sub(bound) as f64 / GARBAGE_SPAN_PERMILLE;
     (over > 0.0).then(|| VALUE_RATE_MAX * (-WRITE_RATE_HALVINGS * over.min(1.0)).exp2())
 }
 
@@ -165,11 +164,11 @@ mod tests {
 
     #[test]
     fn writers_of_large_values_are_slowed_while_garbage_is_much_too_much() {
-        assert_eq!(value_rate(240, 200), None, "slowed for nothing");
+        assert_eq!(value_rate(200, 200), None, "slowed for nothing");
         let mut before = VALUE_RATE_MAX;
-        for garbage in 241..=400 {
+        for garbage in 201..=260 {
             let rate = value_rate(garbage, 200).expect("too much garbage");
-            assert!(rate < before && rate > before * 0.95, "a jump at {garbage}");
+            assert!(rate < before && rate > before * 0.9, "a jump at {garbage}");
             before = rate;
         }
         assert_eq!(value_rate(1000, 200), Some(before), "never nothing at all");

@@ -1,16 +1,21 @@
 //! Tables in the simulated world: what was added is found, damage is said, failures leave nothing.
 
+mod by_need;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::footer::{FOOTER_CRC_AT, FORMAT, MAGIC};
 use super::writer::Expiries;
 use super::*;
+use crate::config::Compression;
 use crate::rt::Bug;
 use crate::rt::sim::{Handle, NodeId, Options, World};
 use crate::storage::cache::Caches;
+use crate::storage::merge::{Bound, Item};
 use crate::storage::record::Meta;
-use crate::types::{UnixMillis, Version};
+use crate::types::{Position, UnixMillis, Version};
 
 pub(crate) const NODE: NodeId = NodeId(1);
 
@@ -61,17 +66,45 @@ pub(crate) fn key_ref(item: &Item) -> KeyRef<'_> {
     KeyRef::of(item.record.key())
 }
 
+/// Bytes that no compression makes fewer.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..length).map(|_| random.u8(..)).collect()
+}
+
 /// Caches that keep nothing.
 fn uncached() -> Blocks {
     Caches::new(0).blocks
 }
 
 pub(crate) async fn write(id: u64, items: &[Item]) -> Result<TableInfo> {
-    let mut writer = TableWriter::create(&dir(), TableId(id), TableId(id)).await?;
+    // Every other table's blocks are packed.
+    let compression = [Compression::None, Compression::Lz4][id as usize % 2];
+    let id = TableId(id);
+    let mut writer = TableWriter::create(&dir(), id, id, compression).await?;
     for item in items {
         writer.add(&item.record, item.position).await?;
     }
     writer.finish().await
+}
+
+/// Where the partitions of an open table are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// In memory.
+    Loaded,
+    /// On disk.
+    ByNeed,
+}
+
+pub(crate) const MODES: [Mode; 2] = [Mode::Loaded, Mode::ByNeed];
+
+pub(crate) async fn open(info: &TableInfo, mode: Mode) -> Result<Table> {
+    let table = Table::open(&dir(), info).await?;
+    table.set_resident(mode == Mode::Loaded);
+    table.load().await?;
+    assert_eq!(table.is_loaded(), mode == Mode::Loaded);
+    Ok(table)
 }
 
 pub(crate) async fn read_all(table: Rc<Table>, bound: Bound<'_>) -> Result<Vec<Item>> {
@@ -104,7 +137,11 @@ fn random_items(random: &mut fastrand::Rng, count: usize) -> Vec<Item> {
             _ => random.usize(1..200),
         };
         let tombstone = random.u8(0..5) == 0;
-        let value = vec![random.u8(..); if tombstone { 0 } else { length }];
+        let length = if tombstone { 0 } else { length };
+        let value = match random.bool() {
+            true => vec![random.u8(..); length],
+            false => noise(random.u64(..), length),
+        };
         let version = Version {
             clock: random.u64(1..1 << 50),
             coordinator: random.u32(..),
@@ -127,8 +164,8 @@ fn random_items(random: &mut fastrand::Rng, count: usize) -> Vec<Item> {
     sorted(items.collect())
 }
 
-async fn check_contents(items: &[Item], info: &TableInfo, random: &mut fastrand::Rng) {
-    let table = Rc::new(Table::open(&dir(), info).await.expect("undamaged"));
+async fn check_contents(items: &[Item], table: Table, random: &mut fastrand::Rng) {
+    let table = Rc::new(table);
     for item in items {
         let key = KeyRef {
             position: item.position,
@@ -193,13 +230,16 @@ fn a_table_gives_back_what_was_added_even_after_a_power_cut() {
         let newest = items.iter().map(|item| item.record.meta().version).max();
         assert_eq!(Some(info.version_max), newest, "seed {seed}");
         on(&world, async move {
-            check_contents(&items, &info, &mut random).await
+            for mode in MODES {
+                let table = open(&info, mode).await.expect("undamaged");
+                check_contents(&items, table, &mut random).await;
+            }
         });
     }
 }
 
 #[test]
-fn a_get_is_one_device_read() {
+fn a_get_from_a_loaded_table_is_one_device_read() {
     let mut options = Options::calm(1);
     options.disk.latency_us = (1000, 1000);
     let world = World::new(options);
@@ -208,7 +248,7 @@ fn a_get_is_one_device_read() {
         let keys = (0..5000u32).map(|key| item(&key.to_le_bytes(), &[1; 100], meta(1)));
         let items = sorted(keys.collect());
         let info = write(1, &items).await.expect("a sound disk");
-        let table = Table::open(&dir(), &info).await.expect("undamaged");
+        let table = open(&info, Mode::Loaded).await.expect("undamaged");
         for item in items.iter().step_by(97) {
             let before = rt::now();
             assert!(
@@ -247,9 +287,17 @@ fn few_items() -> Vec<Item> {
     sorted(items)
 }
 
-/// Reads everything there is to read. The first error, if any; a wrong answer is a panic.
+/// Reads everything there is to read, with partitions in memory and without. The first error, if any, and
+/// then of both; a wrong answer is a panic.
 async fn first_error(info: &TableInfo, items: &[Item]) -> Result<()> {
-    let table = Rc::new(Table::open(&dir(), info).await?);
+    let loaded = first_error_in(info, items, Mode::Loaded).await;
+    let by_need = first_error_in(info, items, Mode::ByNeed).await;
+    assert_eq!(loaded.is_ok(), by_need.is_ok(), "{loaded:?}, {by_need:?}");
+    loaded.and(by_need)
+}
+
+async fn first_error_in(info: &TableInfo, items: &[Item], mode: Mode) -> Result<()> {
+    let table = Rc::new(open(info, mode).await?);
     let mut failure = None;
     for item in items {
         assert!(
@@ -346,18 +394,16 @@ fn a_block_that_was_written_at_a_wrong_place_is_noticed() {
         // Two blocks of the same length: one record each.
         let items = sorted(
             (0..2u8)
-                .map(|key| item(&[key; 8], &[key; 5000], meta(1)))
+                .map(|key| item(&[key; 8], &noise(u64::from(key), 5000), meta(1)))
                 .collect(),
         );
         let info = write(5, &items).await.expect("a sound disk");
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
         let mut bytes = disk.read(&path).expect("it was written");
-        let table = Table::open(&dir(), &info).await.expect("undamaged");
-        let length = table.parts.index.length(0);
-        assert_eq!(
-            (table.parts.index.blocks(), length),
-            (2, table.parts.index.length(1))
-        );
+        let table = open(&info, Mode::Loaded).await.expect("undamaged");
+        let partition = table.hold(0).await.expect("it is in memory");
+        let length = partition.length(0);
+        assert_eq!((partition.blocks(), length), (2, partition.length(1)));
         let (first, second) = bytes[..2 * length].split_at_mut(length);
         first.swap_with_slice(second);
         disk.put(&path, &bytes);
@@ -375,17 +421,37 @@ fn another_format_is_refused_by_name_not_called_damage() {
     on(&world, async move {
         let info = write(3, &few_items()).await.expect("a sound disk");
         let (path, disk) = (info.path(&dir()), handle.disk(NODE));
-        let mut bytes = disk.read(&path).expect("it was written");
-        let at = bytes.len() - FOOTER_BYTES + MAGIC.len();
+        let good = disk.read(&path).expect("it was written");
         for format in [FORMAT + 1, FORMAT - 1] {
-            bytes[at..at + 4].copy_from_slice(&format.to_le_bytes());
+            let footer_at = good.len() - FOOTER_BYTES;
+            let mut bytes = good.clone();
+            bytes[footer_at + MAGIC.len()..][..4].copy_from_slice(&format.to_le_bytes());
+            disk.put(&path, &bytes);
+            let torn = Table::open(&dir(), &info).await.err();
+            if format < FORMAT {
+                let is_damage = matches!(torn, Some(Error::Corrupt { .. }));
+                assert!(
+                    is_damage,
+                    "a flipped bit is taken for an old table: {torn:?}"
+                );
+            }
+            // What a program of that format would have written: its checksum holds.
+            let blank = FOOTER_CRC_AT..FOOTER_CRC_AT + CRC_BYTES;
+            bytes[footer_at..][blank.clone()].fill(0);
+            let at = Identity {
+                table: 3,
+                offset: footer_at as u64,
+            };
+            let crc = at.checksum(&bytes[footer_at..]);
+            bytes[footer_at..][blank].copy_from_slice(&crc.to_le_bytes());
             disk.put(&path, &bytes);
             match Table::open(&dir(), &info).await.err() {
                 Some(Error::Setup(why)) => {
                     assert!(why.contains(&format!("format {format}")), "{why}");
                 }
-                other => panic!("{other:?}"),
+                other => panic!("format {format}: {other:?}"),
             }
+            assert_eq!(disk.read(&path), Some(bytes), "it was changed");
         }
     });
 }
@@ -393,7 +459,7 @@ fn another_format_is_refused_by_name_not_called_damage() {
 #[test]
 fn a_full_disk_leaves_no_part_of_a_table() {
     let items: Vec<Item> = (0..60u8)
-        .map(|key| item(&[key; 4], &[key; 60_000], meta(1)))
+        .map(|key| item(&[key; 4], &noise(u64::from(key), 60_000), meta(1)))
         .collect();
     let items = sorted(items);
     for free in [0, 4096, 1 << 19, 1 << 20, 3 << 20] {
@@ -434,17 +500,20 @@ fn a_failed_write_or_sync_is_an_error_and_a_failed_read_is_not_a_miss() {
             "a table that failed was left behind"
         );
         let info = write(2, &items).await.expect("a sound disk");
-        let table = Rc::new(Table::open(&dir(), &info).await.expect("undamaged"));
-        disk.change_faults(|faults| faults.eio_read = 1.0);
-        let failure = table
-            .get(&key_ref(&items[0]), &uncached())
-            .await
-            .expect_err("EIO");
-        assert!(
-            matches!(failure, Error::Io { action: "read", .. }),
-            "{failure}"
-        );
-        read_all(table, Bound::START).await.expect_err("EIO");
+        for mode in MODES {
+            let table = Rc::new(open(&info, mode).await.expect("undamaged"));
+            disk.change_faults(|faults| faults.eio_read = 1.0);
+            let failure = table
+                .get(&key_ref(&items[0]), &uncached())
+                .await
+                .expect_err("EIO");
+            assert!(
+                matches!(failure, Error::Io { action: "read", .. }),
+                "{failure}"
+            );
+            read_all(table, Bound::START).await.expect_err("EIO");
+            disk.change_faults(|faults| faults.eio_read = 0.0);
+        }
     });
 }
 
@@ -454,7 +523,7 @@ fn a_table_that_was_given_up_is_gone() {
     let handle = world.handle();
     on(&world, async move {
         let items = few_items();
-        let mut writer = TableWriter::create(&dir(), TableId(1), TableId(1))
+        let mut writer = TableWriter::create(&dir(), TableId(1), TableId(1), Compression::Lz4)
             .await
             .expect("sound");
         writer
@@ -553,110 +622,5 @@ fn a_record_out_of_order_is_a_bug_that_stops_the_writer() {
         let mut items = few_items();
         items.swap(0, 1);
         let _ = write(1, &items).await;
-    });
-}
-
-#[test]
-fn filter_and_index_take_less_than_two_bytes_for_each_small_record() {
-    const RECORDS: u32 = 20_000;
-    let world = world(1, &[]);
-    on(&world, async {
-        let key = |number: u32| format!("user:{number:010}");
-        let items = (0..RECORDS).map(|number| item(key(number).as_bytes(), &[7; 84], meta(1)));
-        let info = write(1, &sorted(items.collect())).await;
-        let table = Table::open(&dir(), &info.expect("a sound disk")).await;
-        let table = table.expect("undamaged");
-        let each = table.memory_bytes() as f64 / f64::from(RECORDS);
-        let strangers = (RECORDS..RECORDS + 100_000).map(key);
-        let passed = strangers.filter(|key| {
-            // What decides here is the filter: let the range admit every key.
-            table
-                .parts
-                .filter
-                .may_contain(KeyRef::of(key.as_bytes()).hash)
-        });
-        let passed = passed.count() as f64 / 100_000.0;
-        println!(
-            "{each:.2} bytes of memory a record; {:.2}% of strangers pass",
-            passed * 100.0
-        );
-        assert!(each < 2.0, "{each} bytes a record");
-        assert!(passed < 0.012, "{passed} of strangers cost a read");
-    });
-}
-
-#[test]
-fn a_block_that_is_cached_is_read_once_and_says_the_same() {
-    let world = world(2, &[]);
-    let handle = world.handle();
-    on(&world, async move {
-        let mut random = fastrand::Rng::with_seed(2);
-        let items = sorted(random_items(&mut random, 300));
-        let info = write(1, &items).await.expect("a sound disk");
-        let table = Table::open(&dir(), &info).await.expect("undamaged");
-        let blocks = Caches::new(64 << 20).blocks;
-        for item in &items {
-            let key = KeyRef {
-                position: item.position,
-                ..key_ref(item)
-            };
-            let first = table.get(&key, &blocks).await.expect("undamaged");
-            assert_eq!(first.as_ref(), Some(&item.record));
-        }
-        // Whatever becomes of the file: what was verified is in memory.
-        handle
-            .disk(NODE)
-            .change_faults(|faults| faults.eio_read = 1.0);
-        let small = items.iter().filter(|item| item.record.bytes().len() < 1000);
-        let mut cached = 0;
-        for item in small.clone() {
-            let key = KeyRef {
-                position: item.position,
-                ..key_ref(item)
-            };
-            if let Ok(found) = table.get(&key, &blocks).await {
-                assert_eq!(found.as_ref(), Some(&item.record));
-                cached += 1;
-            }
-        }
-        let count = small.count();
-        assert!(
-            cached > count * 9 / 10,
-            "{cached} of {count} did not ask the disk"
-        );
-    });
-}
-
-#[test]
-fn neither_filter_nor_index_hides_a_key_that_the_blocks_have() {
-    let world = world(31, &[]);
-    let mut random = fastrand::Rng::with_seed(31);
-    let stored = |number: u32| number.wrapping_mul(0x9E37_79B9).to_le_bytes();
-    let items: Vec<Item> = (0..20_000)
-        .map(|number| item(&stored(number), &vec![7; random.usize(..60)], meta(1)))
-        .collect();
-    let items = sorted(items);
-    on(&world, async move {
-        let info = write(1, &items).await.expect("a sound disk");
-        let table = Rc::new(
-            Table::open(&dir(), &info)
-                .await
-                .expect("it was just written"),
-        );
-        // What the blocks have, read in order: neither filter nor index is asked.
-        let blocks = read_all(Rc::clone(&table), Bound::START).await;
-        let blocks = blocks.expect("a sound disk");
-        assert_eq!(blocks.len(), items.len());
-        for item in &blocks {
-            let key = key_ref(item);
-            assert!(table.may_contain(&key), "the filter hides {:?}", key.key);
-            let found = table.get(&key, &uncached()).await.expect("a sound disk");
-            assert_eq!(found.as_ref(), Some(&item.record), "the index hides it");
-        }
-        for number in 20_000..25_000 {
-            let bytes = stored(number);
-            let found = table.get(&KeyRef::of(&bytes), &uncached()).await;
-            assert_eq!(found.expect("a sound disk"), None);
-        }
     });
 }

@@ -2,15 +2,14 @@
 //!
 //! A reader stops at the first damage that it meets; this goes on wherever what is left can still be
 //! judged by itself: a section by its checksum, a block by its own, a key by the index, the filter and
-//! the bounds. What is known of the table as a whole (how many records, which versions) is compared
+//! the bounds. Behind a damaged partition its blocks cannot be told apart; all others can. What is known of the table as a whole (how many records, which versions) is compared
 //! only if all of it could be read.
 
 use std::path::Path;
 
-use super::{
-    CRC_BYTES, FOOTER_BYTES, Filter, Footer, Index, READ_BYTES_MAX, TableId, TableInfo,
-    read_exactly, read_range,
-};
+use super::footer::{FOOTER_BYTES, Footer};
+use super::partition::{Partition, Top};
+use super::{READ_BYTES_MAX, TableId, TableInfo, content, read_exactly, read_range};
 use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, File};
 use crate::storage::block::{Block, Identity};
@@ -95,21 +94,29 @@ async fn verify_file(
         (None, Some(own)) => own,
         (None, None) => return Ok(()),
     };
-    let Some(index) = &parts.index else {
-        return Ok(()); // where blocks begin, only the index says
+    let Some(top) = &parts.top else {
+        return Ok(()); // where partitions and blocks begin, only the top says
     };
     let mut walk = Walk {
         id,
         info,
-        index,
-        filter: parts.filter.as_ref(),
+        top,
         seen: Seen::default(),
     };
     let mut is_whole = true;
-    for block in 0..index.blocks() {
-        is_whole &= walk.verify_block(file, block, witness).await?;
-        witness.block_ends().await;
-        rt::yield_if_needed().await;
+    for at in 0..top.partitions() {
+        witness.seen(top.length(at) as u64);
+        let Some(partition) = read_partition(file, id, top, at, witness).await? else {
+            is_whole = false;
+            continue;
+        };
+        for block in 0..partition.blocks() {
+            is_whole &= walk
+                .verify_block(file, (at, &partition), block, witness)
+                .await?;
+            witness.block_ends().await;
+            rt::yield_if_needed().await;
+        }
     }
     if is_whole && let Some(what) = walk.contradiction() {
         witness.damage(footer.offsets[2], what);
@@ -117,10 +124,9 @@ async fn verify_file(
     Ok(())
 }
 
-/// What stands behind the blocks, as far as it is sound.
+/// What stands behind the partitions, as far as it is sound.
 struct Sections {
-    filter: Option<Filter>,
-    index: Option<Index>,
+    top: Option<Top>,
     info: Option<TableInfo>,
 }
 
@@ -130,43 +136,30 @@ async fn read_sections(
     footer_at: u64,
     witness: &mut impl Witness,
 ) -> Result<Sections> {
-    let [filter_at, index_at, properties_at, zeros_at] = footer.offsets;
-    let tail = read_range(file, filter_at, footer_at).await?;
-    witness.seen(footer_at - filter_at + FOOTER_BYTES as u64);
-    let part = |from: u64, to: u64| &tail[(from - filter_at) as usize..(to - filter_at) as usize];
+    let [partitions_at, top_at, properties_at, zeros_at] = footer.offsets;
+    let tail = read_range(file, top_at, footer_at).await?;
+    witness.seen(footer_at - top_at + FOOTER_BYTES as u64);
+    let part = |from: u64, to: u64| &tail[(from - top_at) as usize..(to - top_at) as usize];
     let mut content = |from: u64, to: u64, name: &str| {
-        let identity = Identity {
-            table: footer.table,
-            offset: from,
-        };
-        let parts = part(from, to).split_last_chunk::<CRC_BYTES>();
-        let sound =
-            parts.filter(|(content, crc)| u32::from_le_bytes(**crc) == identity.checksum(content));
+        let sound = content(part(from, to), TableId(footer.table), from);
         if sound.is_none() {
             witness.damage(from, format!("the checksum of its {name} does not match"));
         }
-        sound.map(|(content, _)| content)
+        sound
     };
-    let filter = content(filter_at, index_at, "filter");
-    let index = content(index_at, properties_at, "index");
+    let top = content(top_at, properties_at, "top");
     let properties = content(properties_at, zeros_at, "properties");
     let mut malformed =
         |at: u64, name: &str| witness.damage(at, format!("its {name} is malformed"));
     let decoded = Sections {
-        filter: filter.and_then(Filter::decode),
-        index: index
-            .and_then(Index::decode)
-            .filter(|index| index.offsets.last() == Some(&filter_at)),
+        top: top.and_then(|bytes| Top::decode(bytes, partitions_at, top_at)),
         info: properties.and_then(|bytes| {
             let mut reader = Reader::new(bytes);
             TableInfo::decode(&mut reader).filter(|_| reader.is_empty())
         }),
     };
-    if filter.is_some() && decoded.filter.is_none() {
-        malformed(filter_at, "filter");
-    }
-    if index.is_some() && decoded.index.is_none() {
-        malformed(index_at, "index");
+    if top.is_some() && decoded.top.is_none() {
+        malformed(top_at, "top");
     }
     if properties.is_some() && decoded.info.is_none() {
         malformed(properties_at, "properties");
@@ -177,6 +170,29 @@ async fn read_sections(
     Ok(decoded)
 }
 
+/// Partition `at` of table `id`, if it is sound.
+async fn read_partition(
+    file: &File,
+    id: TableId,
+    top: &Top,
+    at: usize,
+    witness: &mut impl Witness,
+) -> Result<Option<Partition>> {
+    let offset = top.offset(at);
+    let bytes = read_exactly(file, offset, top.length(at)).await?;
+    let Some(content) = content(&bytes, id, offset) else {
+        let what = "the checksum of a partition of its index does not match";
+        witness.damage(offset, what.to_owned());
+        return Ok(None);
+    };
+    let partition = top.decode_partition(at, content);
+    if partition.is_none() {
+        let what = "a partition of its index is malformed";
+        witness.damage(offset, what.to_owned());
+    }
+    Ok(partition)
+}
+
 async fn read_block(file: &File, offset: u64, length: usize) -> Result<Vec<u8>> {
     match length {
         ..=READ_BYTES_MAX => Ok(read_exactly(file, offset, length).await?.to_vec()),
@@ -184,12 +200,13 @@ async fn read_block(file: &File, offset: u64, length: usize) -> Result<Vec<u8>> 
     }
 }
 
-/// A table that is asked for keys.
+/// A table that is asked for keys. Of its partitions it keeps the last one: those who ask go from key to
+/// key in order.
 pub struct Probe {
     file: File,
     info: TableInfo,
-    filter: Filter,
-    index: Index,
+    top: Top,
+    last: Option<(usize, Partition)>,
 }
 
 /// Nobody listens.
@@ -224,23 +241,35 @@ impl Probe {
             return Ok(None);
         };
         let sections = read_sections(&file, &footer, footer_at, &mut Deaf).await?;
-        let parts = sections.filter.zip(sections.index);
-        Ok(parts.map(|(filter, index)| Probe {
+        Ok(sections.top.map(|top| Probe {
             file,
             info: info.clone(),
-            filter,
-            index,
+            top,
+            last: None,
         }))
     }
 
-    /// True if it has a record of `key`. `None`: the block that could have it is damaged.
-    pub async fn has(&self, key: &KeyRef<'_>) -> Result<Option<bool>> {
-        let may = self.info.covers(key.position, key.key) && self.filter.may_contain(key.hash);
-        let block = self.index.find(key.position, key.key);
-        if !may || block == self.index.blocks() {
+    /// True if it has a record of `key`. `None`: the block that could have it, or what says where that is,
+    /// is damaged.
+    pub async fn has(&mut self, key: &KeyRef<'_>) -> Result<Option<bool>> {
+        let at = self.top.find(key.position, key.key);
+        if !self.info.covers(key.position, key.key) || at == self.top.partitions() {
             return Ok(Some(false));
         }
-        let (offset, length) = (self.index.offsets[block], self.index.length(block));
+        let partition = match self.last.take() {
+            Some((last, partition)) if last == at => Some(partition),
+            _ => read_partition(&self.file, self.info.id, &self.top, at, &mut Deaf).await?,
+        };
+        let Some(partition) = partition else {
+            return Ok(None);
+        };
+        let block = partition.find(key.position, key.key);
+        let place = (block < partition.blocks() && partition.may_contain(key.hash))
+            .then(|| (partition.offset(block), partition.length(block)));
+        self.last = Some((at, partition));
+        let Some((offset, length)) = place else {
+            return Ok(Some(false));
+        };
         let bytes = read_block(&self.file, offset, length).await?;
         let at = Identity {
             table: self.info.id.0,
@@ -265,8 +294,7 @@ struct Seen {
 struct Walk<'a> {
     id: TableId,
     info: &'a TableInfo,
-    index: &'a Index,
-    filter: Option<&'a Filter>,
+    top: &'a Top,
     seen: Seen,
 }
 
@@ -276,17 +304,18 @@ impl Walk<'_> {
     async fn verify_block(
         &mut self,
         file: &File,
+        (at, partition): (usize, &Partition),
         block: usize,
         witness: &mut impl Witness,
     ) -> Result<bool> {
-        let (offset, length) = (self.index.offsets[block], self.index.length(block));
+        let (offset, length) = (partition.offset(block), partition.length(block));
         let bytes = read_block(file, offset, length).await?;
         witness.seen(length as u64);
-        let at = Identity {
+        let identity = Identity {
             table: self.id.0,
             offset,
         };
-        let decoded = match Block::decode(&bytes[..], at) {
+        let decoded = match Block::decode(&bytes[..], identity) {
             Ok(decoded) => decoded,
             Err(damage) => {
                 witness.damage(offset, damage.0.to_owned());
@@ -305,7 +334,13 @@ impl Walk<'_> {
             let key = KeyRef::of(item.record.key());
             let found = decoded.get(&key);
             let is_found = found.is_ok_and(|found| found.as_ref() == Some(&item.record));
-            let own = self.objection(block, &item, &key);
+            let own = self.objection(&item, &key);
+            let leads_here = self.top.find(item.position, key.key) == at
+                && partition.find(item.position, key.key) == block;
+            let own = own
+                .or_else(|| (!leads_here).then_some("the index looks for a key in another block"));
+            let passes = partition.may_contain(key.hash);
+            let own = own.or_else(|| (!passes).then_some("the filter does not know a key"));
             let own = own.or_else(|| (!is_found).then_some("a lookup in its block misses a key"));
             wrong = wrong
                 .or_else(|| own.map(str::to_owned))
@@ -318,22 +353,15 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// What does not hold of a record in `block`.
-    fn objection(&self, block: usize, item: &Item, key: &KeyRef<'_>) -> Option<&'static str> {
+    /// What does not hold of a record.
+    fn objection(&self, item: &Item, key: &KeyRef<'_>) -> Option<&'static str> {
         let last = self.seen.last.as_ref();
-        let passes = self
-            .filter
-            .is_none_or(|filter| filter.may_contain(key.hash));
         if item.position != key.position {
             Some("a key stands at a position that is not its own")
         } else if last.is_some_and(|last| last.order() >= item.order()) {
             Some("its keys do not ascend")
         } else if !self.info.covers(item.position, key.key) {
             Some("a key lies outside of the table's bounds")
-        } else if !passes {
-            Some("the filter does not know a key")
-        } else if self.index.find(item.position, key.key) != block {
-            Some("the index looks for a key in another block")
         } else if item.record.meta().version > self.info.version_max {
             Some("a version is higher than the table's highest")
         } else {

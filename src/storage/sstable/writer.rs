@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{CRC_BYTES, FOOTER_BYTES, Footer, KeyBuf, TURN_BYTES, TableId, TableInfo};
+use super::footer::{FOOTER_BYTES, Footer};
+use super::partition::Builder;
+use super::{CRC_BYTES, KeyBuf, TURN_BYTES, TableId, TableInfo};
+use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::block::{BlockBuilder, Identity};
-use crate::storage::bloom::FilterBuilder;
 use crate::storage::merge::Item;
 use crate::storage::record::Record;
 use crate::types::{KeyHash, Position, UnixMillis, Version};
@@ -32,10 +34,8 @@ pub struct TableWriter {
     written: u64,
     turn_bytes: usize,
     block: BlockBuilder,
-    filter: FilterBuilder,
-    /// The index's entries so far, as stored.
-    index: Vec<u8>,
-    blocks: u32,
+    /// Index and filter.
+    partitions: Builder,
     first: Option<Item>,
     last: Option<Item>,
     records: u64,
@@ -47,7 +47,12 @@ pub struct TableWriter {
 
 impl TableWriter {
     /// Starts table `id` of run `run` in `dir`.
-    pub async fn create(dir: &Path, id: TableId, run: TableId) -> Result<TableWriter> {
+    pub async fn create(
+        dir: &Path,
+        id: TableId,
+        run: TableId,
+        compression: Compression,
+    ) -> Result<TableWriter> {
         assert!(run <= id, "a run is named after its first table");
         let path = dir.join(id.file_name());
         Ok(TableWriter {
@@ -59,10 +64,8 @@ impl TableWriter {
             out: Vec::with_capacity(WRITE_BYTES + BLOCK_BYTES),
             written: 0,
             turn_bytes: 0,
-            block: BlockBuilder::new(),
-            filter: FilterBuilder::new(),
-            index: Vec::new(),
-            blocks: 0,
+            block: BlockBuilder::new(compression),
+            partitions: Builder::default(),
             first: None,
             last: None,
             records: 0,
@@ -92,10 +95,11 @@ impl TableWriter {
             self.cut_block(position);
         }
         self.block.add(position, record.view());
-        self.filter.add(KeyHash::of(record.key()));
+        self.partitions.add(KeyHash::of(record.key()));
         let meta = record.meta();
         self.records += 1;
-        self.pointed += record.pointer().map_or(0, |place| u64::from(place.length));
+        let place = record.pointer().filter(|_| !record.is_counted());
+        self.pointed += place.map_or(0, |place| u64::from(place.length));
         self.tombstones += u64::from(meta.tombstone);
         self.version_max = self.version_max.max(meta.version);
         let expiry = if meta.tombstone { 0 } else { meta.expiry };
@@ -160,17 +164,8 @@ impl TableWriter {
         };
         self.block.finish(at, &mut self.out);
         let length = u32::try_from(self.out.len() - start).expect("values are limited to 64 MiB");
-        self.index.extend_from_slice(&length.to_le_bytes());
-        self.index.extend_from_slice(&last.position.0.to_le_bytes());
-        let key = if last.position < next {
-            None
-        } else {
-            Some(last.record.key())
-        };
-        let key_length = key.map_or(0, |key| key.len() as u32 + 1);
-        self.index.extend_from_slice(&key_length.to_le_bytes());
-        self.index.extend_from_slice(key.unwrap_or_default());
-        self.blocks += 1;
+        let key = (last.position == next).then(|| last.record.key());
+        self.partitions.end_block(length, last.position, key);
     }
 
     /// Appends all that follows the last record.
@@ -190,17 +185,20 @@ impl TableWriter {
             half_expired_at: self.expiries.half_expired_at(),
             pointed: self.pointed,
         };
-        self.cut_last_block();
+        // Nothing follows, so that the position separates; 2^32-1 alone has no successor.
+        let next = Position(last.position.0.saturating_add(1));
+        self.cut_block(next);
         let mut footer = Footer {
             table: self.id.0,
             file_bytes: 0,
             offsets: [0; 4],
         };
-        let filter = std::mem::take(&mut self.filter).finish();
-        footer.offsets[0] = self.put_section(filter);
-        let mut index = self.blocks.to_le_bytes().to_vec();
-        index.append(&mut self.index);
-        footer.offsets[1] = self.put_section(index);
+        footer.offsets[0] = self.written + self.out.len() as u64;
+        let (partitions, top) = std::mem::take(&mut self.partitions).finish();
+        for partition in partitions {
+            self.put_section(partition);
+        }
+        footer.offsets[1] = self.put_section(top);
         let mut properties = Vec::new();
         info.encode(&mut properties);
         // The properties name the file's length, and their own length does not depend on it.
@@ -216,15 +214,6 @@ impl TableWriter {
         self.out.resize(zeros_end, 0);
         self.out.extend_from_slice(&footer.encode());
         info
-    }
-
-    fn cut_last_block(&mut self) {
-        let last = self.last.as_ref().map(|last| last.position.0);
-        // Nothing follows, so that the position separates; 2^32-1 alone has no successor.
-        let next = last
-            .and_then(|position| position.checked_add(1))
-            .unwrap_or(u32::MAX);
-        self.cut_block(Position(next));
     }
 
     /// Appends `content` and its checksum; gives its offset.

@@ -7,6 +7,8 @@
 //! synced, a manifest is installed that does not list the segment; then its file is removed. Until
 //! that manifest is durable the old places are good, and the copies are only garbage.
 //!
+//! A record that is packed moves as it is: nothing is unpacked here.
+//!
 //! The collector looks for what is stored past the row cache, which knows no places.
 //!
 //! Invariants: only segments that replay does not read are emptied; a segment whose records cannot all
@@ -38,17 +40,22 @@ const RETRY: Duration = Duration::from_millis(500);
 const EMPTIED_MAX: usize = 4;
 /// The collector rests so many times as long as it has worked...
 const REST_RATIO: u32 = 1;
-/// ...but no longer than this at a time, and not at all when garbage is this much above its bound.
+/// ...but no longer than this at a time.
 const REST_MAX: Duration = Duration::from_millis(20);
-const URGENT_PERMILLE: u64 = 20;
+/// Collecting begins when garbage is so close to its bound, in thousandths of the value log...
+const EARLY_PERMILLE: u64 = 15;
+/// ...and does not rest when it is so close: writers are slowed from the bound on.
+const URGENT_PERMILLE: u64 = 10;
 
-/// So many bytes of records are looked at before what is alive of them moves: each move ends in a sync, and
-/// in the padding of a batch.
-const MOVE_BYTES: usize = 1 << 20;
+/// Bytes of records that are looked at before what is alive of them moves: each move ends in a sync, and in
+/// the padding of a batch. A core takes this part of its memory, within these bounds.
+const MOVE_SHARE: u64 = 128;
+const MOVE_BYTES_MIN: u64 = 256 << 10;
+const MOVE_BYTES_MAX: u64 = 4 << 20;
 /// Moves that are under way at the same time: while one waits for its sync, the next one looks up.
-const MOVES_MAX: usize = 3;
+const MOVES_MAX: usize = 2;
 /// Records that one of them looks up at the same time.
-const LOOKUPS_MAX: usize = 32;
+const LOOKUPS_MAX: usize = 64;
 
 /// What was found of a record that lies where it was looked for: it is its key's newest.
 #[derive(Clone, Copy)]
@@ -107,11 +114,14 @@ fn worst<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> Option<(u64, Se
     (share > 0).then_some((wasted * 1000 / bytes.max(1), key))
 }
 
-/// Reads records of segment `key` with their places: all of the next batches up to [`MOVE_BYTES`] or the
-/// end.
-async fn read_some(reader: &mut SegmentReader, key: SegmentKey) -> Result<Vec<(Pointer, Record)>> {
+/// Reads records of segment `key` with their places: all of the next batches up to `bytes_max` or the end.
+async fn read_some(
+    reader: &mut SegmentReader,
+    key: SegmentKey,
+    bytes_max: u64,
+) -> Result<Vec<(Pointer, Record)>> {
     let (mut records, mut bytes) = (Vec::new(), 0);
-    while bytes < MOVE_BYTES {
+    while bytes < bytes_max {
         let from = records.len();
         let mut take = |read: Read<'_>| {
             if let Entry::Record(view) = read.entry {
@@ -121,6 +131,7 @@ async fn read_some(reader: &mut SegmentReader, key: SegmentKey) -> Result<Vec<(P
                     offset: read.offset as u32,
                     length: view.bytes().len() as u32,
                     crc: crc32c::crc32c(view.bytes()),
+                    value_length: view.value_length(),
                 };
                 records.extend(Record::decode(view.bytes()).map(|record| (place, record)));
             }
@@ -130,7 +141,7 @@ async fn read_some(reader: &mut SegmentReader, key: SegmentKey) -> Result<Vec<(P
             break;
         }
         let new = records[from..].iter();
-        bytes += new.map(|(place, _)| place.length as usize).sum::<usize>();
+        bytes += new.map(|(place, _)| u64::from(place.length)).sum::<u64>();
     }
     Ok(records)
 }
@@ -183,10 +194,11 @@ impl Store {
             return None;
         };
         self.pace.garbage.set(permille);
-        (permille > self.garbage_permille_max()).then_some(Step::Empty(key))
+        let is_due = permille + EARLY_PERMILLE > self.garbage_permille_max();
+        is_due.then_some(Step::Empty(key))
     }
 
-    /// The share of garbage above which is collected, in thousandths.
+    /// The share of garbage that there may be, in thousandths.
     pub(in crate::storage) fn garbage_permille_max(&self) -> u64 {
         self.options.value_garbage_percent_max * 10
     }
@@ -256,10 +268,12 @@ impl Store {
         key: SegmentKey,
         moves: &mut VecDeque<rt::Task<Result<()>>>,
     ) -> Result<u64> {
+        let share = self.options.memory_bytes / MOVE_SHARE;
+        let bytes_max = share.clamp(MOVE_BYTES_MIN, MOVE_BYTES_MAX);
         let mut seen = 0;
         while !self.state.borrow().stopping {
             let began = rt::now();
-            let records = read_some(reader, key).await?;
+            let records = read_some(reader, key, bytes_max).await?;
             if records.is_empty() {
                 break;
             }
@@ -275,7 +289,10 @@ impl Store {
             let store = Rc::clone(self);
             moves.push_back(rt::spawn_in(rt::Queue::Background, async move {
                 store.move_live(records).await?;
-                store.freeze_if_full();
+                // At a stop nobody flushes any more, and the old places stay good.
+                if !store.state.borrow().stopping {
+                    store.freeze_if_full();
+                }
                 Ok(())
             }));
             self.rest(rt::now().saturating_sub(began)).await;
@@ -299,7 +316,8 @@ impl Store {
     async fn rest(&self, worked: Duration) {
         let worst = self.worst(&self.state.borrow());
         let permille = worst.map_or(0, |(permille, _)| permille);
-        let is_urgent = permille > self.garbage_permille_max() + URGENT_PERMILLE;
+        self.pace.garbage.set(permille);
+        let is_urgent = permille + URGENT_PERMILLE > self.garbage_permille_max();
         if !is_urgent && !self.values.is_refused() {
             rt::sleep((worked * REST_RATIO).min(REST_MAX)).await;
         }
@@ -402,7 +420,7 @@ impl Store {
         );
     }
 
-    /// Copies `items`, whole records, to `moved`; gives the pointers to the copies, in order. They are
+    /// Copies `items`, records that may be packed, to `moved`; gives the pointers to the copies, in order. They are
     /// written, and as durable as durability asks.
     pub(in crate::storage) async fn move_records(&self, items: &[Item]) -> Result<Vec<Record>> {
         if items.is_empty() {
@@ -441,7 +459,10 @@ impl Store {
                 .await?;
             let lsn = Lsn(self.moved_last.get().0 + 1);
             self.moved_last.set(lsn);
-            self.moved.append_value(lsn, item.position, &item.record);
+            let stored = item.record.bytes();
+            self.moved
+                .append_value(lsn, item.position, &item.record, stored);
+            rt::yield_if_needed().await;
         }
         Ok(())
     }

@@ -214,8 +214,9 @@ fn placed_of(
             segment: segment.id,
             offset: u32::try_from(position + value.offset as u64)
                 .expect("segments are smaller than 4 GiB"),
-            length: value.record.bytes().len() as u32,
-            crc: crc32c::crc32c(value.record.bytes()),
+            length: value.length,
+            crc: value.crc,
+            value_length: value.record.view().value_length(),
         },
         record: value.record,
         position: value.position,

@@ -34,7 +34,7 @@ use crate::storage::record::View;
 use crate::types::{CoreId, Lsn, Version};
 
 /// Newest format this program writes, and the only one that it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"QUOITLOG";
 const BATCH_MAGIC: u32 = 0x4842_5451;
@@ -548,10 +548,12 @@ mod tests {
             assert_eq!(decode_segment_header(&torn), SegmentHeader::Unreadable);
         }
         let mut newer = block.clone();
-        newer[8..12].copy_from_slice(&3u32.to_le_bytes());
-        let crc = header_crc(&newer);
-        newer[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode_segment_header(&newer), SegmentHeader::Other(3));
+        for other in [FORMAT + 1, FORMAT - 1] {
+            newer[8..12].copy_from_slice(&other.to_le_bytes());
+            let crc = header_crc(&newer);
+            newer[12..16].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(decode_segment_header(&newer), SegmentHeader::Other(other));
+        }
         let mut older = block;
         older[8..12].copy_from_slice(&1u32.to_le_bytes());
         let crc = crc32c::crc32c_append(crc32c::crc32c(&older[8..12]), &older[16..40]);

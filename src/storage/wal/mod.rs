@@ -335,13 +335,15 @@ impl Wal {
         self.append(lsn, record.len(), |out| format::put_record(record, out));
     }
 
-    /// Appends a record whose place is wanted: see [`Wal::take_placed`].
-    pub fn append_value(&self, lsn: Lsn, position: Position, record: &Record) {
+    /// Appends a record whose place is wanted: see [`Wal::take_placed`]. What is written is `stored`:
+    /// that record, or the same one packed.
+    pub fn append_value(&self, lsn: Lsn, position: Position, record: &Record, stored: &[u8]) {
         assert!(self.0.options.stream != Stream::Records);
         assert!(record.pointer().is_none(), "a pointer points to no pointer");
-        self.append(lsn, record.bytes().len(), |out| {
-            format::put_record(record.bytes(), out);
-            out.note_value(record, position, lsn);
+        assert!(stored.len() <= record.bytes().len());
+        self.append(lsn, stored.len(), |out| {
+            format::put_record(stored, out);
+            out.note_value(record, stored, position, lsn);
         });
     }
 

@@ -15,8 +15,12 @@ pub struct Value {
     pub position: Position,
     /// Which write it was.
     pub lsn: Lsn,
-    /// Its first byte, counted from the batch's.
+    /// Its first byte, as stored, counted from the batch's.
     pub offset: usize,
+    /// Its bytes as stored.
+    pub length: u32,
+    /// Their crc32c.
+    pub crc: u32,
 }
 
 impl Pending {
@@ -54,15 +58,17 @@ impl Pending {
         last.truncate(bytes - before);
     }
 
-    /// Notes that the entry just put holds `record`, whose place is wanted.
-    pub fn note_value(&mut self, record: &Record, position: Position, lsn: Lsn) {
-        let offset = self.filled - record.bytes().len();
+    /// Notes that the entry just put holds `record`, whose place is wanted, as `stored` says.
+    pub fn note_value(&mut self, record: &Record, stored: &[u8], position: Position, lsn: Lsn) {
+        let offset = self.filled - stored.len();
         assert!(offset >= BATCH_HEADER_BYTES + ENTRY_HEADER_BYTES);
         self.values.push(Value {
             record: record.clone(),
             position,
             lsn,
             offset,
+            length: u32::try_from(stored.len()).expect("values are limited to 512 MiB"),
+            crc: crc32c::crc32c(stored),
         });
     }
 }

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File, ReadBuffer};
 use crate::types::{CoreId, Lsn};
 
-const READ_BYTES: usize = 1 << 20;
+const READ_BYTES: usize = 4 << 20;
 /// Where a segment's number says whose it is.
 const CORE_SHIFT: u32 = 48;
 const STREAM_SHIFT: u32 = 44;

@@ -19,7 +19,7 @@ use crate::rt::{self, BLOCK_BYTES, Bug, File, WriteBuffer};
 /// Old segments kept for reuse; more are removed.
 const POOL_SEGMENTS_MAX: usize = 4;
 /// The same for the value log, whose segments are larger.
-const POOL_VALUES_MAX: usize = 2;
+const POOL_VALUES_MAX: usize = 1;
 /// How long after a refusal the disk is asked again, unless space is seen to come back.
 const RETRY: Duration = Duration::from_millis(500);
 const FILL_BYTES: usize = 1 << 20;

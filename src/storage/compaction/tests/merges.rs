@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::config::Compression;
 use crate::error::Error;
 use crate::storage::compaction::job::{Job, Merged, Rules, run};
 use crate::storage::levels::Levels;
 use crate::storage::merge::{Bound, Item, supersedes};
 use crate::storage::record::{Meta, Pointer, Record};
-use crate::storage::sstable::tests::{NODE, dir, item, meta, on, read_all, sorted, world, write};
+use crate::storage::sstable::tests::{
+    MODES, NODE, dir, item, meta, noise, on, open, read_all, sorted, world, write,
+};
 use crate::storage::sstable::{Table, TableId, TableInfo};
 use crate::storage::vlog::Garbage;
 use crate::storage::wal::format::{SegmentId, Stream};
@@ -107,14 +110,14 @@ fn visible(tables: &[Vec<Item>], cleared: Version) -> Vec<Item> {
 }
 
 async fn open_all(tables: &[Vec<Item>]) -> Vec<Rc<Table>> {
-    let mut open = Vec::new();
+    let mut all = Vec::new();
     for (table, id) in tables.iter().zip(1..) {
         let info = write(id, table).await.expect("a sound disk");
-        open.push(Rc::new(
-            Table::open(&dir(), &info).await.expect("undamaged"),
-        ));
+        // Every other two have their partitions on disk.
+        let mode = MODES[id as usize / 2 % 2];
+        all.push(Rc::new(open(&info, mode).await.expect("undamaged")));
     }
-    open
+    all
 }
 
 fn at_once(_: usize) -> Duration {
@@ -169,6 +172,7 @@ fn a_merge_writes_what_a_naive_one_would_and_clients_see_no_difference() {
                 level: random.u8(0..4),
                 rules,
                 table_bytes_max,
+                compression: Compression::Lz4,
             };
             let level = job.level;
             let (outputs, merged) = merge_and_read(job).await;
@@ -220,6 +224,7 @@ fn pointing(item: &Item, place: &mut u32) -> Item {
         offset: 4096,
         length: item.record.bytes().len() as u32,
         crc: 0,
+        value_length: item.record.view().value_length(),
     };
     Item {
         record: Record::pointing(item.record.view(), pointer),
@@ -251,6 +256,7 @@ fn what_a_merge_gives_up_of_the_value_log_is_what_it_reads_and_does_not_write() 
                 level: 1,
                 rules: Rules { cleared, now: NOW },
                 table_bytes_max: 5_000,
+                compression: Compression::Lz4,
             };
             let mut id = 100;
             let next_id = || {
@@ -295,6 +301,7 @@ fn of_one_version_at_two_places_a_merge_keeps_the_newer_one() {
             level: 1,
             rules,
             table_bytes_max: u64::MAX,
+            compression: Compression::Lz4,
         };
         let merged = run(&job, || TableId(9), at_once).await.expect("a disk");
         let mut garbage = Garbage::default();
@@ -327,6 +334,7 @@ fn a_merge_of_what_is_dead_writes_nothing() {
             level: 0,
             rules,
             table_bytes_max: u64::MAX,
+            compression: Compression::Lz4,
         };
         assert_eq!(merge_and_read(job).await, (Vec::new(), Vec::new()));
         assert_eq!(
@@ -342,7 +350,7 @@ async fn big_job() -> Job {
     let table = |first: u32| {
         let keys = (first..600).step_by(2);
         sorted(
-            keys.map(|key| item(&key.to_le_bytes(), &[7; 4000], meta(1)))
+            keys.map(|key| item(&key.to_le_bytes(), &noise(u64::from(key), 4000), meta(1)))
                 .collect(),
         )
     };
@@ -358,6 +366,7 @@ async fn big_job() -> Job {
         level: 0,
         rules,
         table_bytes_max: 300_000,
+        compression: Compression::Lz4,
     }
 }
 
