@@ -1,5 +1,5 @@
-//! The collector of the value log: moves what is alive out of the segment that has most garbage, so
-//! that its file can go.
+//! The collector of the value log: moves what is alive out of the segment where that pays most, so that
+//! its file can go.
 //!
 //! A segment goes in steps, each of which may be the last before a crash: its live records are copied
 //! to `moved` and their new places noted in the memtable, each only if the key's newest record is
@@ -98,20 +98,31 @@ fn waste(info: &SegmentInfo) -> u64 {
     }
 }
 
-/// The share of garbage in `segments`, in thousandths, and the one that has most.
-fn worst<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> Option<(u64, SegmentKey)> {
+/// How well it pays to collect a segment of this age: what that gives back for what it moves, and, less, the
+/// age, as what is left of an old segment will stay, and what is left of a young one may soon be garbage
+/// by itself. (Cost and benefit of M. Rosenblum and J. Ousterhout, "The Design and Implementation of a
+/// Log-Structured File System", 1992; with the age's root it moves less, uniform or skewed.)
+fn benefit(info: &SegmentInfo, age: u64) -> f64 {
+    let wasted = waste(info);
+    let live = info.bytes.saturating_sub(wasted).max(1);
+    (age as f64).sqrt() * wasted as f64 / live as f64
+}
+
+/// The share of garbage in `segments`, which come with their ages, in thousandths, and the one that it pays
+/// most to collect.
+fn worst<'a>(segments: impl Iterator<Item = (&'a SegmentInfo, u64)>) -> Option<(u64, SegmentKey)> {
     let (mut bytes, mut wasted) = (0, 0);
-    let mut worst: Option<(u64, SegmentKey)> = None;
-    for info in segments {
+    let mut worst: Option<(f64, SegmentKey)> = None;
+    for (info, age) in segments {
         bytes += info.bytes;
         wasted += waste(info);
-        let share = waste(info) * 1000 / info.bytes.max(1);
-        if worst.is_none_or(|(most, _)| share > most) {
-            worst = Some((share, (info.stream, info.id)));
+        let benefit = benefit(info, age);
+        if worst.is_none_or(|(most, _)| benefit > most) {
+            worst = Some((benefit, (info.stream, info.id)));
         }
     }
-    let (share, key) = worst?;
-    (share > 0).then_some((wasted * 1000 / bytes.max(1), key))
+    let (benefit, key) = worst?;
+    (benefit > 0.0).then_some((wasted * 1000 / bytes.max(1), key))
 }
 
 /// Reads records of segment `key` with their places: all of the next batches up to `bytes_max` or the end.
@@ -203,7 +214,7 @@ impl Store {
         self.options.value_garbage_percent_max * 10
     }
 
-    /// The share of garbage in the segments that may be collected, and the one that has most.
+    /// The share of garbage in the segments that may be collected, and the one that it pays most to collect.
     fn worst(&self, state: &crate::storage::State) -> Option<(u64, SegmentKey)> {
         let now = self.moved.segment_now();
         let moved_now = state.moving_from.map_or(now, |from| from.min(now));
@@ -217,7 +228,25 @@ impl Store {
             let is_open = !state.damaged.contains(&key);
             is_quiet && is_open && !state.emptied.iter().any(|(emptied, _)| *emptied == key)
         };
-        worst(state.values.infos().filter(may))
+        let values_now = self.values.segment_now();
+        let age_max = state.values.segments().len().max(1) as u64;
+        // In segments that the log began since, and no more than there are. Those of other cores are old.
+        let age = |info: &SegmentInfo| {
+            let SegmentInfo { stream, id, .. } = *info;
+            let (floor, now) = match stream {
+                Stream::Values => (&state.manifest.values_floor, values_now),
+                _ => (&state.manifest.moved_floor, now),
+            };
+            let began = now.0.saturating_sub(id.0);
+            let age = if floor.is_own(id) { began } else { age_max };
+            age.clamp(1, age_max)
+        };
+        let aged = state
+            .values
+            .infos()
+            .filter(may)
+            .map(|info| (info, age(info)));
+        worst(aged)
     }
 
     /// Moves all that is alive out of a segment.
@@ -499,28 +528,44 @@ mod tests {
     }
 
     #[test]
-    fn the_segment_with_most_garbage_is_collected_first() {
+    fn of_two_of_an_age_the_one_with_most_garbage_is_collected_first() {
         let segments = [
             info(Stream::Values, 1, 1000, 100),
             info(Stream::Moved, 2, 1000, 700),
             info(Stream::Values, 3, 1000, 400),
         ];
-        let worst = worst(segments.iter());
+        let worst = worst(segments.iter().map(|info| (info, 5)));
         assert_eq!(worst, Some((400, (Stream::Moved, SegmentId(2)))));
     }
 
     #[test]
+    fn of_two_with_as_much_garbage_the_older_one_is_collected_first() {
+        let segments = [(1, 2), (2, 9), (3, 4)];
+        let infos = segments.map(|(id, age)| (info(Stream::Values, id, 1000, 400), age));
+        let worst = worst(infos.iter().map(|(info, age)| (info, *age)));
+        assert_eq!(worst, Some((400, (Stream::Values, SegmentId(2)))));
+        // Age alone is nothing.
+        let (old, young) = (
+            info(Stream::Values, 1, 1000, 20),
+            info(Stream::Values, 2, 1000, 800),
+        );
+        assert!(benefit(&young, 1) > benefit(&old, 1000));
+        assert!(benefit(&old, 1000) > 0.0);
+    }
+
+    #[test]
     fn what_nothing_can_be_gained_from_is_left_alone() {
-        assert_eq!(worst([].iter()), None);
-        assert_eq!(worst([info(Stream::Values, 1, 1000, 0)].iter()), None);
+        let worst = |info: SegmentInfo| super::worst([(&info, 1)].into_iter());
+        assert_eq!(super::worst([].into_iter()), None);
+        assert_eq!(worst(info(Stream::Values, 1, 1000, 0)), None);
         // A full segment of `moved` is as it would be written again; and so is one that is not so full, or
         // it would be moved for ever.
         for written in [600, 300] {
-            assert_eq!(worst([info(Stream::Moved, 1, written, 0)].iter()), None);
+            assert_eq!(worst(info(Stream::Moved, 1, written, 0)), None);
         }
-        let cut_short = worst([info(Stream::Moved, 1, 200, 0)].iter());
+        let cut_short = worst(info(Stream::Moved, 1, 200, 0));
         assert_eq!(cut_short.map(|(permille, _)| permille), Some(800));
-        let padded = worst([info(Stream::Values, 1, 600, 0)].iter());
+        let padded = worst(info(Stream::Values, 1, 600, 0));
         assert_eq!(padded.map(|(permille, _)| permille), Some(400));
     }
 }
