@@ -1,5 +1,5 @@
 //! The files of the value log, in a simulated world: when a segment that was emptied is written anew, when
-//! it is only removed, and when its space comes back.
+//! it is only removed, when its space comes back, and whom that makes wait.
 //!
 //! Values are overwritten in rounds, so that the collector always has something to do. Nothing here looks
 //! at time but to give the store some: what is awaited comes in a number of rounds, or the test fails.
@@ -17,8 +17,9 @@ use quoit::rt::{self, BLOCK_BYTES};
 use quoit::storage::compaction::{Shape, Style};
 use quoit::storage::merge::Item;
 use quoit::storage::record::{KeyRef, Meta, Record};
-use quoit::storage::wal::WalLimits;
+
 use quoit::storage::wal::format::{Life, decode_batch_header, decode_life};
+use quoit::storage::wal::{Admission, WalLimits};
 use quoit::storage::{Batch, Lookup, Peek, Store, StoreOptions, Want};
 use quoit::types::{CoreId, Position, Version};
 
@@ -295,5 +296,52 @@ fn segments_of_moved_values_give_their_space_back_while_the_store_runs() {
         }
         let (used, named) = (scene.disk.used_bytes(), named());
         panic!("{used} bytes are taken and {named} have a name, after {gone} segments have gone");
+    });
+}
+
+/// Else a disk that fails the collector would make clients crawl for the sake of what nobody collects.
+#[test]
+fn writers_are_slowed_for_a_collector_that_works_and_not_for_one_that_fails() {
+    const LARGE_BYTES: usize = 20_000;
+    let world = World::new(Options::calm(5));
+    let handle = world.handle();
+    world.run_on(NODE, async move {
+        let idle = StoreOptions {
+            value_garbage_percent_max: 1_000,
+            ..options()
+        };
+        let scene = Scene::open(&handle, idle).await;
+        for _ in 0..10 {
+            scene.write(0..KEYS).await;
+        }
+        scene.store.stop().await.expect("it is sound");
+        let scene = Scene::open(&handle, options()).await;
+        let sizes = scene.store.sizes().values;
+        assert!(sizes.garbage > sizes.live, "nothing is to be collected");
+        let (store, disk) = (&scene.store, &scene.disk);
+        // Nothing is written, so there is room; who is slowed has no second turn at the same moment.
+        let is_slowed = || {
+            let turns = [(); 2].map(|()| store.admit(9, LARGE_BYTES));
+            turns != [Admission::Ready; 2]
+        };
+        disk.change_faults(|faults| faults.eio_read = 1.0);
+        let mut calm = 0;
+        for _ in 0..ROUNDS_MAX {
+            rt::sleep(Duration::from_millis(10)).await;
+            calm += u64::from(!is_slowed());
+        }
+        assert!(disk.losses().errors > 0, "nobody has read anything");
+        assert_eq!(store.stats().collections, 0, "how?");
+        // The first attempt was yet to fail.
+        assert!(calm + 1 >= ROUNDS_MAX, "slowed though nobody collects");
+        disk.change_faults(|faults| faults.eio_read = 0.0);
+        let mut slowed = false;
+        for _ in 0..ROUNDS_MAX * 10 {
+            rt::sleep(Duration::from_millis(1)).await;
+            slowed |= is_slowed();
+        }
+        assert!(slowed, "writers may outrun a collector that works");
+        assert!(store.stats().collections > 0, "it does not go on");
+        assert!(!is_slowed(), "slowed though all is collected");
     });
 }
