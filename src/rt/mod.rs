@@ -258,13 +258,13 @@ impl File {
         length.map_err(|source| Error::io("measure", self.path(), source))
     }
 
-    /// How many names (hard links) it has at this moment.
-    pub fn links(&self) -> Result<u64> {
-        let links = match &self.0 {
-            FileKind::Real(file) => file.links(),
-            FileKind::Sim(file) => file.links(),
+    /// True if it has one name (hard link) at this moment, and not several.
+    pub fn has_one_name(&self) -> Result<bool> {
+        let has_one = match &self.0 {
+            FileKind::Real(file) => file.has_one_name(),
+            FileKind::Sim(file) => file.has_one_name(),
         };
-        links.map_err(|source| Error::io("count the names of", self.path(), source))
+        has_one.map_err(|source| Error::io("count the names of", self.path(), source))
     }
 
     /// Reads up to `length` bytes at `position`, any alignment. Fewer come back only at the end

@@ -2,7 +2,8 @@
 //!
 //! One merge at a time: what it reads stays as it is until the edit that replaces it is installed, or
 //! until a clear takes all of it. While merges fail (a full disk, a damaged table), or none is to be made,
-//! nobody is slowed for their sake: it would not help, and a full disk refuses writers by itself.
+//! nobody is slowed for their sake: it would not help, and a full disk refuses writers by itself. The same
+//! goes for the collector of the value log.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -35,8 +36,10 @@ pub(super) struct Pace {
     gate: RefCell<Gate>,
     /// For the bytes of large values.
     value_gate: RefCell<Gate>,
-    /// How many thousandths of what the collector may collect are garbage.
+    /// How many thousandths of what the collector may collect are garbage; 0 while it can do nothing about it.
     pub(super) garbage: Cell<u64>,
+    /// What the collector did last has failed.
+    pub(super) is_collector_helpless: Cell<bool>,
     meter: RefCell<Meter>,
     /// The last merge failed, or there is none to be made: it helps nobody to wait for one.
     is_helpless: Cell<bool>,

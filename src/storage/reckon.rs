@@ -25,6 +25,8 @@ use crate::error::Result;
 const READ_BYTES: usize = 256 << 10;
 /// A walk is worth it if so many times the bytes of the tables may become garbage.
 const WORTH: u64 = 2;
+/// With fewer than one key in so many that tables may have, they are looked up one by one.
+const FEW: usize = 8;
 
 /// True if `hiding` records, each of which may hide a value, are reason enough to read `table_bytes` of
 /// tables: they have `records` that point to `value_bytes` in all.
@@ -32,9 +34,6 @@ pub fn is_worth(hiding: u64, table_bytes: u64, records: u64, value_bytes: u64) -
     let hidden = u128::from(hiding.min(records)) * u128::from(value_bytes);
     hidden > 0 && hidden >= u128::from(WORTH) * u128::from(table_bytes) * u128::from(records)
 }
-
-/// With fewer than one key in so many that tables may have, they are looked up one by one.
-const FEW: usize = 8;
 
 /// Finds what the records of a flush hide.
 pub struct Reckoner {

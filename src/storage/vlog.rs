@@ -93,8 +93,21 @@ impl ValueSizes {
 pub struct Values {
     open: Segments,
     infos: BTreeMap<SegmentKey, SegmentInfo>,
-    /// What was written and may not be durable: which write it was, where, how many bytes.
-    undurable: VecDeque<(Lsn, SegmentKey, u64)>,
+    /// What was written to a log and may not be durable, in order. A write that was durable once is so for
+    /// ever, so it goes as soon as the next one comes behind it, or a manifest is written. That leaves, with
+    /// "sync", nothing; with "periodic" the writes of about an interval; with "none" those since the last
+    /// flush, which comes after `value-log.replay-max` bytes at the latest. Each record stands for itself: of a
+    /// segment in which only some are durable, just those count.
+    undurable: BTreeMap<Stream, VecDeque<Undurable>>,
+}
+
+/// A record that may not be durable.
+struct Undurable {
+    /// Which write of its log it was.
+    lsn: Lsn,
+    segment: SegmentId,
+    /// What it takes there.
+    bytes: u64,
 }
 
 impl Values {
@@ -128,11 +141,33 @@ impl Values {
             };
             self.insert(Rc::clone(segment), info);
         }
-        let info = self.infos.get_mut(&key).expect("it was just put there");
+        self.count_written(place, version, lsn);
+    }
+
+    /// See [`Values::note_written`].
+    fn count_written(&mut self, place: Pointer, version: Version, lsn: Lsn) {
+        let info = self.infos.get_mut(&key_of(place));
+        let info = info.expect("its segment is one of these");
         info.written += bytes_of(place);
         info.version_max = info.version_max.max(version);
         if lsn > Lsn(0) {
-            self.undurable.push_back((lsn, key, bytes_of(place)));
+            let waiting = self.undurable.entry(place.stream).or_default();
+            assert!(waiting.back().is_none_or(|last| last.lsn < lsn));
+            waiting.push_back(Undurable {
+                lsn,
+                segment: place.segment,
+                bytes: bytes_of(place),
+            });
+        }
+    }
+
+    /// All that was written to `stream` up to `durable` is on disk.
+    fn note_durable(&mut self, stream: Stream, durable: Lsn) {
+        let Some(waiting) = self.undurable.get_mut(&stream) else {
+            return;
+        };
+        while waiting.front().is_some_and(|first| first.lsn <= durable) {
+            waiting.pop_front();
         }
     }
 
@@ -146,8 +181,10 @@ impl Values {
 
     /// A record has come to its place in `log`.
     pub fn note_placed(&mut self, placed: &Placed, log: &Wal) {
+        let durable = log.durable();
+        self.note_durable(placed.pointer.stream, durable);
         // With "sync" all that has its place is durable: nothing is kept of it.
-        let lsn = match log.is_durable(placed.lsn) {
+        let lsn = match placed.lsn <= durable {
             true => Lsn(0),
             false => placed.lsn,
         };
@@ -187,11 +224,12 @@ impl Values {
         garbage: &Garbage,
         durable: impl Fn(Stream) -> Lsn,
     ) -> Vec<SegmentInfo> {
-        self.undurable
-            .retain(|(lsn, (stream, _), _)| *lsn > durable(*stream));
         let mut missing: BTreeMap<SegmentKey, u64> = BTreeMap::new();
-        for (_, key, bytes) in &self.undurable {
-            *missing.entry(*key).or_default() += bytes;
+        for stream in [Stream::Values, Stream::Moved] {
+            self.note_durable(stream, durable(stream));
+            for record in self.undurable.get(&stream).into_iter().flatten() {
+                *missing.entry((stream, record.segment)).or_default() += record.bytes;
+            }
         }
         let kept = self.infos.iter().filter(|(key, _)| !gone.contains(key));
         let listed = kept.filter_map(|(key, info)| {
@@ -286,11 +324,17 @@ fn damaged(file: PathBuf, place: Pointer, why: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::Durability;
     use crate::rt::sim::{NodeId, Options, World};
     use crate::rt::{self, BLOCK_BYTES, File};
-    use crate::storage::record::Meta;
+    use crate::storage::record::{KeyRef, Meta};
     use crate::storage::wal::format::Life;
+    use crate::storage::wal::replay::{Floor, Found};
+    use crate::storage::wal::{LogOptions, WalLimits};
+    use crate::types::CoreId;
 
     fn record(key: &[u8], clock: u64, value: &[u8]) -> Record {
         let version = Version {
@@ -421,6 +465,98 @@ mod tests {
             let view = View::decode(&bad).expect("the form is that of a record");
             let refused = view.unpacked().expect_err("no byte stands for so many");
             assert!(refused.0.contains("length"), "{refused:?}");
+        });
+    }
+
+    /// Else each large value would take memory until the next flush; or a segment would be listed of which
+    /// a power cut may leave nothing, and the next start would take that for damage.
+    #[test]
+    fn what_may_not_be_durable_is_known_record_by_record_and_no_longer_than_that() {
+        let one = record(b"one", 1, &[1; 2000]);
+        let each = bytes_of(place(4096, &one));
+        let mut values = Values::default();
+        for stream in [Stream::Values, Stream::Moved] {
+            let info = SegmentInfo {
+                stream,
+                id: SegmentId(1),
+                bytes: 65_536,
+                written: 0,
+                garbage: 0,
+                version_max: Version::ZERO,
+            };
+            values.infos.insert((stream, info.id), info);
+        }
+        let write = |values: &mut Values, stream, lsn| {
+            let place = Pointer {
+                stream,
+                ..place(4096, &one)
+            };
+            values.count_written(place, Version::ZERO, Lsn(lsn));
+        };
+        (10..14).for_each(|lsn| write(&mut values, Stream::Values, lsn));
+        (1..3).for_each(|lsn| write(&mut values, Stream::Moved, lsn));
+        let kept = |values: &Values| values.undurable.values().map(VecDeque::len).sum::<usize>();
+        assert_eq!(kept(&values), 6);
+        // The numbers of the two logs have nothing to do with each other.
+        values.note_durable(Stream::Values, Lsn(11));
+        assert_eq!(kept(&values), 4);
+        let listed = |values: &mut Values, durable: [u64; 2]| {
+            let durable = |stream| match stream {
+                Stream::Moved => Lsn(durable[1]),
+                _ => Lsn(durable[0]),
+            };
+            let listed = values.list(&[], &Garbage::default(), durable);
+            let written = listed.iter().map(|info| (info.stream, info.written / each));
+            written.collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&mut values, [11, 0]), [(Stream::Values, 2)]);
+        assert_eq!(
+            listed(&mut values, [12, 1]),
+            [(Stream::Values, 3), (Stream::Moved, 1)]
+        );
+        assert_eq!(kept(&values), 2);
+        values.note_durable(Stream::Values, Lsn(u64::MAX));
+        values.note_durable(Stream::Moved, Lsn(u64::MAX));
+        assert_eq!(kept(&values), 0, "kept though it is durable");
+    }
+
+    /// The same, at the log: a manifest may be long in coming.
+    #[test]
+    fn what_was_synced_is_forgotten_with_the_next_write() {
+        let world = World::new(Options::calm(3));
+        world.run_on(NodeId(1), async {
+            let dir = PathBuf::from("/data");
+            rt::create_dir_all(&dir).await.expect("a sound disk");
+            let options = LogOptions {
+                dir,
+                stream: Stream::Values,
+                durability: Durability::Periodic(Duration::from_secs(3600)),
+                limits: WalLimits {
+                    segment_bytes: 64 * BLOCK_BYTES as u64,
+                    batch_bytes_max: 4 * BLOCK_BYTES,
+                },
+                fate: Rc::default(),
+            };
+            let floor = Floor::start(CoreId(0), Stream::Values);
+            let log = Wal::start(options, Found::nothing(floor, std::iter::empty())).await;
+            let mut values = Values::default();
+            let mut kept = Vec::new();
+            for lsn in 1..=20 {
+                let one = record(b"one", lsn, &[1; 2000]);
+                let position = KeyRef::of(b"one").position;
+                let admitted = log.wait_admitted(one.bytes().len(), 1).await;
+                admitted.expect("a sound disk");
+                log.append_value(Lsn(lsn), position, &one, one.bytes());
+                log.wait_written(Lsn(lsn)).await.expect("a sound disk");
+                for placed in log.take_placed() {
+                    values.note_placed(&placed, &log);
+                }
+                kept.push(values.undurable[&Stream::Values].len());
+                if lsn == 19 {
+                    log.wait_durable(Lsn(lsn)).await.expect("a sound disk");
+                }
+            }
+            assert_eq!(kept[17..], [18, 19, 1]);
         });
     }
 

@@ -236,12 +236,12 @@ impl File {
         Ok(self.inode.contents.borrow().visible.length())
     }
 
-    /// How many names it has.
-    pub fn links(&self) -> io::Result<u64> {
+    /// True if it has one name, and not several.
+    pub fn has_one_name(&self) -> io::Result<bool> {
         self.check()?;
         let names = self.volume.names.borrow();
         let named = names.visible.values();
-        Ok(named.filter(|inode| Rc::ptr_eq(inode, &self.inode)).count() as u64)
+        Ok(named.filter(|inode| Rc::ptr_eq(inode, &self.inode)).count() == 1)
     }
 
     /// True if it has no bytes.

@@ -80,10 +80,10 @@ impl File {
         u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
-    /// How many names it has.
-    pub fn links(&self) -> io::Result<u64> {
+    /// True if it has one name, and not several. (The width of the count depends on the processor.)
+    pub fn has_one_name(&self) -> io::Result<bool> {
         let stat = nix::sys::stat::fstat(self.file.as_raw_fd())?;
-        Ok(stat.st_nlink)
+        Ok(stat.st_nlink == 1)
     }
 
     /// Reads up to `length` bytes at `position`, fewer only at the end of the file.

@@ -173,7 +173,10 @@ impl Store {
                 }
                 Step::Empty(key) => self.empty(key).await,
             };
+            self.pace.is_collector_helpless.set(done.is_err());
             if let Err(error) = done {
+                self.weigh();
+                self.changed.wake_all();
                 log::warn!("the value log cannot be collected, trying again: {error}");
                 let stopping = self
                     .changed
@@ -184,11 +187,12 @@ impl Store {
     }
 
     fn next_step(&self) -> Option<Step> {
+        let worst = self.weigh();
         let state = self.state.borrow();
         if state.stopping || state.flusher_ended {
             return Some(Step::Stop);
         }
-        if self.has_failed() || !state.undecided.is_empty() {
+        if self.may_not_collect(&state) {
             return None;
         }
         let ready = |barrier: u64| state.is_flushed(barrier);
@@ -200,13 +204,27 @@ impl Store {
         if !gone.is_empty() {
             return Some(Step::Remove(gone));
         }
-        let Some((permille, key)) = self.worst(&state) else {
-            self.pace.garbage.set(0);
-            return None;
-        };
-        self.pace.garbage.set(permille);
+        let (permille, key) = worst?;
         let is_due = permille + EARLY_PERMILLE > self.garbage_permille_max();
         is_due.then_some(Step::Empty(key))
+    }
+
+    /// True while nothing may be moved or given up.
+    fn may_not_collect(&self, state: &crate::storage::State) -> bool {
+        self.has_failed() || !state.undecided.is_empty()
+    }
+
+    /// The share of garbage in the segments that may be collected, in thousandths, and the one that has most.
+    /// Writers of large values are slowed by that share, but not while they would wait for nothing.
+    fn weigh(&self) -> Option<(u64, SegmentKey)> {
+        let state = self.state.borrow();
+        let worst = self.worst(&state);
+        let is_helpless = self.pace.is_collector_helpless.get() || self.may_not_collect(&state);
+        let slowing = worst.filter(|_| !is_helpless);
+        self.pace
+            .garbage
+            .set(slowing.map_or(0, |(permille, _)| permille));
+        worst
     }
 
     /// The share of garbage that there may be, in thousandths.
@@ -214,7 +232,7 @@ impl Store {
         self.options.value_garbage_percent_max * 10
     }
 
-    /// The share of garbage in the segments that may be collected, and the one that it pays most to collect.
+    /// See [`Store::weigh`].
     fn worst(&self, state: &crate::storage::State) -> Option<(u64, SegmentKey)> {
         let now = self.moved.segment_now();
         let moved_now = state.moving_from.map_or(now, |from| from.min(now));
@@ -343,9 +361,7 @@ impl Store {
     }
 
     async fn rest(&self, worked: Duration) {
-        let worst = self.worst(&self.state.borrow());
-        let permille = worst.map_or(0, |(permille, _)| permille);
-        self.pace.garbage.set(permille);
+        let permille = self.weigh().map_or(0, |(permille, _)| permille);
         let is_urgent = permille + URGENT_PERMILLE > self.garbage_permille_max();
         if !is_urgent && !self.values.is_refused() {
             rt::sleep((worked * REST_RATIO).min(REST_MAX)).await;

@@ -29,6 +29,8 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File, ReadBuffer};
 use crate::types::{CoreId, Lsn};
 
+/// A segment is read in pieces of this size, and what may not be durable of it written again in such pieces;
+/// a batch that is larger in one. It is memory for as long as a segment is read.
 const READ_BYTES: usize = 4 << 20;
 /// Where a segment's number says whose it is.
 const CORE_SHIFT: u32 = 48;

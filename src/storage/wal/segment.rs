@@ -176,7 +176,7 @@ impl Supply {
     pub fn keep(&self, segment: &Segment) -> bool {
         let mut state = self.state.borrow_mut();
         let is_wanted = segment.bytes == self.segment_bytes && state.pool.len() < POOL_VALUES_MAX;
-        let is_kept = is_wanted && segment.file.links().is_ok_and(|links| links == 1);
+        let is_kept = is_wanted && segment.file.has_one_name().is_ok_and(|has_one| has_one);
         if is_kept {
             state.pool.push(segment.file.path().to_owned());
         }
