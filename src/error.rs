@@ -32,6 +32,8 @@ pub enum Error {
     },
     /// The disk is full: this write was refused and changed nothing; reads go on.
     DiskFull,
+    /// No more files may be open: this write was refused and changed nothing; reads go on, and it is tried again.
+    TooManyFiles,
     /// The disk fails what memory must be written to: this write was refused and changed nothing;
     /// reads go on, and the disk is asked again.
     DiskFails,
@@ -69,6 +71,17 @@ impl Error {
         }
     }
 
+    /// True if the process, or the system, may open no more files.
+    pub fn is_too_many_files(&self) -> bool {
+        match self {
+            Error::TooManyFiles => true,
+            Error::Io { source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+            }
+            _ => false,
+        }
+    }
+
     /// True if the file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
@@ -89,6 +102,7 @@ impl fmt::Display for Error {
                 write!(f, "{} is damaged at byte {offset}: {why}", file.display())
             }
             Error::DiskFull => write!(f, "no space left on device"),
+            Error::TooManyFiles => write!(f, "too many open files; it is tried again"),
             Error::DiskFails => write!(f, "the disk fails writes; they are tried again"),
             Error::LogFailed => write!(f, "the log failed; writes are refused until a restart"),
             Error::Uncertain => write!(f, "the log failed; this write may or may not survive"),

@@ -93,6 +93,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("quoit: {error}");
+            if error.is_too_many_files() {
+                eprintln!("quoit: let it open more: `ulimit -n`, LimitNOFILE= of the unit");
+            }
             ExitCode::FAILURE
         }
     }

@@ -20,7 +20,7 @@ use super::ahead::{AHEAD_MAX, Ahead};
 use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
-use super::{Shard, Stage};
+use super::{Shard, Stage, files};
 use crate::protocol::command::{Command, CommandError, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
@@ -230,7 +230,8 @@ impl Shard {
         if self.is_stopping() {
             return; // the other cores may have stopped already
         }
-        if self.clients.count_all() >= self.config.limits.clients_max {
+        let (clients, (open, most)) = (self.clients.count_all(), stream.open_files());
+        if clients >= self.config.limits.clients_max || !files::has_room(clients, open, most) {
             self.counters.borrow_mut().rejected += 1;
             let _ = stream
                 .write_all(b"-ERR max number of clients reached\r\n")

@@ -7,7 +7,6 @@
 use super::Shard;
 use super::evaluate::{Current, Effect, evaluate};
 use super::refusal::reply_refusal;
-use crate::error::Error;
 use crate::protocol::command::{KeyCommand, KeyOp, KeysCommand};
 use crate::protocol::reply::{Protocol, Reply};
 use crate::storage::record::{KeyRef, Meta, Record};
@@ -46,20 +45,15 @@ impl Shard {
         let Some((meta, value)) = self.as_record(&effect, to.now) else {
             return Ran::Done(read);
         };
-        let refusal = match self.store.admit(key.key.len(), value.len()) {
-            Admission::Ready => {
-                let record = Record::new(meta, key.key, value);
-                return Ran::Done(self.store.write(key.position, record));
-            }
-            Admission::Wait => {
-                to.out.truncate(start);
-                return Ran::Wait;
-            }
-            Admission::DiskFull => Error::DiskFull,
-            Admission::DiskFails => Error::DiskFails,
-            Admission::Failed => Error::LogFailed,
-        };
+        let admission = self.store.admit(key.key.len(), value.len());
+        if admission == Admission::Ready {
+            let record = Record::new(meta, key.key, value);
+            return Ran::Done(self.store.write(key.position, record));
+        }
         to.out.truncate(start);
+        let Some(refusal) = admission.refusal() else {
+            return Ran::Wait;
+        };
         reply_refusal(&refusal, &mut Reply::new(to.out, to.protocol));
         Ran::Done(read)
     }

@@ -260,6 +260,9 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
         "table_bytes_read_by_merges",
         sum(|report| report.stats.table_bytes_read),
     );
+    let (open, most) = rt::open_files();
+    line(out, "open_files", open);
+    line(out, "open_files_limit", most);
     line(out, "memory_budget", shard.config.memory.0);
     line(out, "filter_and_index_bytes", sizes.index_bytes);
     line(out, "tables_by_need", sizes.tables_by_need);

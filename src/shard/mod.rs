@@ -10,6 +10,7 @@ mod directory;
 mod dispatch;
 pub mod evaluate;
 mod execute;
+mod files;
 mod info;
 mod keyspace;
 mod latch_table;

@@ -10,6 +10,10 @@ pub fn reply_refusal(error: &Error, reply: &mut Reply<'_>) {
             "MISCONF The disk is full: this write was refused and changed nothing. Reads go on; \
              writes go on when there is space again.",
         ),
+        Error::TooManyFiles => reply.error(
+            "MISCONF Too many files are open: this write was refused and changed nothing. Reads go on; \
+             writes go on when the node may open files again (raise its limit, or close connections).",
+        ),
         Error::DiskFails => reply.error(
             "MISCONF The disk fails, so that memory cannot be written to it: this write was refused \
              and changed nothing. Reads go on; it is tried again.",

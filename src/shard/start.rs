@@ -26,6 +26,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 const LAST_CORE_MAX: Duration = Duration::from_secs(60);
 /// Pause after a failed accept: out of file descriptors, say.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
+/// Failed accepts are logged so often at most.
+const ACCEPT_WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// What a node knows of itself besides its configuration.
 #[derive(Clone, Debug)]
@@ -163,6 +165,7 @@ async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce(
     }
     rt::spawn(Rc::clone(shard).accept(listener));
     if shard.id == CoreId(0) {
+        rt::spawn_in(Queue::Background, Rc::clone(shard).watch_files());
         ready();
     }
     future::or(rt::stopping(), shard.reached(Stage::Stopping)).await;
@@ -201,6 +204,7 @@ impl Shard {
     }
 
     async fn accept(self: Rc<Self>, listener: Listener) {
+        let mut warn_from = Duration::ZERO;
         while !self.is_stopping() {
             let accepted = async { Some(listener.accept().await) };
             let stopping = async {
@@ -212,7 +216,10 @@ impl Shard {
                     drop(rt::spawn(Rc::clone(&self).serve_client(stream)));
                 }
                 Some(Err(error)) => {
-                    log::warn!("{error}");
+                    if rt::now() >= warn_from {
+                        log::warn!("{error}; trying again");
+                        warn_from = rt::now() + ACCEPT_WARN_EVERY;
+                    }
                     rt::sleep(ACCEPT_RETRY).await;
                 }
                 None => return,

@@ -9,7 +9,7 @@ use futures_lite::future;
 use super::record::{POINTER_BYTES, RECORD_HEADER_BYTES, Record};
 use super::wal::{Admission, Wal};
 use super::{Batch, FROZEN_MAX, Store};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 impl Store {
     /// May a record with a key and a value of so many bytes be written now?
@@ -134,12 +134,12 @@ impl Store {
                 }
                 None => room.await,
             }
-            match self.admit_whole(log, batch) {
-                Admission::Ready => return Ok(()),
-                Admission::Wait => {}
-                Admission::DiskFull => return Err(Error::DiskFull),
-                Admission::DiskFails => return Err(Error::DiskFails),
-                Admission::Failed => return Err(Error::LogFailed),
+            let admission = self.admit_whole(log, batch);
+            if admission == Admission::Ready {
+                return Ok(());
+            }
+            if let Some(refusal) = admission.refusal() {
+                return Err(refusal);
             }
         }
     }

@@ -101,11 +101,7 @@ impl Store {
     }
 
     fn note_flush_refused(&self, error: &Error) {
-        let refusal = match error.is_disk_full() {
-            true => Admission::DiskFull,
-            false => Admission::DiskFails,
-        };
-        self.state.borrow_mut().flush_refused = Some(refusal);
+        self.state.borrow_mut().flush_refused = Some(Admission::after(error));
     }
 
     fn next_chore(&self) -> Option<Chore> {
@@ -564,9 +560,9 @@ impl Store {
         let is_durable = state.manifest.cleared == state.cleared && !self.has_failed();
         match state.flush_refused {
             _ if is_whole && is_durable => Ok(()),
-            Some(Admission::DiskFull) => Err(Error::DiskFull),
-            Some(_) => Err(Error::DiskFails),
-            None => Err(Error::LogFailed),
+            refused => Err(refused
+                .and_then(Admission::refusal)
+                .unwrap_or(Error::LogFailed)),
         }
     }
 

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::rt::{self, BLOCK_BYTES, Bug, File};
+use crate::rt::{self, BLOCK_BYTES, Bug, Directory, File};
 use crate::storage::codec::Reader;
 use crate::storage::compaction;
 use crate::storage::sstable::{TableId, TableInfo};
@@ -239,19 +239,11 @@ impl Manifest {
         self.check();
         let (tmp, name) = (dir.join(MANIFEST_TMP), dir.join(MANIFEST));
         remove_if_there(&tmp).await?;
-        if let Err(failure) = write_new(&tmp, &self.encode()).await {
-            // If it cannot be removed now, the next call or the next start does it.
-            let _ = remove_if_there(&tmp).await;
-            return Err(failure);
-        }
-        let installed = match rt::rename(&tmp, &name).await {
-            Ok(()) => sync_dir(dir).await,
-            Err(failure) => Err(failure),
-        };
-        installed.map_err(|failure| {
-            log::error!("{failure}; which manifest is in force shows at the next start");
-            Error::Uncertain
-        })
+        // Before anything changes: for want of a file descriptor the new name could not be made durable.
+        let directory = Directory::open(dir).await?;
+        let stored = replace(&directory, &tmp, &name, &self.encode()).await;
+        directory.close().await;
+        stored
     }
 
     /// Its bytes, in whole 4 KiB blocks.
@@ -421,6 +413,24 @@ async fn sync_dir(dir: &Path) -> Result<()> {
         return Ok(());
     }
     rt::sync_dir(dir).await
+}
+
+/// Writes a file and gives it the name of the manifest.
+async fn replace(directory: &Directory, tmp: &Path, name: &Path, bytes: &[u8]) -> Result<()> {
+    if let Err(failure) = write_new(tmp, bytes).await {
+        // If it cannot be removed now, the next call or the next start does it.
+        let _ = remove_if_there(tmp).await;
+        return Err(failure);
+    }
+    let installed = match rt::rename(tmp, name).await {
+        Ok(()) if rt::planted(Bug::NoDirectorySync) => Ok(()),
+        Ok(()) => directory.sync().await,
+        Err(failure) => Err(failure),
+    };
+    installed.map_err(|failure| {
+        log::error!("{failure}; which manifest is in force shows at the next start");
+        Error::Uncertain
+    })
 }
 
 async fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -407,9 +407,8 @@ impl Store {
         self.freeze();
         let flushed = || {
             let state = self.state.borrow();
-            match state.flush_refused {
-                Some(Admission::DiskFull) => Some(Err(Error::DiskFull)),
-                Some(_) => Some(Err(Error::DiskFails)),
+            match state.flush_refused.and_then(Admission::refusal) {
+                Some(refusal) => Some(Err(refusal)),
                 None => state.frozen.is_empty().then_some(Ok(())),
             }
         };

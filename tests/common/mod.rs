@@ -275,6 +275,15 @@ impl Node {
         pages.map_or(0, |pages: u64| pages * 4096)
     }
 
+    /// How long it has had a CPU, in hundredths of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let stat = stat.expect("it runs");
+        let words: Vec<&str> = stat.split(' ').collect();
+        let ticks = |word: usize| words[word].parse().unwrap_or(0);
+        ticks(13) + ticks(14)
+    }
+
     /// A number in INFO.
     pub fn info(&self, name: &str) -> u64 {
         let info = self.client().ask("INFO").text();

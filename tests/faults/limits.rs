@@ -1,17 +1,24 @@
 //! Limits of the machine: files, memory, a file system that turns read-only.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{Launch, PATIENCE, scratch};
+use crate::common::{Client, Launch, Node, PATIENCE, Value, scratch};
 use crate::disk::{Disk, assert_sound, can, run, skip, wait_until};
 use crate::ledger::Health;
 use crate::load::{Load, Work, chance, count, times};
 use crate::power_cuts;
 
 const WRITERS: usize = 4;
+/// Files that may be open where they are to run out.
+const FILES: u32 = 384;
+/// Files that are more than enough.
+const MANY_FILES: u32 = 4096;
+/// When files may be opened again writes have so long to go on.
+const RESUME_MAX: Duration = Duration::from_secs(5);
 /// Cores of a node here.
 const CORES: u64 = 2;
 /// What config.toml says that comes on top of `memory` for each core, and what the program and the
@@ -45,53 +52,136 @@ fn too_few_files_are_refused_at_the_start_in_plain_words() {
     }
 }
 
-/// Else a burst of clients, or growing data, would lose some of it or end the node.
+/// A node on `disk` which may have so many files open, and whose value log has small ones.
+fn launch_with_files(dir: &Path, disk: &Disk, files: u32) -> Launch {
+    let config = power_cuts::CONFIG
+        .replace("segment = \"512KiB\"", "segment = \"64KiB\"")
+        .replace("replay-max = \"2MiB\"", "replay-max = \"1MiB\"");
+    let limit = format!("--nofile={files}:{files}");
+    let launch = Launch::new(dir).config(&config);
+    let launch = launch.with("--dir", disk.data().display());
+    launch.through(&["prlimit", &limit])
+}
+
+/// Lets a node that was started with more have so many files open, for a while.
+fn allow_files(node: &Node, files: u32) {
+    let pid = node.pid().to_string();
+    let limit = format!("--nofile={files}:{MANY_FILES}");
+    let changed = run(&["prlimit", "--pid", &pid, &limit]);
+    changed.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Connects so many clients: those that are served, and how many were told that there are too many.
+fn flood(node: &Node, count: usize) -> (Vec<Client>, usize) {
+    let (mut served, mut refused) = (Vec::new(), 0);
+    for _ in 0..count {
+        let mut client = node.client();
+        match client.try_ask(&["PING"]) {
+            Ok(Value::Simple(_)) => served.push(client),
+            Ok(reply) => {
+                let is_clear = reply.is_error("ERR max number of clients");
+                assert!(is_clear, "{reply:?}");
+                refused += 1;
+            }
+            // It had hung up before it was asked.
+            Err(error) => {
+                let is_gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+                assert!(is_gone.contains(&error.kind()), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    (served, refused)
+}
+
+/// Else growing data would lose some of it, end the node or keep it busy, and want a restart.
 #[test]
-fn a_node_that_runs_out_of_files_refuses_writes_and_loses_nothing() {
-    const NAME: &str = "a_node_that_runs_out_of_files_refuses_writes_and_loses_nothing";
+fn a_node_that_runs_out_of_files_refuses_writes_until_it_may_have_more() {
+    const NAME: &str = "a_node_that_runs_out_of_files_refuses_writes_until_it_may_have_more";
     if !can(NAME, &["prlimit"]) {
         return;
     }
     let mut chance = chance(NAME);
     let dir = scratch();
     let disk = Disk::new(dir.path(), 256);
-    // The smallest files there are: each value log segment has its own all the time.
-    let config = power_cuts::CONFIG
-        .replace("segment = \"512KiB\"", "segment = \"64KiB\"")
-        .replace("replay-max = \"2MiB\"", "replay-max = \"1MiB\"");
-    let launch = |files: u32| {
-        let limit = format!("--nofile={files}:{files}");
-        let launch = Launch::new(dir.path()).config(&config);
-        let launch = launch.with("--dir", disk.data().display());
-        launch.through(&["prlimit", &limit])
-    };
     let mut load = Load::new(WRITERS, &mut chance);
-    let mut node = launch(384).start();
+    let mut node = launch_with_files(dir.path(), &disk, MANY_FILES).start();
+    allow_files(&node, FILES);
     load.start(&node, Work::Fill);
     wait_until("writes are refused", 3 * PATIENCE, || {
         count(&load.progress.refused) > 50
     });
-    thread::sleep(Duration::from_millis(700));
+    wait_until("the log says why", PATIENCE, || {
+        node.said().contains("files and connections are open, of")
+    });
     load.stop();
     let errors = load.take_errors();
-    let is_clear = |text: &String| text.starts_with("MISCONF");
+    let is_clear = |text: &String| text.starts_with("MISCONF Too many files are open");
     assert!(errors.keys().all(is_clear), "{errors:#?}");
     load.check(&node, Health::Sound, "without files");
-    println!("{} keys, refused: {errors:?}", load.keys());
+    let (open, most) = (node.info("open_files"), node.info("open_files_limit"));
+    println!("{} keys, {open} of {most} files, {errors:?}", load.keys());
+    assert_eq!(most, u64::from(FILES), "what it was given");
+    assert!(open <= most && open > most * 4 / 5, "{open} of {most}");
+    let (served, refused) = flood(&node, 64);
+    assert!(!served.is_empty(), "nobody can ask it what is the matter");
+    assert!(refused > 0, "connections take the last files");
+    drop(served);
+    let busy = node.cpu_ticks();
+    thread::sleep(Duration::from_secs(2));
+    let busy = node.cpu_ticks() - busy;
+    println!("{busy} ticks of CPU in two seconds without work");
+    assert!(busy < 100, "it is busy with having no files");
+    assert_eq!(node.info("log_failed_cores"), 0, "it wants a restart");
+    allow_files(&node, MANY_FILES);
+    let resumed = load.insist(&node, RESUME_MAX);
+    println!("writes go on after {resumed:.2?}");
+    resumed.expect("there are files again");
+    load.check(&node, Health::Sound, "with files again");
     assert!(node.is_running(), "it has ended: {}", node.said());
     node.kill();
     assert_sound(&disk.data());
-    match launch(384).try_start() {
+    match launch_with_files(dir.path(), &disk, FILES).try_start() {
         Ok(node) => load.check(&node, Health::Sound, "after a restart without files"),
         Err((code, said)) => {
-            println!("with 384 files it does not start again, {code:?}: {said}");
+            println!("with {FILES} files it does not start again, {code:?}: {said}");
             assert!(said.contains("Too many open files"), "{said}");
             assert!(!said.contains("panicked"), "{said}");
         }
     }
-    let node = launch(4096).start();
+    let node = launch_with_files(dir.path(), &disk, MANY_FILES).start();
     load.check(&node, Health::Sound, "after a restart with files");
     load.insist(&node, PATIENCE).expect("there are files");
+}
+
+/// Else a burst of clients would take the files that writes need.
+#[test]
+fn clients_that_take_all_descriptors_do_not_stop_writes() {
+    const NAME: &str = "clients_that_take_all_descriptors_do_not_stop_writes";
+    if !can(NAME, &["prlimit"]) {
+        return;
+    }
+    let mut chance = chance(NAME);
+    let dir = scratch();
+    let disk = Disk::new(dir.path(), 256);
+    let mut load = Load::new(WRITERS, &mut chance);
+    let limit = format!("--nofile={FILES}:{FILES}");
+    let launch = power_cuts::launch(dir.path(), &disk).through(&["prlimit", &limit]);
+    let node = launch.start();
+    load.start(&node, Work::Churn(60));
+    let (served, refused) = flood(&node, FILES as usize);
+    let (open, before) = (served.len(), count(&load.progress.acknowledged));
+    wait_until("much more is written", 3 * PATIENCE, || {
+        count(&load.progress.acknowledged) > before + 3000
+    });
+    load.stop();
+    let errors = load.take_errors();
+    println!("{open} clients served, {refused} refused, errors {errors:?}");
+    assert!(errors.is_empty(), "{errors:#?}");
+    assert!(open > 100, "hardly anybody is served");
+    assert!(refused > 0, "nobody is refused: no test");
+    drop(served);
+    load.check(&node, Health::Sound, "after a burst of clients");
 }
 
 /// Lets directories take and give no files any more, though those that are open can be written to; on

@@ -610,6 +610,14 @@ impl Context {
         self.change_names(remove).await
     }
 
+    /// Opens a directory, which is there.
+    pub fn open_dir(&self, path: &Path) -> io::Result<()> {
+        match self.volume().names.borrow().has_directory(path) {
+            true => Ok(()),
+            false => Err(not_found()),
+        }
+    }
+
     /// Makes the names in a directory durable.
     pub async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let volume = self.volume();

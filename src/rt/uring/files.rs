@@ -13,10 +13,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use glommio::io::{Directory, DmaBuffer, DmaFile, OpenOptions, ReadResult};
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
-use super::{blocking, into_io, join_all};
-use crate::rt::BLOCK_BYTES;
+use super::{blocking, host, into_io, join_all};
+use crate::rt::{BLOCK_BYTES, FILES_LAST};
 
 /// The most that one request to the device asks for.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
@@ -36,21 +36,40 @@ pub struct File {
 impl File {
     /// Creates `path`, which must not exist.
     pub async fn create(path: &Path) -> io::Result<File> {
-        File::open_with(
-            path,
-            OpenOptions::new().read(true).write(true).create_new(true),
-        )
-        .await
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        let file = File::open_with(path, &options).await?;
+        if file.has_last_descriptor() {
+            file.close().await;
+            remove_file(path).await?;
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        Ok(file)
     }
 
     /// Opens `path`, which must exist.
     pub async fn open(path: &Path) -> io::Result<File> {
-        File::open_with(path, OpenOptions::new().read(true).write(true)).await
+        File::open_existing(path, OpenOptions::new().read(true).write(true)).await
     }
 
     /// Opens `path`, which must exist, and of which nothing will be written.
     pub async fn open_to_read(path: &Path) -> io::Result<File> {
-        File::open_with(path, OpenOptions::new().read(true)).await
+        File::open_existing(path, OpenOptions::new().read(true)).await
+    }
+
+    async fn open_existing(path: &Path, options: &OpenOptions) -> io::Result<File> {
+        let file = File::open_with(path, options).await?;
+        if file.has_last_descriptor() {
+            file.close().await;
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        Ok(file)
+    }
+
+    /// True if it has one of the descriptors that are not for files.
+    fn has_last_descriptor(&self) -> bool {
+        let (open, most) = host::open_files_by(self.file.as_raw_fd());
+        open + FILES_LAST > most
     }
 
     async fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
@@ -369,12 +388,27 @@ pub async fn remove_file(path: &Path) -> io::Result<()> {
     glommio::io::remove(path).await.map_err(into_io)
 }
 
-/// Makes the names in `path` durable.
-pub async fn sync_dir(path: &Path) -> io::Result<()> {
-    let directory = Directory::open(path).await.map_err(into_io)?;
-    let synced = directory.sync().await.map_err(into_io);
-    let closed = directory.close().await.map_err(into_io);
-    synced.and(closed)
+/// An open directory.
+pub struct Directory(glommio::io::Directory);
+
+impl Directory {
+    /// Opens a directory.
+    pub async fn open(path: &Path) -> io::Result<Directory> {
+        let opened = glommio::io::Directory::open(path).await;
+        opened.map(Directory).map_err(into_io)
+    }
+
+    /// Makes the names in it durable.
+    pub async fn sync(&self) -> io::Result<()> {
+        self.0.sync().await.map_err(into_io)
+    }
+
+    /// Closes it.
+    pub async fn close(self) {
+        if let Err(error) = self.0.close().await {
+            log::warn!("closing a directory: {error}");
+        }
+    }
 }
 
 /// A lock that is held until this is dropped, or the process is gone.

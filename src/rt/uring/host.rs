@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -236,6 +237,30 @@ pub fn pins_for(cores: usize) -> Vec<Option<usize>> {
             }
         })
         .collect()
+}
+
+/// Files and connections that this process has open, and how many it may have.
+pub fn open_files() -> (u64, u64) {
+    const OPEN: &str = "/proc/self/fd";
+    // Since Linux 6.2 the size of that directory is the count.
+    let told = std::fs::metadata(OPEN).map_or(0, |about| about.len());
+    let open = match told {
+        0 => std::fs::read_dir(OPEN).map_or(0, |entries| entries.count() as u64),
+        told => told,
+    };
+    (open, files_max())
+}
+
+/// How many files and connections this process may have open. It may be changed from outside.
+fn files_max() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
+}
+
+/// The same by the number of a descriptor that was just made: there are as many open at least.
+pub(super) fn open_files_by(descriptor: RawFd) -> (u64, u64) {
+    // The kernel gives the lowest number that is free, so all below it are taken.
+    let below = u64::try_from(descriptor).unwrap_or(0);
+    (below + 1, files_max())
 }
 
 /// Bytes of this process in memory; 0 if the kernel does not say.

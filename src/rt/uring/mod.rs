@@ -34,10 +34,12 @@ use crate::error::{Error, Result};
 use crate::types::{CoreId, UnixMillis};
 
 pub use files::{
-    DirLock, File, ReadBytes, WriteBytes, create_dir_all, file_to_probe, link, list_dir,
-    lock_existing, lock_file, remove_dir, remove_file, rename, sync_dir,
+    DirLock, Directory, File, ReadBytes, WriteBytes, create_dir_all, file_to_probe, link, list_dir,
+    lock_existing, lock_file, remove_dir, remove_file, rename,
 };
-pub use host::{HostReport, check_host, cpu_count, cpu_seconds, pins_for, resident_bytes};
+pub use host::{
+    HostReport, check_host, cpu_count, cpu_seconds, open_files, pins_for, resident_bytes,
+};
 pub use mail::{Inbox, Mail, Outbox};
 pub use net::{Listener, Stream, reserve_port};
 pub use stop::{request_stop, stopping};

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWriteExt};
 use glommio::net::{TcpListener, TcpStream};
 
-use super::into_io;
+use super::{host, into_io};
 use crate::error::{Error, Result};
 
 /// How long [`reserve_port`] waits for somebody to answer on a port that looks taken.
@@ -65,6 +66,11 @@ impl Stream {
     /// Writes all of it.
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await
+    }
+
+    /// How many files this process has open at least, and how many it may have.
+    pub fn open_files(&self) -> (u64, u64) {
+        host::open_files_by(self.0.as_raw_fd())
     }
 
     /// The other side's address.

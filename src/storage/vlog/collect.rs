@@ -214,8 +214,9 @@ impl Store {
         self.has_failed() || !state.undecided.is_empty()
     }
 
-    /// The share of garbage in the segments that may be collected, in thousandths, and the one that has most.
-    /// Writers of large values are slowed by that share, but not while they would wait for nothing.
+    /// The share of garbage in the segments that may be collected, in thousandths, and the one that it pays
+    /// most to collect. Writers of large values are slowed by that share, but not while they would wait for
+    /// nothing.
     fn weigh(&self) -> Option<(u64, SegmentKey)> {
         let state = self.state.borrow();
         let worst = self.worst(&state);

@@ -67,10 +67,34 @@ pub enum Admission {
     Wait,
     /// No: the disk is full.
     DiskFull,
+    /// No: there is no file descriptor for what must be written before.
+    TooManyFiles,
     /// No: the disk fails what must be written before.
     DiskFails,
     /// No: the log failed.
     Failed,
+}
+
+impl Admission {
+    /// What follows for writers from an error of the disk, which is asked again.
+    pub fn after(error: &Error) -> Admission {
+        match error {
+            error if error.is_disk_full() => Admission::DiskFull,
+            error if error.is_too_many_files() => Admission::TooManyFiles,
+            _ => Admission::DiskFails,
+        }
+    }
+
+    /// What a writer is told, if this is a no.
+    pub fn refusal(self) -> Option<Error> {
+        match self {
+            Admission::Ready | Admission::Wait => None,
+            Admission::DiskFull => Some(Error::DiskFull),
+            Admission::TooManyFiles => Some(Error::TooManyFiles),
+            Admission::DiskFails => Some(Error::DiskFails),
+            Admission::Failed => Some(Error::LogFailed),
+        }
+    }
 }
 
 /// What the logs of a core have in common: when one fails, all have failed.
@@ -322,10 +346,7 @@ impl Wal {
     pub async fn wait_admitted(&self, bytes: usize, entries: usize) -> Result<()> {
         self.wait_for(|| match self.admit(bytes, entries) {
             Admission::Ready => Some(Ok(())),
-            Admission::Wait => None,
-            Admission::DiskFull => Some(Err(Error::DiskFull)),
-            Admission::DiskFails => Some(Err(Error::DiskFails)),
-            Admission::Failed => Some(Err(Error::LogFailed)),
+            admission => admission.refusal().map(Err),
         })
         .await
     }

@@ -62,11 +62,7 @@ struct State {
 impl State {
     /// A segment of `bytes` cannot be made.
     fn refuse(&mut self, bytes: u64, error: &Error) {
-        let admission = match error.is_disk_full() {
-            true => Admission::DiskFull,
-            false => Admission::DiskFails,
-        };
-        self.refused = Some((bytes - BLOCK_BYTES as u64, admission));
+        self.refused = Some((bytes - BLOCK_BYTES as u64, Admission::after(error)));
         // Whoever wanted so much is refused; an ordinary segment does for all the others.
         self.room_wanted = 0;
     }
@@ -294,9 +290,7 @@ impl Supply {
         let file = match used {
             // The header first: a file whose name says that it is needed never has an old one.
             Some(old) => {
-                let file = File::open(&old).await?;
-                let mut begun = self.begin(&file, id, bytes, life).await;
-                file.close().await;
+                let mut begun = self.begin_again(&old, id, bytes, life).await;
                 if begun.is_ok() {
                     begun = rt::rename(&old, path).await;
                 }
@@ -325,6 +319,14 @@ impl Supply {
             file,
             bytes,
         })
+    }
+
+    /// Gives a file that was used before its header, durably.
+    async fn begin_again(&self, old: &Path, id: SegmentId, bytes: u64, life: Life) -> Result<()> {
+        let file = File::open(old).await?;
+        let begun = self.begin(&file, id, bytes, life).await;
+        file.close().await;
+        begun
     }
 
     /// Gives a file its header, durably.
