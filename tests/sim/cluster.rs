@@ -24,6 +24,7 @@ pub type Verdict<T = ()> = Result<T, String>;
 /// The one node of these tests.
 pub const NODE: NodeId = NodeId(1);
 const PORT: u16 = 6379;
+const CORE_PORT: u16 = 16379;
 /// Virtual time within which a node must be up, or gone.
 const START_MAX: Duration = Duration::from_secs(3600);
 /// Virtual time after which a reply that has not come never will.
@@ -158,6 +159,7 @@ impl Node {
         let config = Rc::new(config.clone());
         let facts = NodeFacts {
             address: NODE.address(PORT),
+            core_ports: (0..config.cores).map(|core| CORE_PORT + core).collect(),
             run_id: "0".repeat(40),
             process_id: 1,
             os: "a simulated one".to_owned(),

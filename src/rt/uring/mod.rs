@@ -39,7 +39,7 @@ pub use files::{
 };
 pub use host::{HostReport, check_host, cpu_count, cpu_seconds, pins_for, resident_bytes};
 pub use mail::{Inbox, Mail, Outbox};
-pub use net::{Listener, Stream, reserve_port};
+pub use net::{Listener, Stream, reserve_ports};
 pub use stop::{request_stop, stopping};
 
 /// Submissions that a ring takes at once; deeper ones gained nothing.
