@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 
-use common::{Client, Launch, Node, Value, scratch};
+use common::{Client, Launch, Node, Value, free_ports, scratch};
 
 const CROSS_SLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
 
@@ -451,15 +451,6 @@ fn clients_are_told_an_address_that_they_can_reach() {
         .list()[0]
         .clone();
     assert_eq!(seat.field("hostname"), Some(Value::bulk("kv.example")));
-}
-
-/// So many ports in a row, the first of which is returned, that are free at this moment.
-fn free_ports(count: u16) -> u16 {
-    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut tries = std::iter::repeat_with(|| fastrand::u16(20_000..32_000));
-    tries
-        .find(|first| (*first..first + count).all(is_free))
-        .expect("there are thousands")
 }
 
 /// A taken port is an error that says which, and what to do; nothing is served on the others.

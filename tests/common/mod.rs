@@ -29,6 +29,15 @@ pub fn is_long() -> bool {
     std::env::var_os("QUOIT_LONG").is_some()
 }
 
+/// So many ports in a row, the first of which is returned, that are free at this moment.
+pub fn free_ports(count: u16) -> u16 {
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut tries = std::iter::repeat_with(|| fastrand::u16(20_000..32_000));
+    tries
+        .find(|first| (*first..first + count).all(is_free))
+        .expect("there are thousands")
+}
+
 /// How a node is to be started.
 pub struct Launch {
     dir: PathBuf,

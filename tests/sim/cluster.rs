@@ -5,6 +5,7 @@
 //! broken when the node goes down. What it was not told is unknown to it.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -320,6 +321,7 @@ impl Request {
 /// A user's program with one connection, made anew when it breaks.
 pub struct Client {
     life: Rc<Life>,
+    address: SocketAddr,
     stream: Option<Stream>,
     input: Vec<u8>,
 }
@@ -327,15 +329,21 @@ pub struct Client {
 impl Client {
     /// A client that is not connected yet.
     pub fn new(life: &Rc<Life>) -> Client {
+        Client::of(life, NODE.address(PORT))
+    }
+
+    /// One that will connect to this address.
+    pub fn of(life: &Rc<Life>, address: SocketAddr) -> Client {
         Client {
             life: Rc::clone(life),
+            address,
             stream: None,
             input: Vec::new(),
         }
     }
 
     /// The life that it lives in.
-    pub fn life(&self) -> &Life {
+    pub fn life(&self) -> &Rc<Life> {
         &self.life
     }
 
@@ -347,19 +355,24 @@ impl Client {
 
     /// True if it is connected; false only if the life is over.
     pub async fn connect(&mut self) -> bool {
-        while self.stream.is_none() && !self.life.is_over() {
-            let connected = async { Stream::connect(NODE.address(PORT)).await.ok() };
+        while !self.try_connect().await && !self.life.is_over() {
+            rt::sleep(CONNECT_PAUSE).await;
+        }
+        self.stream.is_some() && !self.life.is_over()
+    }
+
+    /// Tries once; true if it is connected.
+    pub async fn try_connect(&mut self) -> bool {
+        if self.stream.is_none() {
+            let connected = async { Stream::connect(self.address).await.ok() };
             let over = async {
                 self.life.over().await;
                 None
             };
             self.stream = future::or(connected, over).await;
             self.input.clear();
-            if self.stream.is_none() {
-                rt::sleep(CONNECT_PAUSE).await;
-            }
         }
-        self.stream.is_some() && !self.life.is_over()
+        self.stream.is_some()
     }
 
     /// Sends `requests` in one go. The replies that came before the connection broke or the life
