@@ -120,6 +120,8 @@ impl Session {
                 multi.spoiled = true;
                 round.reply(|reply| error.reply(reply));
             }
+            // EXEC will fail: nothing more is kept.
+            Ok(_) | Err(_) if multi.spoiled => round.reply(|reply| reply.simple("QUEUED")),
             Ok(_) | Err(_) => {
                 let bytes: usize = args.iter().map(|arg| arg.len() + ARG_BYTES).sum();
                 let commands = multi.queued.len() + 1;

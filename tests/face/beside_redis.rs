@@ -21,6 +21,7 @@ const DIALOGUES: &[&str] = &[
     "MULTI | MGET b bar | EXEC",
     "MULTI | NOSUCH | GET b | EXEC",
     "MULTI | GET b | GET bar | NOSUCH | EXEC",
+    "MULTI | GET foo | GET b | GET bar | EXEC",
     "MULTI | GET b | GET bar | DISCARD | EXEC",
     "MULTI | PING | EXEC",
     "MULTI | EXEC",
@@ -92,7 +93,7 @@ fn random_dialogue(chance: &mut fastrand::Rng) -> String {
         format!("APPEND {three} x"),
         format!("EXISTS {one} {two} {three}"),
         format!("WATCH {one} {two}"),
-        format!("OBJECT ENCODING {one}"),
+        format!("TYPE {one}"),
         "DBSIZE".to_owned(),
         "SET".to_owned(),
     ];

@@ -54,8 +54,9 @@ impl Sight {
 
     fn intend(&mut self, pair: &str) -> u64 {
         self.made += 1;
-        self.possible(pair).push(Some(self.made));
-        self.made
+        let made = self.made;
+        self.possible(pair).push(Some(made));
+        made
     }
 
     fn possible(&mut self, pair: &str) -> &mut Vec<Option<u64>> {
@@ -77,7 +78,8 @@ fn keys(pair: &str) -> [String; 2] {
 
 /// A new life: each core's port has its own keys, and each of them holds what it may.
 pub async fn begin(sight: Shared, mut client: Client) -> Verdict {
-    let map = load(&mut client).await?.ok_or("the node is up")?;
+    let slots = client.must(&[request(["CLUSTER", "SLOTS"])]).await?;
+    let map = read_map(slots[0].clone())?;
     let mut sizes = 0;
     let mut met = BTreeSet::new();
     for (_, address) in &map {
@@ -187,9 +189,12 @@ async fn load(client: &mut Client) -> Verdict<Option<Map>> {
     if !client.try_connect().await {
         return Ok(None);
     }
-    let Some(reply) = client.call(&[request(["CLUSTER", "SLOTS"])]).await?.pop() else {
-        return Ok(None);
-    };
+    let reply = client.call(&[request(["CLUSTER", "SLOTS"])]).await?.pop();
+    reply.map(read_map).transpose()
+}
+
+/// A map of all slots, as CLUSTER SLOTS tells it.
+fn read_map(reply: Reply) -> Verdict<Map> {
     let mut map = Map::new();
     let mut next = 0;
     for range in reply.items()? {
@@ -208,7 +213,7 @@ async fn load(client: &mut Client) -> Verdict<Option<Map>> {
         map.push(((first, last), SocketAddr::new(ip, node[1].number()? as u16)));
     }
     match next {
-        16_384 => Ok(Some(map)),
+        16_384 => Ok(map),
         _ => Err(format!("slots from {next} on have no owner")),
     }
 }
@@ -349,8 +354,8 @@ impl Router {
                 return Ok(None);
             }
             self.sight.borrow_mut().answered += 1;
-            let sent = replies.iter().filter_map(moved);
-            match sent.filter(|(told, _)| *told == slot).last() {
+            let mut sent = replies.iter().filter_map(moved);
+            match sent.find(|(told, _)| *told == slot) {
                 None => return Ok(Some(replies)),
                 Some((_, home)) => self.follow(address, slot, home, &replies).await?,
             }
