@@ -79,6 +79,12 @@ pub struct Config {
     pub bind: IpAddr,
     /// The port that clients connect to; 0: any free one.
     pub port: u16,
+    /// The port of core 0 alone; the other cores' follow it. 0: any free ones.
+    pub core_port: u16,
+    /// The host by which cluster clients are told to reach the node; empty: the one that they came to.
+    pub announce_host: String,
+    /// The port by which they are told to reach core 0; 0: the one that it listens on.
+    pub announce_core_port: u16,
     /// How many cores the node uses; 0: as many as the machine has.
     pub cores: u16,
     /// CPUs that the cores are pinned to, in order; empty: the kernel places them.
@@ -169,6 +175,9 @@ impl Default for Config {
             dir: PathBuf::from("data"),
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 6379,
+            core_port: CORE_PORT,
+            announce_host: String::new(),
+            announce_core_port: 0,
             cores: 0,
             pin: Vec::new(),
             node_id: 1,
@@ -222,6 +231,17 @@ impl Default for Limits {
             args_max: 1024 * 1024,
             reply_max: ByteSize::mib(128),
             idle_timeout_s: 0,
+        }
+    }
+}
+
+/// True for nothing, an address that somebody can connect to, and what may be a name in the DNS.
+fn is_host(text: &str) -> bool {
+    match text.parse::<IpAddr>() {
+        Ok(address) => !address.is_unspecified(),
+        Err(_) => {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            text.len() <= HOST_BYTES_MAX && text.bytes().all(fits)
         }
     }
 }
@@ -315,6 +335,25 @@ impl Config {
             ),
             (self.cores <= CORES_MAX, "`cores` is at most 1024"),
             (
+                self.ports_of_cores()
+                    .is_none_or(|first| self.has_ports(first)),
+                "`core-port` and the ports behind it, one for each of `cores`, are at most 65535, and \
+                 none of them is `port`",
+            ),
+            (
+                self.announce_core_port == 0 || self.has_room(self.announce_core_port),
+                "`announce-core-port` and the ports behind it, one for each of `cores`, are at most \
+                 65535",
+            ),
+            (
+                self.announce_core_port == 0 || self.ports_of_cores().is_some(),
+                "`announce-core-port` is for ports that are known: set `core-port`, too",
+            ),
+            (
+                is_host(&self.announce_host),
+                "`announce-host` is a host name or an address (not the one that means any)",
+            ),
+            (
                 self.durability_interval_ms > 0,
                 "`durability-interval-ms` is at least 1",
             ),
@@ -356,6 +395,24 @@ impl Config {
         }
     }
 
+    /// The first of the cores' own ports; `None`: they may be any. Whoever leaves `port` to chance
+    /// means these, too.
+    pub fn ports_of_cores(&self) -> Option<u16> {
+        let is_any = self.core_port == 0 || (self.port == 0 && self.core_port == CORE_PORT);
+        (!is_any).then_some(self.core_port)
+    }
+
+    /// True if there is a port for each core from `first` on.
+    fn has_room(&self, first: u16) -> bool {
+        u32::from(first) + u32::from(self.cores.max(1)) <= 1 << 16
+    }
+
+    /// True if the cores can have the ports from `first` on, beside the shared one.
+    fn has_ports(&self, first: u16) -> bool {
+        let behind = u32::from(first) + u32::from(self.cores.max(1));
+        self.has_room(first) && !(u32::from(first)..behind).contains(&u32::from(self.port))
+    }
+
     /// When a write is acknowledged.
     pub fn durability(&self) -> Durability {
         match self.durability {
@@ -368,6 +425,10 @@ impl Config {
     }
 }
 
+/// The port of core 0 alone, if nothing else is said.
+pub const CORE_PORT: u16 = 16379;
+/// Most bytes of a host's name, as in the DNS.
+const HOST_BYTES_MAX: usize = 253;
 /// Most bytes of a value, whatever `limits.value-max` says.
 pub const VALUE_BYTES_MAX: usize = 512 << 20;
 /// Most cores of one node.
@@ -426,6 +487,20 @@ mod tests {
             ("dir = \"\"", "dir"),
             ("durability-interval-ms = 0", "durability-interval-ms"),
             ("cores = 4\nmemory = \"3MiB\"", "memory"),
+            ("core-port = 65535\ncores = 2", "core-port"),
+            ("core-port = 6378\ncores = 2", "core-port"),
+            (
+                "announce-core-port = 65535\ncores = 2",
+                "announce-core-port",
+            ),
+            (
+                "announce-core-port = 1\ncore-port = 0",
+                "announce-core-port",
+            ),
+            ("announce-host = \"0.0.0.0\"", "announce-host"),
+            ("announce-host = \"::\"", "announce-host"),
+            ("announce-host = \"a b\"", "announce-host"),
+            ("announce-host = \"host:1\"", "announce-host"),
             ("[storage]\nlevel-ratio = 1", "level-ratio"),
             ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
             ("[value-log]\nsegment = \"5000B\"", "value-log.segment"),
@@ -439,5 +514,24 @@ mod tests {
                 .expect_err(text);
             assert!(error.to_string().contains(key), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_ports_of_cores_are_left_to_chance_with_the_shared_one() {
+        let first = |text: &str| {
+            let config = Config::parse(text).expect("it parses");
+            config.check().expect("it is allowed");
+            config.ports_of_cores()
+        };
+        assert_eq!(first(""), Some(CORE_PORT));
+        assert_eq!(first("port = 7000"), Some(CORE_PORT));
+        assert_eq!(first("port = 0"), None);
+        assert_eq!(first("core-port = 0"), None);
+        assert_eq!(first("port = 0\ncore-port = 7001"), Some(7001));
+        assert_eq!(first("core-port = 65534\ncores = 2"), Some(65_534));
+        assert_eq!(
+            first("core-port = 6380\nannounce-host = \"kv-1.example\""),
+            Some(6380)
+        );
     }
 }

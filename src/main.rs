@@ -16,6 +16,7 @@ use quoit::error::{Error, Result};
 use quoit::rt::{self, CoreOptions};
 use quoit::shard::{self, NodeFacts};
 use quoit::storage::check::{self, Place, Summary, Told};
+use quoit::types::CoreId;
 
 /// Memory that each core registers with its rings for I/O.
 const IO_MEMORY_BYTES: usize = 4 << 20;
@@ -62,6 +63,15 @@ struct Serve {
     /// Port that clients connect to; 0: any free one.
     #[arg(long, value_name = "N", env = "QUOIT_PORT")]
     port: Option<u16>,
+    /// Port of core 0 alone; each further core has the next one. 0: any free ones.
+    #[arg(long, value_name = "N", env = "QUOIT_CORE_PORT")]
+    core_port: Option<u16>,
+    /// Host by which cluster clients are told to reach the node; empty: the one that they came to.
+    #[arg(long, value_name = "HOST", env = "QUOIT_ANNOUNCE_HOST")]
+    announce_host: Option<String>,
+    /// Port by which they are told to reach core 0; 0: the one that it listens on.
+    #[arg(long, value_name = "N", env = "QUOIT_ANNOUNCE_CORE_PORT")]
+    announce_core_port: Option<u16>,
     /// CPU cores to use; 0: all.
     #[arg(long, value_name = "N", env = "QUOIT_CORES", value_parser = clap::value_parser!(u16).range(..=i64::from(CORES_MAX)))]
     cores: Option<u16>,
@@ -112,6 +122,9 @@ fn configure(serve: Serve) -> Result<Config> {
     set(&mut config.dir, serve.dir);
     set(&mut config.bind, serve.bind);
     set(&mut config.port, serve.port);
+    set(&mut config.core_port, serve.core_port);
+    set(&mut config.announce_host, serve.announce_host);
+    set(&mut config.announce_core_port, serve.announce_core_port);
     set(&mut config.cores, serve.cores);
     set(&mut config.durability, serve.durability);
     set(&mut config.node_id, serve.node_id);
@@ -141,7 +154,7 @@ fn set<T>(key: &mut T, value: Option<T>) {
 fn run(mut config: Config) -> Result<()> {
     let cores = usize::from(config.cores);
     let host = rt::check_host(&config.dir, cores)?;
-    let address = rt::reserve_port(SocketAddr::new(config.bind, config.port)).map_err(in_use)?;
+    let (address, core_ports) = reserve_ports(&config)?;
     if config.memory.0 == 0 {
         let least = MEMORY_CORE_MIN * cores as u64;
         config.memory = ByteSize((host.memory_bytes / 2).max(least));
@@ -161,6 +174,7 @@ fn run(mut config: Config) -> Result<()> {
     }
     let facts = NodeFacts {
         address,
+        core_ports,
         run_id: run_id(),
         process_id: std::process::id(),
         os: format!("Linux {}", host.kernel),
@@ -183,7 +197,8 @@ fn run(mut config: Config) -> Result<()> {
     );
     let results = rt::run_cores(options, move |core| {
         let (config, facts) = (Rc::new(config.clone()), facts.clone());
-        let ready = move || announce(address);
+        let announced = facts.clone();
+        let ready = move || announce(&announced);
         async move { shard::run(core, config, facts, ready).await }
     })?;
     results.into_iter().collect::<Result<Vec<()>>>()?;
@@ -191,23 +206,51 @@ fn run(mut config: Config) -> Result<()> {
     Ok(())
 }
 
-/// The line that scripts wait for.
-fn announce(address: SocketAddr) {
-    let mut out = std::io::stdout();
-    // Whoever started the node may have closed its output; it serves all the same.
-    let _ = writeln!(out, "ready redis={address}").and_then(|()| out.flush());
+/// The shared address, and the port of each core alone. None is taken, and all are concrete.
+fn reserve_ports(config: &Config) -> Result<(SocketAddr, Vec<u16>)> {
+    let shared = SocketAddr::new(config.bind, config.port);
+    let mut wanted = vec![shared];
+    for core in 0..config.cores {
+        let port = config.ports_of_cores().map_or(0, |first| first + core);
+        wanted.push(SocketAddr::new(config.bind, port));
+    }
+    let reserved = rt::reserve_ports(&wanted).map_err(|error| in_use(error, shared))?;
+    let core_ports = reserved[1..].iter().map(SocketAddr::port).collect();
+    Ok((reserved[0], core_ports))
 }
 
-fn in_use(error: Error) -> Error {
-    match &error {
-        Error::Io { source, what, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            Error::Setup(format!(
-                "port {} is in use: stop what listens there, or choose another with --port",
-                what.display()
-            ))
-        }
-        _ => error,
+fn in_use(error: Error, shared: SocketAddr) -> Error {
+    let Error::Io { source, what, .. } = &error else {
+        return error;
+    };
+    if source.kind() != std::io::ErrorKind::AddrInUse {
+        return error;
     }
+    let taken = what.display().to_string();
+    let (whose, option) = match taken == shared.to_string() {
+        true => ("", "--port"),
+        false => (" (of a single core)", "--core-port"),
+    };
+    Error::Setup(format!(
+        "port {taken}{whose} is in use: stop what listens there, or choose another with {option}"
+    ))
+}
+
+/// The line that scripts wait for.
+fn announce(facts: &NodeFacts) {
+    let cores = (0..facts.core_ports.len() as u16).map(CoreId);
+    let cores: Vec<String> = cores
+        .map(|core| facts.address_of(core).to_string())
+        .collect();
+    let mut out = std::io::stdout();
+    // Whoever started the node may have closed its output; it serves all the same.
+    let _ = writeln!(
+        out,
+        "ready redis={} cores={}",
+        facts.address,
+        cores.join(",")
+    )
+    .and_then(|()| out.flush());
 }
 
 fn run_id() -> String {

@@ -72,6 +72,11 @@ impl Position {
     pub fn first_of(slot: Slot) -> Position {
         Position(u32::from(slot.0) << HASH_BITS)
     }
+
+    /// The last position of `slot`.
+    pub fn last_of(slot: Slot) -> Position {
+        Position(Position::first_of(slot).0 | ((1 << HASH_BITS) - 1))
+    }
 }
 
 /// A core of this node, counted from 0.
@@ -137,7 +142,13 @@ mod tests {
             Position::of(b"{x}2"),
             "below the slot, the key decides"
         );
-        assert!(Position::first_of(Slot(5)) <= Position::from_parts(Slot(5), KeyHash(0)));
+        for hash in [KeyHash(0), KeyHash(u64::MAX)] {
+            let position = Position::from_parts(Slot(5), hash);
+            assert!(Position::first_of(Slot(5)) <= position);
+            assert!(position <= Position::last_of(Slot(5)));
+        }
+        let next = Position::first_of(Slot(6)).0;
+        assert_eq!(Position::last_of(Slot(5)).0 + 1, next);
     }
 
     #[test]

@@ -5,9 +5,13 @@
 
 mod common;
 
+#[path = "clients/cluster.rs"]
+mod cluster;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 
 use common::{Launch, Node, scratch};
 use redis::{Commands, Connection, ErrorKind, RedisResult};
@@ -229,9 +233,9 @@ fn installed_in(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
-/// redis-py speaks RESP3 unless told otherwise, and makes every pipeline a transaction.
-#[test]
-fn redis_py_works() {
+/// A Python with redis-py; `None`, with the reason printed, if it cannot be had.
+fn python() -> Option<PathBuf> {
+    let _alone = INSTALLING.lock();
     let dir = installed_in("redis-py");
     let python = dir.join("bin/python");
     let is_there = |python: &Path| {
@@ -242,16 +246,42 @@ fn redis_py_works() {
     if !is_there(&python) {
         let mut venv = Command::new("timeout");
         venv.args(["60", "python3", "-m", "venv"]).arg(&dir);
-        if try_run("no Python environment", &mut venv).is_none() {
-            return;
-        }
+        try_run("no Python environment", &mut venv)?;
         let mut pip = Command::new("timeout");
         pip.arg("60").arg(&python);
         pip.args(["-m", "pip", "install", "--quiet", "--retries", "0", "redis"]);
-        if try_run("redis-py cannot be installed", &mut pip).is_none() {
-            return;
-        }
+        try_run("redis-py cannot be installed", &mut pip)?;
     }
+    Some(python)
+}
+
+/// A directory with a package of npm in it; `None`, with the reason printed, if it cannot be had.
+fn npm_package(directory: &str, package: &str) -> Option<PathBuf> {
+    let _alone = INSTALLING.lock();
+    let dir = installed_in(directory);
+    let there = format!("node_modules/{package}/package.json");
+    if !dir.join(there).exists() {
+        let node = Command::new("node").arg("--version").output();
+        if !node.is_ok_and(|output| output.status.success()) {
+            println!("skipped: there is no node on the PATH");
+            return None;
+        }
+        std::fs::create_dir_all(&dir).expect("the build directory is writable");
+        let mut npm = Command::new("timeout");
+        npm.args(["60", "npm", "install", "--no-audit", "--no-fund"]);
+        npm.arg("--prefix").arg(&dir).arg(package);
+        try_run(&format!("{package} cannot be installed"), &mut npm)?;
+    }
+    Some(dir)
+}
+
+/// Two tests may want the same library at the same time.
+static INSTALLING: Mutex<()> = Mutex::new(());
+
+/// redis-py speaks RESP3 unless told otherwise, and makes every pipeline a transaction.
+#[test]
+fn redis_py_works() {
+    let Some(python) = python() else { return };
     let mut timeout = Command::new("timeout");
     drive(timeout.arg("60").arg(&python), "redis_py.py", &[]);
 }
@@ -259,27 +289,9 @@ fn redis_py_works() {
 /// node-redis, with its automatic pipelines.
 #[test]
 fn node_redis_works() {
-    let dir = installed_in("node-redis");
-    if !dir.join("node_modules/redis/package.json").exists() {
-        let node = Command::new("node").arg("--version").output();
-        if !node.is_ok_and(|output| output.status.success()) {
-            return println!("skipped: there is no node on the PATH");
-        }
-        std::fs::create_dir_all(&dir).expect("the build directory is writable");
-        let mut npm = Command::new("timeout");
-        npm.args([
-            "60",
-            "npm",
-            "install",
-            "--no-audit",
-            "--no-fund",
-            "--prefix",
-        ]);
-        npm.arg(&dir).arg("redis");
-        if try_run("node-redis cannot be installed", &mut npm).is_none() {
-            return;
-        }
-    }
+    let Some(dir) = npm_package("node-redis", "redis") else {
+        return;
+    };
     let mut timeout = Command::new("timeout");
     drive(timeout.args(["60", "node"]), "node_redis.mjs", &[&dir]);
 }

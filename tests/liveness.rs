@@ -41,7 +41,7 @@ struct Echo {
 impl Echo {
     fn start(pins: Vec<Option<usize>>, without_kick: bool) -> Echo {
         let dir = scratch();
-        let address = rt::reserve_port(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = rt::reserve_ports(&[SocketAddr::from(([127, 0, 0, 1], 0))]).unwrap()[0];
         let options = CoreOptions {
             pins,
             io_memory_bytes: 1 << 20,

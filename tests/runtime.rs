@@ -53,7 +53,7 @@ fn local(port: u16) -> SocketAddr {
 }
 
 fn free_port() -> SocketAddr {
-    rt::reserve_port(local(0)).unwrap()
+    rt::reserve_ports(&[local(0)]).unwrap()[0]
 }
 
 #[test]
@@ -463,15 +463,17 @@ fn a_taken_port_is_refused_and_a_left_one_is_not() {
     let dir = scratch();
     for ip in ["127.0.0.1", "::1", "0.0.0.0", "::"] {
         let any: SocketAddr = (ip.parse::<std::net::IpAddr>().unwrap(), 0).into();
-        let Ok(address) = rt::reserve_port(any) else {
+        let Ok(reserved) = rt::reserve_ports(&[any, any]) else {
             println!("skipped: no {ip} here");
             continue;
         };
+        let address = reserved[0];
         assert_ne!(address.port(), 0);
+        assert_ne!(address, reserved[1], "one free port was given twice");
         on_one_core(dir.path(), move || async move {
             let listener = Listener::bind(address).unwrap();
             let _sibling = Listener::bind(address).expect("cores share a port");
-            let Err(Error::Io { source, .. }) = rt::reserve_port(address) else {
+            let Err(Error::Io { source, .. }) = rt::reserve_ports(&[address]) else {
                 panic!("{address} was given to two servers")
             };
             assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
@@ -495,8 +497,8 @@ fn a_taken_port_is_refused_and_a_left_one_is_not() {
             client.join().unwrap();
         });
         assert_eq!(
-            rt::reserve_port(address).unwrap(),
-            address,
+            rt::reserve_ports(&[address]).unwrap(),
+            [address],
             "{ip}: a restart must not wait"
         );
     }

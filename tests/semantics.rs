@@ -216,6 +216,9 @@ impl Node {
                 self.keys.clear();
                 reply.ok();
             }
+            StoreCommand::CountInSlot(_) | StoreCommand::KeysInSlot { .. } => {
+                panic!("{command:?} is not among the requests of this test")
+            }
         }
     }
 }

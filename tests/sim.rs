@@ -7,6 +7,8 @@
 mod checkers;
 #[path = "sim/cluster.rs"]
 mod cluster;
+#[path = "sim/router.rs"]
+mod router;
 #[path = "sim/scene.rs"]
 mod scene;
 #[path = "sim/transactions.rs"]
@@ -249,6 +251,30 @@ fn transactions_and_other_cores(seed: u64, planted: &[Bug]) -> Verdict<Outcome> 
     Ok(scene.outcome_of(&book.borrow()))
 }
 
+/// Cluster clients, which keep the map of one life into the next, where there are other cores.
+fn cluster_clients(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 1..6);
+    let clients = scene.chance.usize(2..5);
+    let sight = router::Sight::new(clients);
+    for _ in 0..scene.chance.u64(2..6) {
+        let node = scene.start_with_other_cores(|client| router::begin(sight.clone(), client))?;
+        let tasks = scene.spawn(&node, clients, |number, client, chance| {
+            router::work(sight.clone(), client, number, chance)
+        });
+        let target = sight.borrow().answered + scene.chance.u64(20..200);
+        scene.run_until(&node, || sight.borrow().answered >= target)?;
+        node.ask(&scene.world, router::no_command_crossed)?;
+        scene.end(node, &tasks)?;
+    }
+    scene.start_with_other_cores(|client| router::begin(sight.clone(), client))?;
+    let sight = sight.borrow();
+    Ok(Outcome {
+        trace: scene.world.trace_hash(),
+        done: sight.answered,
+        refused: sight.redirected,
+    })
+}
+
 impl Scene {
     fn outcome(&self, ledger: &workload::Shared) -> Outcome {
         let ledger = ledger.borrow();
@@ -403,6 +429,13 @@ fn numbers_of_segments_that_come_again_are_found() {
 #[test]
 fn a_re_sharding_that_forgets_what_was_prepared_is_found() {
     finds_by(transactions_and_other_cores, Bug::UndecidedDropped);
+}
+
+#[test]
+fn cluster_clients_find_the_owner_though_the_cores_are_others() {
+    let name = "cluster_clients_find_the_owner_though_the_cores_are_others";
+    let total = for_seeds(name, 200, cluster_clients);
+    assert!(total.refused > 0, "no map was ever an old one");
 }
 
 /// Else STRLEN of a cold value of 64 MiB would read 64 MiB, and TTL, too.

@@ -82,11 +82,31 @@ impl Map {
             last: Position((next - 1) as u32),
         }
     }
+
+    /// All runs, in the order of the ring.
+    pub fn runs(&self) -> impl Iterator<Item = Run> {
+        let first = self.run_of(Position(0));
+        std::iter::successors(Some(first), |run| Some(self.run_of(run.next()?)))
+    }
+
+    /// The first run of `core` that does not end before `position`.
+    pub fn run_from(&self, core: CoreId, position: Position) -> Option<Run> {
+        self.runs()
+            .find(|run| run.core == core && run.last >= position)
+    }
+}
+
+impl Run {
+    /// The position behind it.
+    pub fn next(&self) -> Option<Position> {
+        self.last.0.checked_add(1).map(Position)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Slot;
 
     #[test]
     fn every_core_gets_an_equal_share_and_every_position_an_owner() {
@@ -109,16 +129,42 @@ mod tests {
     fn runs_cover_the_ring_once() {
         for cores in [1, 2, 5] {
             let map = Map::one_node(cores);
-            let mut next = 0u64;
-            let mut runs = 0;
-            while next < 1 << 32 {
-                let run = map.run_of(Position(next as u32));
-                assert_eq!(u64::from(run.first.0), next, "a gap or an overlap");
+            let mut next = Some(Position(0));
+            for run in map.runs() {
+                assert_eq!(Some(run.first), next, "a gap or an overlap");
                 assert_eq!(map.core_of(run.last), run.core);
-                next = u64::from(run.last.0) + 1;
-                runs += 1;
+                next = run.next();
             }
-            assert_eq!(runs, cores, "a core's vnodes are one run");
+            assert_eq!(next, None, "the ring has an end without a core");
+            assert_eq!(
+                map.runs().count(),
+                usize::from(cores),
+                "a core's vnodes are one run"
+            );
         }
+    }
+
+    #[test]
+    fn a_walk_over_one_cores_runs_meets_all_of_them_and_no_other() {
+        // A map as it is after vnodes were moved: cores have several runs.
+        let mut map = Map::one_node(3);
+        map.cores[5] = CoreId(2);
+        map.cores[1000] = CoreId(0);
+        for core in [CoreId(0), CoreId(1), CoreId(2)] {
+            let mut walked = Vec::new();
+            let mut from = Some(Position(0));
+            while let Some(run) = from.and_then(|from| map.run_from(core, from)) {
+                walked.push(run);
+                from = run.next();
+            }
+            let own: Vec<Run> = map.runs().filter(|run| run.core == core).collect();
+            assert_eq!(walked, own);
+        }
+        let run = map.run_from(CoreId(2), Position::first_of(Slot(0)));
+        assert_eq!(
+            run.map(|run| run.first),
+            Some(Position::first_of(Slot(80))),
+            "vnode 5"
+        );
     }
 }

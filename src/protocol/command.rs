@@ -6,11 +6,13 @@
 
 use super::reply::{Protocol, Reply};
 use super::resp::ArgView;
+use crate::types::Slot;
 
 mod describe;
 mod error;
 mod merge;
 mod parse;
+mod parse_cluster;
 mod parse_session;
 mod table;
 
@@ -62,6 +64,10 @@ pub enum Session<'a> {
     Info(ArgView<'a>),
     /// About the configuration.
     Config(Config<'a>),
+    /// Which core has which keys.
+    Cluster(Cluster<'a>),
+    /// READONLY, READWRITE, ASKING: accepted; every key has one home, which is asked anyway.
+    Accepted,
     /// Seconds and microseconds.
     Time,
     /// Start to queue.
@@ -158,6 +164,25 @@ pub enum Config<'a> {
     ResetStat,
     /// Write the configuration file.
     Rewrite,
+}
+
+/// CLUSTER's subcommands that need no keys.
+#[derive(Clone, Copy, Debug)]
+pub enum Cluster<'a> {
+    /// Ranges of slots, each with its nodes.
+    Slots,
+    /// Nodes, each with its ranges of slots.
+    Shards,
+    /// Nodes, a line for each.
+    Nodes,
+    /// How the cluster is.
+    Info,
+    /// The name of the node that answers.
+    MyId,
+    /// The slot of this key.
+    KeySlot(&'a [u8]),
+    /// Connections between the nodes: none that a client could see.
+    Links,
 }
 
 /// One key and what to do to it.
@@ -454,6 +479,15 @@ pub enum StoreCommand<'a> {
     Size,
     /// Any one.
     RandomKey,
+    /// How many there are in this slot.
+    CountInSlot(Slot),
+    /// Some of those in this slot.
+    KeysInSlot {
+        /// The slot.
+        slot: Slot,
+        /// So many at most.
+        count: u64,
+    },
     /// Delete all.
     Flush,
 }

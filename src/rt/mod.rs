@@ -28,7 +28,7 @@ pub use kick::kicks;
 pub use ring_flags::cooperative_rings;
 pub use uring::{
     CoreOptions, HostReport, check_host, cpu_count, file_to_probe, pins_for, request_stop,
-    reserve_port, run_cores,
+    reserve_ports, run_cores,
 };
 
 /// Alignment and granularity of every write: offsets, lengths and memory.
@@ -552,7 +552,7 @@ enum ListenerKind {
 }
 
 impl Listener {
-    /// Listens on `address`. The cores of one node share it; see [`reserve_port`] for strangers.
+    /// Listens on `address`. The cores of one node share it; see [`reserve_ports`] for strangers.
     pub fn bind(address: SocketAddr) -> Result<Listener> {
         let kind = match sim::current() {
             Some(world) => world.bind(address).map(ListenerKind::Sim),

@@ -21,6 +21,7 @@ use super::dispatch::{Fits, Round};
 use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage, files};
+use crate::cluster::face::Port;
 use crate::protocol::command::{Command, CommandError, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
@@ -65,6 +66,8 @@ pub struct Client {
     pub peer: Option<SocketAddr>,
     /// The node's address that it connected to.
     pub local: Option<SocketAddr>,
+    /// Whose port that is.
+    pub port: Port,
     /// When it connected.
     pub since: Duration,
     /// When it last said something.
@@ -133,13 +136,14 @@ impl Clients {
         self.made.get()
     }
 
-    fn add(&self, stream: &Stream) -> Rc<Client> {
+    fn add(&self, stream: &Stream, port: Port) -> Rc<Client> {
         let number = self.made.get() + 1;
         self.made.set(number);
         let client = Rc::new(Client {
             id: number * u64::from(self.cores) + u64::from(self.core.0),
             peer: stream.peer_addr(),
             local: stream.local_addr(),
+            port,
             since: rt::now(),
             active: Cell::new(rt::now()),
             about: RefCell::new(About {
@@ -226,7 +230,7 @@ pub enum Stop {
 
 impl Shard {
     /// Serves one client until it leaves, misbehaves, or the node stops.
-    pub(super) async fn serve_client(self: Rc<Self>, mut stream: Stream) {
+    pub(super) async fn serve_client(self: Rc<Self>, mut stream: Stream, port: Port) {
         if self.is_stopping() {
             return; // the other cores may have stopped already
         }
@@ -238,7 +242,7 @@ impl Shard {
                 .await;
             return;
         }
-        let client = self.clients.add(&stream);
+        let client = self.clients.add(&stream, port);
         self.tell_client_count();
         let mut session = Session::new(Rc::clone(&client), &self.config);
         // Whatever ends it, the client finds out by itself.
@@ -380,14 +384,22 @@ impl Shard {
         }
         self.counters.borrow_mut().commands += 1;
         let spec = Spec::of(args);
+        let mut redirect = None;
         if let Ok(spec) = &spec {
             session.client.about.borrow_mut().command = spec.last_name();
+            redirect = self.redirect(session.client.port, spec, args);
         }
         let parsed = spec.and_then(|spec| spec.parse(args));
         if !session.is_authenticated()
             && !matches!(&parsed, Ok(command) if may_precede_auth(command))
         {
             round.reply(|reply| reply.error("NOAUTH Authentication required."));
+            return None;
+        }
+        if let Some(redirect) = redirect {
+            session.spoil();
+            let text = self.tell_redirect(redirect, &session.client);
+            round.reply(|reply| reply.error(&text));
             return None;
         }
         if let Err(CommandError::Arity("exec")) = parsed {

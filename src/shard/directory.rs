@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use crate::cluster::ring::Map;
+use crate::cluster::ring::{Map, Run};
 use crate::config::{CompactionName, Config, MEMTABLE_SHARE, VNODES};
 use crate::error::{Error, Result};
 use crate::rt;
@@ -18,7 +18,7 @@ use crate::storage::identity::{self, Folder, Identity};
 use crate::storage::reshard::{Reshard, Share};
 use crate::storage::wal::WalLimits;
 use crate::storage::{Opened, Store, StoreOptions};
-use crate::types::{CoreId, Position};
+use crate::types::CoreId;
 
 /// A re-sharding says so often how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -189,18 +189,10 @@ async fn reshard(config: &Config, from: Identity, cores: u16) -> Result<Identity
 
 /// Which of so many cores has which positions.
 fn shares(cores: u16) -> Vec<Share> {
-    let map = Map::one_node(cores);
-    let mut shares = Vec::with_capacity(usize::from(cores));
-    let mut next = Some(Position(0));
-    while let Some(first) = next {
-        let run = map.run_of(first);
-        assert!(run.first == first, "runs follow each other");
-        shares.push(Share {
-            core: run.core,
-            first,
-            last: run.last,
-        });
-        next = run.last.0.checked_add(1).map(Position);
-    }
-    shares
+    let share = |run: Run| Share {
+        core: run.core,
+        first: run.first,
+        last: run.last,
+    };
+    Map::one_node(cores).runs().map(share).collect()
 }

@@ -16,9 +16,11 @@ use std::rc::Rc;
 use super::Shard;
 use super::execute::{Ran, Replying};
 use super::latches::Wants;
+use super::plan::{Asker, Plan};
 use super::refusal::reply_refusal;
 use super::siblings::{self, Commands, Job, Replies};
 use super::transaction::{Refused, Work};
+use crate::cluster::face::Port;
 use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_READS_MAX, PIPELINE_REPLY_BYTES};
 use crate::error::{Error, Result};
 use crate::protocol::command::{Command, KeyCommand, KeyOp, KeysCommand, Merge, SetAnswer, parse};
@@ -222,11 +224,12 @@ impl Round {
     fn wait_in_line(&mut self, shard: &Rc<Shard>, args: ArgView<'_>, wants: Wants) {
         let protocol = self.protocol;
         let commands = vec![OwnedArgs::from_view(args)];
+        let port = Port::Shared; // a command on keys is the same at any port
         let work = Work {
             commands,
             watches: Vec::new(),
             wants,
-            protocol,
+            asker: Asker { protocol, port },
         };
         let ran = shard.start_alone(work);
         self.elsewhere(Source::Later(rt::spawn(async move {
@@ -476,9 +479,9 @@ impl Shard {
     pub async fn run_alone(
         self: &Rc<Self>,
         args: OwnedArgs,
-        protocol: Protocol,
+        asker: Asker,
     ) -> Result<Vec<u8>, Refused> {
-        let plan = self.plan(vec![args], protocol);
+        let plan = Plan::of(&self.map, self.id, vec![args], asker);
         let mut replies = self.transact(plan).await?;
         Ok(replies.pop().unwrap_or_default())
     }

@@ -3,15 +3,25 @@
 use std::fmt::Write;
 
 use super::Shard;
+use super::face::mode;
 use super::report::{Counters, Report};
 use super::session::REDIS_VERSION;
+use crate::cluster::face::Port;
 use crate::config::DurabilityName;
 use crate::protocol::ArgView;
 use crate::rt;
 use crate::storage::Sizes;
 use crate::storage::cache::CacheStats;
 
-type Section = fn(&Shard, &[Report], &mut String);
+/// What a client asks about.
+pub struct Asked {
+    /// What the cores in question tell.
+    pub reports: Vec<Report>,
+    /// Where it asks: about the node, or about one core.
+    pub port: Port,
+}
+
+type Section = fn(&Shard, &Asked, &mut String);
 
 /// All sections, in the order in which they are told.
 const SECTIONS: &[(&str, Section)] = &[
@@ -24,14 +34,16 @@ const SECTIONS: &[(&str, Section)] = &[
     ("cpu", cpu),
     ("modules", |_, _, _| {}),
     ("errorstats", |_, _, _| {}),
-    ("cluster", |_, _, out| line(out, "cluster_enabled", 0)),
+    ("cluster", |_, asked, out| {
+        line(out, "cluster_enabled", u8::from(asked.port == Port::Core));
+    }),
     ("keyspace", keyspace),
     ("quoit", quoit),
 ];
 
 impl Shard {
     /// The sections that were asked for; all of them if none was named.
-    pub(super) fn info(&self, reports: &[Report], wanted: ArgView<'_>) -> String {
+    pub(super) fn info(&self, asked: &Asked, wanted: ArgView<'_>) -> String {
         let everything = |word: &[u8]| {
             ["all", "default", "everything"]
                 .iter()
@@ -53,7 +65,7 @@ impl Shard {
             let mut title = name.to_string();
             title[..1].make_ascii_uppercase();
             let _ = write!(out, "# {title}\r\n");
-            write(self, reports, &mut out);
+            write(self, asked, &mut out);
         }
         out
     }
@@ -85,23 +97,27 @@ fn total(reports: &[Report]) -> (Counters, Sizes) {
     (counters, sizes)
 }
 
-fn server(shard: &Shard, _: &[Report], out: &mut String) {
+fn server(shard: &Shard, asked: &Asked, out: &mut String) {
+    let port = match asked.port {
+        Port::Shared => shard.facts.address.port(),
+        Port::Core => shard.facts.address_of(shard.id).port(),
+    };
     let uptime = rt::now().saturating_sub(shard.started).as_secs();
     line(out, "redis_version", REDIS_VERSION);
     line(out, "quoit_version", env!("CARGO_PKG_VERSION"));
-    line(out, "redis_mode", "standalone");
+    line(out, "redis_mode", mode(asked.port));
     line(out, "os", &shard.facts.os);
     line(out, "arch_bits", usize::BITS);
     line(out, "multiplexing_api", "io_uring");
     line(out, "process_id", shard.facts.process_id);
     line(out, "run_id", &shard.facts.run_id);
-    line(out, "tcp_port", shard.facts.address.port());
+    line(out, "tcp_port", port);
     line(out, "server_time_usec", rt::wall_ms() * 1000);
     line(out, "uptime_in_seconds", uptime);
     line(out, "uptime_in_days", uptime / 86_400);
 }
 
-fn clients(shard: &Shard, reports: &[Report], out: &mut String) {
+fn clients(shard: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     line(
         out,
         "connected_clients",
@@ -114,7 +130,7 @@ fn clients(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "blocked_clients", 0);
 }
 
-fn memory(_: &Shard, reports: &[Report], out: &mut String) {
+fn memory(_: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     let resident = rt::resident_bytes();
     line(out, "used_memory", resident);
     line(out, "used_memory_human", bytesize::ByteSize(resident));
@@ -124,7 +140,7 @@ fn memory(_: &Shard, reports: &[Report], out: &mut String) {
     line(out, "maxmemory_policy", "noeviction");
 }
 
-fn persistence(shard: &Shard, reports: &[Report], out: &mut String) {
+fn persistence(shard: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     let refusing = reports
         .iter()
         .any(|report| report.failed || report.disk_full);
@@ -144,7 +160,7 @@ fn persistence(shard: &Shard, reports: &[Report], out: &mut String) {
     line(out, "aof_current_size", total(reports).1.wal_bytes);
 }
 
-fn stats(_: &Shard, reports: &[Report], out: &mut String) {
+fn stats(_: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     let (counters, _) = total(reports);
     line(
         out,
@@ -166,20 +182,20 @@ fn stats(_: &Shard, reports: &[Report], out: &mut String) {
     line(out, "unexpected_error_replies", counters.errors);
 }
 
-fn replication(_: &Shard, _: &[Report], out: &mut String) {
+fn replication(_: &Shard, _: &Asked, out: &mut String) {
     line(out, "role", "master");
     line(out, "connected_slaves", 0);
     line(out, "master_repl_offset", 0);
 }
 
-fn cpu(_: &Shard, _: &[Report], out: &mut String) {
+fn cpu(_: &Shard, _: &Asked, out: &mut String) {
     let (user, system) = rt::cpu_seconds();
     line(out, "used_cpu_sys", format_args!("{system:.6}"));
     line(out, "used_cpu_user", format_args!("{user:.6}"));
 }
 
 /// An estimate: records that newer ones supersede are counted until they are merged.
-fn keyspace(_: &Shard, reports: &[Report], out: &mut String) {
+fn keyspace(_: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     let records = total(reports).1.records;
     if records > 0 {
         line(
@@ -199,7 +215,7 @@ fn cache(out: &mut String, name: &str, stats: &CacheStats) {
     line(out, &format!("{name}_hit_rate"), format_args!("{rate:.4}"));
 }
 
-fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
+fn quoit(shard: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     let (counters, sizes) = total(reports);
     let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
     line(out, "cores", shard.map.cores());
@@ -216,6 +232,7 @@ fn quoit(shard: &Shard, reports: &[Report], out: &mut String) {
         sum(|report| u64::from(report.disk_full)),
     );
     line(out, "commands_sent_to_other_cores", counters.crossed);
+    line(out, "commands_redirected", counters.redirected);
     line(out, "records_estimate", sizes.records);
     line(out, "memtable_bytes", sizes.memtable_bytes);
     line(out, "tables", sizes.tables);

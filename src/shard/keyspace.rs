@@ -3,12 +3,14 @@
 //! A SCAN cursor is the position to go on at, so it needs no state here and outlives restarts: a
 //! page ends between two positions. Each page is one core's; the caller asks the core that owns the
 //! cursor. A key that is there throughout is returned; nothing is returned that was never there.
+//! At a core's own port the walk goes over that core's runs only.
 
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use super::Shard;
 use super::execute::Replying;
+use crate::cluster::face::Port;
 use crate::config::SCAN_COUNT_MAX;
 use crate::error::Result;
 use crate::protocol::command::{Scan, StoreCommand};
@@ -16,7 +18,7 @@ use crate::protocol::glob;
 use crate::protocol::reply::Reply;
 use crate::rt;
 use crate::storage::Snapshot;
-use crate::types::{Lsn, Position, UnixMillis};
+use crate::types::{Lsn, Position, Slot, UnixMillis};
 
 /// Keys that RANDOMKEY chooses among, from a random position on.
 const RANDOM_SAMPLE: usize = 16;
@@ -32,24 +34,23 @@ impl Shard {
         self: &Shard,
         snapshot: &Snapshot,
         command: &StoreCommand<'_>,
+        port: Port,
         to: &mut Replying<'_>,
     ) -> Result<Lsn> {
         let lsn = self.store.lsn_last();
         match command {
-            StoreCommand::Scan(scan) => self.scan_page(snapshot, scan, to).await?,
+            StoreCommand::Scan(scan) => self.scan_page(snapshot, scan, port, to).await?,
             StoreCommand::Keys { pattern } => {
-                let keys = self.matching_keys(snapshot, pattern, to.now).await?;
-                reply_keys(keys.as_deref(), to);
+                let wanted = |key: &[u8]| glob::matches(pattern, key);
+                let keys = self.keys_in(snapshot, WHOLE, u64::MAX, wanted, to.now);
+                reply_keys(keys.await?.as_deref(), to);
             }
-            StoreCommand::Size => {
-                let mut count = 0;
-                visit_live(snapshot, WHOLE, to.now, |_, _| {
-                    count += 1;
-                    ControlFlow::Continue(())
-                })
-                .await?;
-                Reply::new(to.out, to.protocol).integer(count);
+            StoreCommand::KeysInSlot { slot, count } => {
+                let keys = self.keys_in(snapshot, within(*slot), *count, |_| true, to.now);
+                reply_keys(keys.await?.as_deref(), to);
             }
+            StoreCommand::Size => count_in(snapshot, WHOLE, to).await?,
+            StoreCommand::CountInSlot(slot) => count_in(snapshot, within(*slot), to).await?,
             StoreCommand::RandomKey => {
                 let key = random_key(snapshot, to.now).await?;
                 let mut reply = Reply::new(to.out, to.protocol);
@@ -67,17 +68,24 @@ impl Shard {
         &self,
         snapshot: &Snapshot,
         scan: &Scan<'_>,
+        port: Port,
         to: &mut Replying<'_>,
     ) -> Result<()> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         let mut next = 0u64;
-        if let Ok(first) = u32::try_from(scan.cursor) {
-            let run = self.map.run_of(Position(first));
+        let run_from = |position| match port {
+            Port::Shared => Some(self.map.run_of(position)),
+            Port::Core => self.map.run_from(self.id, position),
+        };
+        let from = u32::try_from(scan.cursor).ok().map(Position);
+        if let Some(from) = from
+            && let Some(run) = run_from(from)
+        {
             let count = (scan.count as usize).clamp(1, SCAN_COUNT_MAX);
             let mut seen = 0;
             let mut page_end = None;
             snapshot
-                .walk(Position(first), run.last, |item| {
+                .walk(from.max(run.first), run.last, |item| {
                     // A page ends only where a position does: the cursor cannot name anything else.
                     if seen >= count && page_end != Some(item.position) {
                         next = u64::from(item.position.0);
@@ -95,8 +103,9 @@ impl Shard {
                     ControlFlow::Continue(())
                 })
                 .await?;
-            if next == 0 && run.last.0 != u32::MAX {
-                next = u64::from(run.last.0) + 1;
+            if next == 0 {
+                let rest = run.next().and_then(run_from);
+                next = rest.map_or(0, |run| u64::from(run.first.0));
             }
         }
         let mut reply = Reply::new(to.out, to.protocol);
@@ -107,18 +116,23 @@ impl Shard {
         Ok(())
     }
 
-    /// `None`: they are more than one reply may hold.
-    async fn matching_keys(
+    /// So many of the keys in a range that are wanted; `None`: they are more than one reply may hold.
+    async fn keys_in(
         &self,
         snapshot: &Snapshot,
-        pattern: &[u8],
+        range: Range,
+        count: u64,
+        wanted: impl Fn(&[u8]) -> bool,
         now: UnixMillis,
     ) -> Result<Option<Vec<Vec<u8>>>> {
         let mut keys = Vec::new();
         let mut bytes = 0;
         let bytes_max = self.config.limits.reply_max.0;
-        visit_live(snapshot, WHOLE, now, |_, key| {
-            if glob::matches(pattern, key) {
+        visit_live(snapshot, range, now, |_, key| {
+            if keys.len() as u64 >= count {
+                return ControlFlow::Break(());
+            }
+            if wanted(key) {
                 keys.push(key.to_vec());
                 bytes += key.len() as u64 + BULK_BYTES;
             }
@@ -145,7 +159,9 @@ impl Shard {
 
 /// What a key costs in a reply, besides its bytes.
 const BULK_BYTES: u64 = 16;
-const WHOLE: (Position, Position) = (Position(0), Position(u32::MAX));
+/// Positions from the first to the last, both included.
+type Range = (Position, Position);
+const WHOLE: Range = (Position(0), Position(u32::MAX));
 /// A memtable of a million records is swept in a minute.
 const SWEEP_ENTRIES: usize = 2000;
 const SWEEP_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
@@ -164,9 +180,25 @@ fn reply_keys(keys: Option<&[Vec<u8>]>, to: &mut Replying<'_>) {
     }
 }
 
+/// All positions of a slot.
+fn within(slot: Slot) -> Range {
+    (Position::first_of(slot), Position::last_of(slot))
+}
+
+async fn count_in(snapshot: &Snapshot, range: Range, to: &mut Replying<'_>) -> Result<()> {
+    let mut count = 0;
+    visit_live(snapshot, range, to.now, |_, _| {
+        count += 1;
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Reply::new(to.out, to.protocol).integer(count);
+    Ok(())
+}
+
 async fn visit_live(
     snapshot: &Snapshot,
-    (first, last): (Position, Position),
+    (first, last): Range,
     now: UnixMillis,
     mut visit: impl FnMut(Position, &[u8]) -> ControlFlow<()>,
 ) -> Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! A core starts by opening its store and settling with the others which transactions hold
 //! ([`run`]); then it listens. Client bytes become commands in `connection`; `dispatch` runs what is
-//! this core's and sends on what is not; `transaction` does what needs several cores or moments.
+//! this core's and sends on what is not; `transaction` does what needs several cores or moments. `face`
+//! tells cluster clients which core to ask.
 
 mod ahead;
 mod connection;
@@ -10,11 +11,13 @@ mod directory;
 mod dispatch;
 pub mod evaluate;
 mod execute;
+mod face;
 mod files;
 mod info;
 mod keyspace;
 mod latch_table;
 pub mod latches;
+mod plan;
 mod refusal;
 mod report;
 mod session;
@@ -28,11 +31,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::cluster::face::Port;
 use crate::cluster::ring::Map;
 use crate::config::Config;
 use crate::error::Error;
 use crate::protocol::command::{Command, parse};
 use crate::protocol::reply::Reply;
+use crate::protocol::resp::OwnedArgs;
 use crate::replication::clock::Clock;
 use crate::rt;
 use crate::rt::sync::Signal;
@@ -53,6 +58,8 @@ pub use start::{NodeFacts, run};
 pub struct Shard {
     id: CoreId,
     map: Map,
+    /// Of the map: it rises with every re-sharding.
+    epoch: u64,
     config: Rc<Config>,
     facts: NodeFacts,
     store: Rc<Store>,
@@ -79,6 +86,8 @@ enum Stage {
     Opening,
     /// It knows; siblings may send it commands.
     Open,
+    /// Clients can connect.
+    Listening,
     /// No more clients; those that are there are sent home.
     Stopping,
 }
@@ -160,16 +169,16 @@ impl Shard {
             }
             Job::Alone(work) => Said::Ran(self.start_alone(*work).await),
             Job::Watch(keys) => Said::Watched(self.watch_states(&keys).await),
-            Job::Read(args, protocol) => {
+            Job::Read(args, asker) => {
                 let mut out = Vec::new();
                 let mut to = Replying {
                     out: &mut out,
-                    protocol,
+                    protocol: asker.protocol,
                     now: rt::wall_ms(),
                 };
-                if let Err(error) = self.read(&args, &mut to).await {
+                if let Err(error) = self.read(&args, asker.port, &mut to).await {
                     out.clear();
-                    Refused::Failed(error).reply(&mut Reply::new(&mut out, protocol));
+                    Refused::Failed(error).reply(&mut Reply::new(&mut out, asker.protocol));
                 }
                 Said::Bytes(out)
             }
@@ -185,6 +194,10 @@ impl Shard {
                 let seen = self.clock.borrow().last();
                 Said::Opened((!self.is_stopping()).then_some(seen))
             }
+            Job::Listening => {
+                self.reached(Stage::Listening).await;
+                Said::Done(!self.is_stopping())
+            }
             Job::Report => Said::Report(Box::new(self.report())),
             Job::ResetStatistics => {
                 self.counters.borrow_mut().reset();
@@ -193,15 +206,11 @@ impl Shard {
         }
     }
 
-    async fn read(
-        &self,
-        args: &crate::protocol::resp::OwnedArgs,
-        to: &mut Replying<'_>,
-    ) -> Result<(), Error> {
+    async fn read(&self, args: &OwnedArgs, port: Port, to: &mut Replying<'_>) -> Result<(), Error> {
         match parse(args.view()) {
             Ok(Command::Store(command)) => {
                 let snapshot = self.store.snapshot();
-                let lsn = self.read_store(&snapshot, &command, to).await?;
+                let lsn = self.read_store(&snapshot, &command, port, to).await?;
                 self.store.wait_acknowledged(lsn).await
             }
             Ok(_) => unreachable!("only commands about the whole store are read in this way"),

@@ -16,8 +16,10 @@ pub struct Counters {
     pub errors: u64,
     /// Connections refused for `limits.clients-max`.
     pub rejected: u64,
-    /// Commands that were sent on to another core.
+    /// Commands of which another core had to do a part.
     pub crossed: u64,
+    /// Commands that a port of one core did not serve: the client's map was an old one.
+    pub redirected: u64,
     /// Bytes received from clients.
     pub bytes_in: u64,
 }
@@ -34,6 +36,7 @@ impl Counters {
         self.errors += other.errors;
         self.rejected += other.rejected;
         self.crossed += other.crossed;
+        self.redirected += other.redirected;
         self.bytes_in += other.bytes_in;
     }
 }

@@ -9,8 +9,12 @@ use std::rc::Rc;
 use super::Shard;
 use super::connection::{About, Client};
 use super::dispatch::{Round, reply_refused};
+use super::face::mode;
+use super::info::Asked;
+use super::plan::{Asker, Plan};
 use super::siblings::{Job, Said};
 use super::transaction::{Refused, WatchState};
+use crate::cluster::face::Port;
 use crate::config::{self, CLIENT_NAME_BYTES_MAX};
 use crate::protocol::command::{
     Client as ClientCommand, ClientFilter, ClientInfo, Command, CommandError, Hello, Login,
@@ -116,6 +120,8 @@ impl Session {
                 multi.spoiled = true;
                 round.reply(|reply| error.reply(reply));
             }
+            // EXEC will fail: nothing more is kept.
+            Ok(_) | Err(_) if multi.spoiled => round.reply(|reply| reply.simple("QUEUED")),
             Ok(_) | Err(_) => {
                 let bytes: usize = args.iter().map(|arg| arg.len() + ARG_BYTES).sum();
                 let commands = multi.queued.len() + 1;
@@ -133,6 +139,21 @@ impl Session {
         let queued = self.multi.as_ref().map(|multi| multi.queued.len());
         self.client.about.borrow_mut().queued = queued;
         None
+    }
+
+    /// A command could not be queued, if any are: EXEC will fail.
+    pub fn spoil(&mut self) {
+        if let Some(multi) = &mut self.multi {
+            multi.spoiled = true;
+        }
+    }
+
+    /// For whom its commands are run.
+    pub fn asker(&self) -> Asker {
+        Asker {
+            protocol: self.protocol,
+            port: self.client.port,
+        }
     }
 
     /// Forgets what is queued and what is watched.
@@ -178,7 +199,7 @@ impl Session {
             SessionCommand::Ping(Some(message)) | SessionCommand::Echo(message) => {
                 reply.bulk(message);
             }
-            SessionCommand::Select(0) => reply.ok(),
+            SessionCommand::Accepted | SessionCommand::Select(0) => reply.ok(),
             SessionCommand::Select(_) => reply.error("ERR DB index is out of range"),
             SessionCommand::Describe(question) => question.answer(reply),
             SessionCommand::Time => {
@@ -257,6 +278,7 @@ fn is_simple(command: &SessionCommand<'_>) -> bool {
         }
         SessionCommand::Ping(_)
         | SessionCommand::Echo(_)
+        | SessionCommand::Accepted
         | SessionCommand::Select(_)
         | SessionCommand::Describe(_)
         | SessionCommand::Time => true,
@@ -305,12 +327,12 @@ impl Shard {
         let command = match parse(args.view()) {
             Ok(Command::Session(command)) => command,
             Ok(Command::Store(command)) => {
-                let reply = self.run_store(args, &command, session.protocol).await;
+                let reply = self.run_store(args, &command, session.asker()).await;
                 out.extend_from_slice(&reply);
                 return Next::GoOn;
             }
             _ => {
-                match self.run_alone(args.clone(), session.protocol).await {
+                match self.run_alone(args.clone(), session.asker()).await {
                     Ok(reply) => out.extend_from_slice(&reply),
                     Err(refused) => {
                         out.extend_from_slice(&reply_refused(&refused, session.protocol));
@@ -336,6 +358,10 @@ impl Shard {
                 Reply::new(out, session.protocol).ok();
             }
             SessionCommand::Watch(keys) => self.watch(session, keys, out).await,
+            SessionCommand::Cluster(question) => {
+                let mut reply = Reply::new(out, session.protocol);
+                self.describe_cluster(&question, &session.client, &mut reply);
+            }
             other => self.answer_from_all(session, &other, out).await,
         }
         Next::GoOn
@@ -402,7 +428,7 @@ impl Shard {
             reply.bulk(key.as_bytes());
             reply.integer(value);
         }
-        for (key, value) in [("mode", "standalone"), ("role", "master")] {
+        for (key, value) in [("mode", mode(session.client.port)), ("role", "master")] {
             reply.bulk(key.as_bytes());
             reply.bulk(value.as_bytes());
         }
@@ -414,6 +440,7 @@ impl Shard {
         let mut reply_error = |refused: &Refused, session: &Session| {
             out.extend_from_slice(&reply_refused(refused, session.protocol));
         };
+        let mut crosses = false;
         for key in keys.iter() {
             if session.watches.iter().any(|watched| watched.key == key) {
                 continue; // the first look counts
@@ -422,6 +449,7 @@ impl Shard {
                 return reply_error(&Refused::TooLarge, session);
             }
             let core = self.map.core_of(KeyRef::of(key).position);
+            crosses |= core != self.id;
             match self.do_on(core, Job::Watch(vec![key.to_vec()])).await {
                 Some(Said::Watched(Ok(states))) => {
                     let watched = |state| Watched {
@@ -435,6 +463,7 @@ impl Shard {
                 _ => return reply_error(&Refused::Failed(crate::error::Error::Busy), session),
             }
         }
+        self.counters.borrow_mut().crossed += u64::from(crosses);
         Reply::new(out, session.protocol).ok();
     }
 
@@ -443,6 +472,11 @@ impl Shard {
         let watches = std::mem::take(&mut session.watches);
         session.client.about.borrow_mut().queued = None;
         let protocol = session.protocol;
+        let queued = multi.queued.iter().map(OwnedArgs::view);
+        if let Some(redirect) = self.redirect_all(session.client.port, queued) {
+            let text = self.tell_redirect(redirect, &session.client);
+            return Reply::new(out, protocol).error(&text);
+        }
         if multi.spoiled {
             return Reply::new(out, protocol)
                 .error("EXECABORT Transaction discarded because of previous errors.");
@@ -451,9 +485,9 @@ impl Shard {
         let own: Vec<bool> = multi.queued.iter().map(is_own).collect();
         let (mine, theirs): (Vec<_>, Vec<_>) =
             multi.queued.into_iter().partition(|args| is_own(args));
-        let mut plan = self.plan(theirs, protocol);
+        let mut plan = Plan::of(&self.map, self.id, theirs, session.asker());
         for Watched { core, key, state } in watches {
-            plan.watch(core, key, state, protocol);
+            plan.watch(core, key, state);
         }
         let mut theirs = match self.transact(plan).await {
             Ok(replies) => replies.into_iter(),
@@ -497,27 +531,32 @@ impl Shard {
             SessionCommand::Unwatch => Reply::new(out, session.protocol).ok(),
             SessionCommand::Auth(login) => self.auth(session, &login, out),
             SessionCommand::Hello(hello) => self.hello(session, &hello, out),
+            SessionCommand::Cluster(question) => {
+                let mut reply = Reply::new(out, session.protocol);
+                self.describe_cluster(&question, &session.client, &mut reply);
+            }
             other => self.answer_from_all(session, &other, out).await,
         }
     }
 
-    /// INFO, CONFIG, CLIENT LIST: what all cores know together.
+    /// INFO, CONFIG, CLIENT LIST: what all cores know together, or, at a core's own port, that core.
     async fn answer_from_all(
         self: &Rc<Self>,
         session: &Session,
         command: &SessionCommand<'_>,
         out: &mut Vec<u8>,
     ) {
-        let reports = self.reports().await;
+        let port = session.client.port;
+        let reports = self.reports(port).await;
         let mut reply = Reply::new(out, session.protocol);
         match command {
             SessionCommand::Info(sections) => {
-                reply.verbatim("txt", &self.info(&reports, *sections));
+                reply.verbatim("txt", &self.info(&Asked { reports, port }, *sections));
             }
             SessionCommand::Config(config) => {
-                if self.configure(config, &mut reply) {
+                if self.configure(config, port, &mut reply) {
                     self.counters.borrow_mut().reset();
-                    for core in self.other_cores() {
+                    for core in self.cores_beside(port) {
                         drop(self.siblings.ask(core, Job::ResetStatistics));
                     }
                 }
@@ -543,10 +582,15 @@ impl Shard {
         }
     }
 
-    async fn reports(self: &Rc<Self>) -> Vec<super::report::Report> {
+    /// The cores that, beside this one, a client at this port asks.
+    fn cores_beside(&self, port: Port) -> impl Iterator<Item = CoreId> + use<> {
+        self.other_cores().filter(move |_| port == Port::Shared)
+    }
+
+    async fn reports(self: &Rc<Self>, port: Port) -> Vec<super::report::Report> {
         let mut reports = vec![self.report()];
         let asked: Vec<_> = self
-            .other_cores()
+            .cores_beside(port)
             .map(|core| self.siblings.ask(core, Job::Report))
             .collect();
         for answer in asked {
@@ -563,22 +607,24 @@ impl Shard {
         self: &Rc<Self>,
         args: &OwnedArgs,
         command: &StoreCommand<'_>,
-        protocol: Protocol,
+        asker: Asker,
     ) -> Vec<u8> {
+        let protocol = asker.protocol;
         if matches!(command, StoreCommand::Flush) {
-            return match self.run_alone(args.clone(), protocol).await {
+            return match self.run_alone(args.clone(), asker).await {
                 Ok(reply) => reply,
                 Err(refused) => reply_refused(&refused, protocol),
             };
         }
-        let plan = self.plan(vec![args.clone()], protocol);
+        let plan = Plan::of(&self.map, self.id, vec![args.clone()], asker);
+        self.counters.borrow_mut().crossed += plan.crossing(self.id);
         let mut replies = std::collections::BTreeMap::new();
         let asked: Vec<_> = plan
             .works
             .keys()
             .map(|core| {
                 let (shard, core) = (Rc::clone(self), *core);
-                let job = Job::Read(args.clone(), protocol);
+                let job = Job::Read(args.clone(), asker);
                 (core, rt::spawn(async move { shard.do_on(core, job).await }))
             })
             .collect();

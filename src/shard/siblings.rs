@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::plan::Asker;
 use super::report::Report;
 use super::transaction::{Refused, Token, WatchState, Work};
 use crate::protocol::reply::Protocol;
@@ -45,13 +46,15 @@ pub enum Job {
     /// The state of these keys, for WATCH.
     Watch(Vec<Vec<u8>>),
     /// Run one command about the whole store on this core's part, without latches.
-    Read(OwnedArgs, Protocol),
+    Read(OwnedArgs, Asker),
     /// Note durably that these transactions hold.
     NoteCommits(Vec<Version>),
     /// Which of these transactions had this core prepared when it started?
     Prepared(Vec<Version>),
     /// Answer when all that was prepared before the start is decided.
     Opened,
+    /// Answer when clients can connect.
+    Listening,
     /// Describe yourself.
     Report,
     /// Count from zero again.

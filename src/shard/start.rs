@@ -12,6 +12,7 @@ use super::connection::Clients;
 use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
 use super::{Shard, Stage, directory};
+use crate::cluster::face::Port;
 use crate::cluster::ring::Map;
 use crate::config::Config;
 use crate::error::Result;
@@ -34,6 +35,8 @@ const ACCEPT_WARN_EVERY: Duration = Duration::from_secs(10);
 pub struct NodeFacts {
     /// Where it listens: the port is a concrete one.
     pub address: SocketAddr,
+    /// The port of each core alone, on the same address.
+    pub core_ports: Vec<u16>,
     /// 40 hexadecimal digits that no other start has.
     pub run_id: String,
     /// The process, for INFO.
@@ -90,6 +93,7 @@ pub async fn run(
     let shard = Rc::new(Shard {
         id,
         map: Map::one_node(core.count),
+        epoch: u64::from(folders.generation) + 1,
         clock: RefCell::new(Clock::new(config.node_id, id.0, version_max)),
         facts,
         store,
@@ -157,19 +161,36 @@ async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce(
         shard.clock.borrow_mut().observe(seen);
     }
     shard.store.drop_log().await?;
-    let listener = Listener::bind(shard.facts.address)?;
+    let shared = Listener::bind(shard.facts.address)?;
+    let own = Listener::bind(shard.facts.address_of(shard.id))?;
     rt::spawn(Rc::clone(shard).settle_transactions());
     rt::spawn_in(Queue::Background, Rc::clone(shard).sweep_expired());
     if shard.config.limits.idle_timeout_s > 0 {
         rt::spawn_in(Queue::Background, Rc::clone(shard).close_idle_clients());
     }
-    rt::spawn(Rc::clone(shard).accept(listener));
+    rt::spawn(Rc::clone(shard).accept(shared, Port::Shared));
+    rt::spawn(Rc::clone(shard).accept(own, Port::Core));
     if shard.id == CoreId(0) {
         rt::spawn_in(Queue::Background, Rc::clone(shard).watch_files());
-        ready();
     }
-    future::or(rt::stopping(), shard.reached(Stage::Stopping)).await;
+    shard.advance(Stage::Listening);
+    let announced = async {
+        if shard.id == CoreId(0) && shard.all_listen().await {
+            ready();
+        }
+        std::future::pending().await
+    };
+    let leaving = future::or(rt::stopping(), shard.reached(Stage::Stopping));
+    future::or(announced, leaving).await;
     Ok(())
+}
+
+impl NodeFacts {
+    /// Where core `core` alone listens.
+    pub fn address_of(&self, core: CoreId) -> SocketAddr {
+        let port = self.core_ports[usize::from(core.0)];
+        SocketAddr::new(self.address.ip(), port)
+    }
 }
 
 impl Shard {
@@ -203,7 +224,18 @@ impl Shard {
         true
     }
 
-    async fn accept(self: Rc<Self>, listener: Listener) {
+    /// True once the other cores listen; false: the node is to end.
+    async fn all_listen(self: &Rc<Self>) -> bool {
+        for other in self.other_cores() {
+            let said = self.do_on(other, Job::Listening).await;
+            if !matches!(said, Some(Said::Done(true))) {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn accept(self: Rc<Self>, listener: Listener, port: Port) {
         let mut warn_from = Duration::ZERO;
         while !self.is_stopping() {
             let accepted = async { Some(listener.accept().await) };
@@ -213,7 +245,7 @@ impl Shard {
             };
             match future::or(accepted, stopping).await {
                 Some(Ok(stream)) => {
-                    drop(rt::spawn(Rc::clone(&self).serve_client(stream)));
+                    drop(rt::spawn(Rc::clone(&self).serve_client(stream, port)));
                 }
                 Some(Err(error)) => {
                     if rt::now() >= warn_from {

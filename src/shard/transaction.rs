@@ -1,8 +1,8 @@
 //! Commands that need more than one moment or more than one core: atomic and isolated.
 //!
 //! MULTI/EXEC, commands on keys of several cores, and single commands that must wait for the disk
-//! in their middle. The coordinator (the core of the client's connection) plans which core does what;
-//! then, if several take part: each core in the order of their numbers reserves the keys' latches;
+//! in their middle. The coordinator (the core of the client's connection) plans which core does what
+//! (`plan`); then, if several take part: each core in the order of their numbers reserves the keys' latches;
 //! all evaluate their part on an overlay that nobody else sees, those that only read (or watch) before
 //! those that write; each of the latter logs its part as prepared and syncs it; then all let it be
 //! seen. After a crash it holds if and only if every core that writes had prepared (storage/wal), so
@@ -25,19 +25,19 @@ use super::dispatch::KEY_TOO_LARGE;
 use super::execute::{Replying, want_of};
 use super::latch_table::Latched;
 use super::latches::Wants;
+use super::plan::{Asker, Plan};
 use super::refusal::reply_refusal;
 use super::siblings::{Job, Outcome, Said, Verdict};
+use crate::cluster::face::Port;
 use crate::error::{Error, Result};
-use crate::protocol::command::{
-    Command, KeyCommand, KeyOp, KeysCommand, Merge, StoreCommand, parse,
-};
-use crate::protocol::reply::{Protocol, Reply};
-use crate::protocol::resp::{ArgView, OwnedArgs};
+use crate::protocol::command::{Command, KeyCommand, StoreCommand, parse};
+use crate::protocol::reply::Reply;
+use crate::protocol::resp::OwnedArgs;
 use crate::rt;
 use crate::storage::memtable::Memtable;
 use crate::storage::record::{KeyRef, Record};
 use crate::storage::{Batch, Found, Snapshot, Want};
-use crate::types::{CoreId, KeyHash, Lsn, UnixMillis, Version};
+use crate::types::{CoreId, Lsn, UnixMillis, Version};
 
 /// Names a transaction while it runs: its coordinator and a number.
 pub type Token = (CoreId, u64);
@@ -51,8 +51,8 @@ pub struct Work {
     pub watches: Vec<(Vec<u8>, WatchState)>,
     /// What it wants to have alone.
     pub wants: Wants,
-    /// How to reply.
-    pub protocol: Protocol,
+    /// For whom it is.
+    pub asker: Asker,
 }
 
 /// What WATCH remembers of a key.
@@ -277,10 +277,12 @@ impl Shard {
             let mut out = Vec::new();
             let mut to = Replying {
                 out: &mut out,
-                protocol: work.protocol,
+                protocol: work.asker.protocol,
                 now,
             };
-            let read = self.evaluate_command(args, &mut overlay, &mut to).await;
+            let port = work.asker.port;
+            let read = self.evaluate_command(args, &mut overlay, port, &mut to);
+            let read = read.await;
             lsn = lsn.max(read.map_err(Refused::Failed)?);
             bytes += out.len() as u64;
             if bytes > self.config.limits.reply_max.0 {
@@ -307,6 +309,7 @@ impl Shard {
         &self,
         args: &OwnedArgs,
         overlay: &mut Overlay,
+        port: Port,
         to: &mut Replying<'_>,
     ) -> Result<Lsn> {
         match parse(args.view()) {
@@ -344,7 +347,7 @@ impl Shard {
                         .with_overlay(Rc::clone(&overlay.memtable)),
                 };
                 let lsn = self.store.lsn_last();
-                self.read_store(&snapshot, &command, to).await?;
+                self.read_store(&snapshot, &command, port, to).await?;
                 Ok(lsn)
             }
             Ok(Command::Session(_)) => unreachable!("the connection answers these itself"),
@@ -392,132 +395,12 @@ impl Shard {
     }
 }
 
-/// One command of a transaction, as the client sent it.
-pub struct Plan {
-    /// What each core does.
-    pub works: BTreeMap<CoreId, Work>,
-    /// Cores that may write.
-    pub writers: Vec<CoreId>,
-    /// How each command's reply is made, in order.
-    pub steps: Vec<Step>,
-}
-
-/// How one command's reply is made of those of its parts.
-pub struct Step {
-    /// The core of each part, and the part's number in that core's work.
-    parts: Vec<(CoreId, usize)>,
-    join: Join,
-}
-
-enum Join {
-    One,
-    Merge(Merge),
-    /// Arrays become one array.
-    Concat,
-    /// The first reply that is no null.
-    First,
-}
-
 impl Shard {
-    /// Says which core does what of `commands`.
-    pub fn plan(&self, commands: Vec<OwnedArgs>, protocol: Protocol) -> Plan {
-        let mut plan = Plan {
-            works: BTreeMap::new(),
-            writers: Vec::new(),
-            steps: Vec::new(),
-        };
-        for args in commands {
-            let step = match parse(args.view()) {
-                Ok(Command::Key(command)) => {
-                    let key = KeyRef::of(command.key);
-                    let core = self.map.core_of(key.position);
-                    let write = command.op.is_write();
-                    let part = plan.add(core, protocol, args.clone(), Wants::key(key.hash), write);
-                    Step {
-                        parts: vec![part],
-                        join: Join::One,
-                    }
-                }
-                Ok(Command::Keys(command)) => {
-                    self.plan_keys(&mut plan, args.view(), &command, protocol)
-                }
-                Ok(Command::Store(command)) => {
-                    self.plan_store(&mut plan, &args, &command, protocol)
-                }
-                Ok(Command::Session(_)) => unreachable!("the connection answers these itself"),
-                // Its reply is the error, which whoever evaluates it will find again.
-                Err(_) => {
-                    let nothing = Wants::Keys(SmallVec::new());
-                    let part = plan.add(self.id, protocol, args.clone(), nothing, false);
-                    Step {
-                        parts: vec![part],
-                        join: Join::One,
-                    }
-                }
-            };
-            plan.steps.push(step);
-        }
-        plan
-    }
-
-    fn plan_keys(
-        &self,
-        plan: &mut Plan,
-        args: ArgView<'_>,
-        command: &KeysCommand<'_>,
-        protocol: Protocol,
-    ) -> Step {
-        let mut parts = Vec::with_capacity(command.len());
-        for part in command.parts() {
-            let key = KeyRef::of(part.key);
-            let core = self.map.core_of(key.position);
-            let single = single_part(args, &part);
-            parts.push(plan.add(
-                core,
-                protocol,
-                single,
-                Wants::key(key.hash),
-                command.is_write(),
-            ));
-        }
-        Step {
-            parts,
-            join: Join::Merge(command.merge()),
-        }
-    }
-
-    fn plan_store(
-        &self,
-        plan: &mut Plan,
-        args: &OwnedArgs,
-        command: &StoreCommand<'_>,
-        protocol: Protocol,
-    ) -> Step {
-        let write = matches!(command, StoreCommand::Flush);
-        if let StoreCommand::Scan(scan) = command {
-            let core = self.map.core_of(super::keyspace::position_of(scan.cursor));
-            let part = plan.add(core, protocol, args.clone(), Wants::Everything, false);
-            return Step {
-                parts: vec![part],
-                join: Join::One,
-            };
-        }
-        let cores = (0..self.map.cores()).map(CoreId);
-        let mut add = |core| plan.add(core, protocol, args.clone(), Wants::Everything, write);
-        let parts = cores.map(&mut add).collect();
-        Step {
-            parts,
-            join: Join::of(command),
-        }
-    }
-
     /// Carries out `plan`: the replies to its commands, in order.
     pub async fn transact(self: &Rc<Self>, mut plan: Plan) -> Result<Vec<Vec<u8>>, Refused> {
         let works = std::mem::take(&mut plan.works);
-        let protocol = works
-            .values()
-            .next()
-            .map_or(Protocol::Resp2, |work| work.protocol);
+        let protocol = plan.asker.protocol;
+        self.counters.borrow_mut().crossed += plan.crossing(self.id);
         let mut replies = BTreeMap::new();
         if works.len() == 1 {
             for (core, work) in works {
@@ -645,124 +528,15 @@ fn worse(one: Option<Refused>, other: Refused) -> Refused {
     }
 }
 
-/// The request that does to one key what `args` does to several.
-fn single_part(args: ArgView<'_>, part: &KeyCommand<'_>) -> OwnedArgs {
-    let mut single = OwnedArgs::new();
-    match &part.op {
-        KeyOp::Set(set) => {
-            single.push(b"SET");
-            single.push(part.key);
-            single.push(set.value);
-        }
-        KeyOp::Get => {
-            single.push(b"GET");
-            single.push(part.key);
-        }
-        _ => {
-            single.push(args.get(0).unwrap_or_default());
-            single.push(part.key);
-        }
-    }
-    single
-}
-
-impl Plan {
-    fn add(
-        &mut self,
-        core: CoreId,
-        protocol: Protocol,
-        args: OwnedArgs,
-        wants: Wants,
-        write: bool,
-    ) -> (CoreId, usize) {
-        let work = self
-            .works
-            .entry(core)
-            .or_insert_with(|| Work::new(protocol));
-        work.commands.push(args);
-        let before = std::mem::replace(&mut work.wants, Wants::Everything);
-        work.wants = before.and(wants);
-        if write && !self.writers.contains(&core) {
-            self.writers.push(core);
-        }
-        (core, work.commands.len() - 1)
-    }
-
-    /// Adds a watched key to its core's work.
-    pub fn watch(&mut self, core: CoreId, key: Vec<u8>, state: WatchState, protocol: Protocol) {
-        let work = self
-            .works
-            .entry(core)
-            .or_insert_with(|| Work::new(protocol));
-        let before = std::mem::replace(&mut work.wants, Wants::Everything);
-        work.wants = before.and(Wants::key(KeyHash::of(&key)));
-        work.watches.push((key, state));
-    }
-}
-
 impl Work {
     /// Nothing to do yet.
-    pub fn new(protocol: Protocol) -> Work {
+    pub fn new(asker: Asker) -> Work {
         let wants = Wants::Keys(SmallVec::new());
         Work {
             commands: Vec::new(),
             watches: Vec::new(),
             wants,
-            protocol,
+            asker,
         }
     }
-}
-
-impl Join {
-    fn of(command: &StoreCommand<'_>) -> Join {
-        match command {
-            StoreCommand::Scan(_) => Join::One,
-            StoreCommand::Keys { .. } => Join::Concat,
-            StoreCommand::Size => Join::Merge(Merge::Sum),
-            StoreCommand::RandomKey => Join::First,
-            StoreCommand::Flush => Join::Merge(Merge::Ok),
-        }
-    }
-}
-
-impl Step {
-    /// The reply to this command, made of those to its parts.
-    pub fn reply(&self, replies: &BTreeMap<CoreId, Vec<Vec<u8>>>, protocol: Protocol) -> Vec<u8> {
-        let part = |(core, index): &(CoreId, usize)| -> &[u8] { &replies[core][*index] };
-        let mut out = Vec::new();
-        match &self.join {
-            Join::One => out.extend_from_slice(part(&self.parts[0])),
-            Join::Merge(merge) => {
-                merge.join(self.parts.iter().map(part), protocol, &mut out);
-            }
-            Join::Concat => concat(self.parts.iter().map(part), protocol, &mut out),
-            Join::First => {
-                let null = |reply: &&[u8]| reply.starts_with(b"$-1") || reply.starts_with(b"_");
-                let first = self.parts.iter().map(part).find(|reply| !null(reply));
-                out.extend_from_slice(first.unwrap_or_else(|| part(&self.parts[0])));
-            }
-        }
-        out
-    }
-}
-
-/// Makes one array of several.
-fn concat<'p>(arrays: impl Iterator<Item = &'p [u8]>, protocol: Protocol, out: &mut Vec<u8>) {
-    let mut items = 0;
-    let mut bytes = Vec::new();
-    for array in arrays {
-        let Some(end) = array.windows(2).position(|two| two == b"\r\n") else {
-            continue;
-        };
-        let digits = std::str::from_utf8(&array[1..end]).unwrap_or_default();
-        if array[0] != b'*' {
-            out.extend_from_slice(array); // an error is the answer
-            return;
-        }
-        items += digits.parse::<usize>().unwrap_or(0);
-        bytes.extend_from_slice(&array[end + 2..]);
-    }
-    let mut reply = Reply::new(out, protocol);
-    reply.array(items);
-    reply.raw(&bytes);
 }

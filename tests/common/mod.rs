@@ -29,6 +29,15 @@ pub fn is_long() -> bool {
     std::env::var_os("QUOIT_LONG").is_some()
 }
 
+/// So many ports in a row, the first of which is returned, that are free at this moment.
+pub fn free_ports(count: u16) -> u16 {
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut tries = std::iter::repeat_with(|| fastrand::u16(20_000..32_000));
+    tries
+        .find(|first| (*first..first + count).all(is_free))
+        .expect("there are thousands")
+}
+
 /// How a node is to be started.
 pub struct Launch {
     dir: PathBuf,
@@ -46,6 +55,7 @@ impl Launch {
             options: vec![
                 ("--dir", data.display().to_string()),
                 ("--port", "0".into()),
+                ("--core-port", "0".into()),
                 ("--cores", "2".into()),
             ],
             through: Vec::new(),
@@ -125,20 +135,22 @@ impl Launch {
         let mut node = Node {
             process,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            cores: Vec::new(),
             ready_after: Duration::ZERO,
             stderr: self.stderr.clone(),
         };
         let said = lines.recv_timeout(PATIENCE);
         node.ready_after = begun.elapsed();
-        let address = said.as_ref().ok().and_then(|said| {
-            let word = said.strip_prefix("ready redis=")?.split(' ').next()?;
-            word.parse().ok()
+        let addresses = said.as_ref().ok().and_then(|said| {
+            let (shared, cores) = said.strip_prefix("ready redis=")?.split_once(" cores=")?;
+            let cores: Option<Vec<_>> = cores.split(',').map(|word| word.parse().ok()).collect();
+            Some((shared.parse().ok()?, cores?))
         });
-        let Some(address) = address else {
+        let Some((address, cores)) = addresses else {
             let ended = wait(&mut node.process, Duration::from_secs(1));
             return Err((ended.and_then(|status| status.code()), self.said()));
         };
-        node.address = address;
+        (node.address, node.cores) = (address, cores);
         Ok(node)
     }
 
@@ -221,6 +233,8 @@ pub struct Node {
     process: Child,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where each core alone listens.
+    pub cores: Vec<SocketAddr>,
     /// How long it took to say `ready`.
     pub ready_after: Duration,
     stderr: PathBuf,

@@ -5,6 +5,7 @@
 //! broken when the node goes down. What it was not told is unknown to it.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub type Verdict<T = ()> = Result<T, String>;
 /// The one node of these tests.
 pub const NODE: NodeId = NodeId(1);
 const PORT: u16 = 6379;
+const CORE_PORT: u16 = 16379;
 /// Virtual time within which a node must be up, or gone.
 const START_MAX: Duration = Duration::from_secs(3600);
 /// Virtual time after which a reply that has not come never will.
@@ -158,6 +160,7 @@ impl Node {
         let config = Rc::new(config.clone());
         let facts = NodeFacts {
             address: NODE.address(PORT),
+            core_ports: (0..config.cores).map(|core| CORE_PORT + core).collect(),
             run_id: "0".repeat(40),
             process_id: 1,
             os: "a simulated one".to_owned(),
@@ -318,6 +321,7 @@ impl Request {
 /// A user's program with one connection, made anew when it breaks.
 pub struct Client {
     life: Rc<Life>,
+    address: SocketAddr,
     stream: Option<Stream>,
     input: Vec<u8>,
 }
@@ -325,15 +329,21 @@ pub struct Client {
 impl Client {
     /// A client that is not connected yet.
     pub fn new(life: &Rc<Life>) -> Client {
+        Client::of(life, NODE.address(PORT))
+    }
+
+    /// One that will connect to this address.
+    pub fn of(life: &Rc<Life>, address: SocketAddr) -> Client {
         Client {
             life: Rc::clone(life),
+            address,
             stream: None,
             input: Vec::new(),
         }
     }
 
     /// The life that it lives in.
-    pub fn life(&self) -> &Life {
+    pub fn life(&self) -> &Rc<Life> {
         &self.life
     }
 
@@ -345,19 +355,24 @@ impl Client {
 
     /// True if it is connected; false only if the life is over.
     pub async fn connect(&mut self) -> bool {
-        while self.stream.is_none() && !self.life.is_over() {
-            let connected = async { Stream::connect(NODE.address(PORT)).await.ok() };
+        while !self.try_connect().await && !self.life.is_over() {
+            rt::sleep(CONNECT_PAUSE).await;
+        }
+        self.stream.is_some() && !self.life.is_over()
+    }
+
+    /// Tries once; true if it is connected.
+    pub async fn try_connect(&mut self) -> bool {
+        if self.stream.is_none() {
+            let connected = async { Stream::connect(self.address).await.ok() };
             let over = async {
                 self.life.over().await;
                 None
             };
             self.stream = future::or(connected, over).await;
             self.input.clear();
-            if self.stream.is_none() {
-                rt::sleep(CONNECT_PAUSE).await;
-            }
         }
-        self.stream.is_some() && !self.life.is_over()
+        self.stream.is_some()
     }
 
     /// Sends `requests` in one go. The replies that came before the connection broke or the life

@@ -99,7 +99,7 @@ pub(super) fn session(command: Session<'_>) -> Parsed<'_> {
     Ok(Command::Session(command))
 }
 
-fn store(command: StoreCommand<'_>) -> Parsed<'_> {
+pub(super) fn store(command: StoreCommand<'_>) -> Parsed<'_> {
     Ok(Command::Store(command))
 }
 

@@ -7,6 +7,7 @@ use super::parse::Call;
 use super::{Command, CommandError};
 use crate::protocol::resp::ArgView;
 
+mod cluster;
 mod keyspace;
 mod session;
 mod strings;
@@ -63,6 +64,8 @@ pub enum Group {
     Server,
     /// Transactions.
     Transactions,
+    /// Redis Cluster.
+    Cluster,
 }
 
 impl Group {
@@ -74,6 +77,7 @@ impl Group {
             Group::Connection => "connection",
             Group::Server => "server",
             Group::Transactions => "transactions",
+            Group::Cluster => "cluster",
         }
     }
 }
@@ -302,17 +306,25 @@ impl Spec {
     }
 }
 
-const COUNT: usize = strings::ROWS.len() + keyspace::ROWS.len() + session::ROWS.len();
+const GROUPS: [&[Spec]; 4] = [strings::ROWS, keyspace::ROWS, session::ROWS, cluster::ROWS];
+
+const COUNT: usize = {
+    let (mut count, mut group) = (0, 0);
+    while group < GROUPS.len() {
+        count += GROUPS[group].len();
+        group += 1;
+    }
+    count
+};
 
 /// All commands. Subcommands are in the rows of their containers.
 pub static COMMANDS: [&Spec; COUNT] = {
     let mut all = [&strings::ROWS[0]; COUNT];
-    let groups = [strings::ROWS, keyspace::ROWS, session::ROWS];
     let (mut group, mut next) = (0, 0);
-    while group < groups.len() {
+    while group < GROUPS.len() {
         let mut row = 0;
-        while row < groups[group].len() {
-            all[next] = &groups[group][row];
+        while row < GROUPS[group].len() {
+            all[next] = &GROUPS[group][row];
             row += 1;
             next += 1;
         }
@@ -456,7 +468,7 @@ mod tests {
                 assert_eq!(container, Some(&*format!("{name}|")), "{}", subcommand.name);
             }
         }
-        for rows in [strings::ROWS, keyspace::ROWS, session::ROWS] {
+        for rows in GROUPS {
             assert!(
                 rows.is_sorted_by_key(|spec| spec.name),
                 "a row is out of order"

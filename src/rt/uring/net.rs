@@ -16,7 +16,7 @@ use glommio::net::{TcpListener, TcpStream};
 use super::{host, into_io};
 use crate::error::{Error, Result};
 
-/// How long [`reserve_port`] waits for somebody to answer on a port that looks taken.
+/// How long [`reserve_ports`] waits for somebody to answer on a port that looks taken.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// A listening socket, by SO_REUSEPORT one of several on its address. The kernel spreads
@@ -90,23 +90,32 @@ impl Stream {
     }
 }
 
-/// The address that the cores are to listen on: `address`, or for port 0 one with a free port.
+/// The addresses that the cores are to listen on: `addresses`, or for those with port 0 ones with a
+/// free port, no two with the same.
 ///
 /// The cores' own sockets share ports, even with another server of the same user, so this is
 /// where a taken port is found out.
 ///
 /// A taken port is looked at again for a little while.
-pub fn reserve_port(address: SocketAddr) -> Result<SocketAddr> {
-    super::when_freed(is_in_use, || try_port(address))
+pub fn reserve_ports(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
+    super::when_freed(is_in_use, || {
+        let mut held = Vec::with_capacity(addresses.len()); // lest one free port is found twice
+        let reserve = |address: &SocketAddr| try_port(*address, &mut held);
+        addresses.iter().map(reserve).collect()
+    })
 }
 
 fn is_in_use(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
 }
 
-fn try_port(address: SocketAddr) -> Result<SocketAddr> {
-    let refused = match std::net::TcpListener::bind(address).and_then(|probe| probe.local_addr()) {
-        Ok(reserved) => return Ok(reserved),
+fn try_port(address: SocketAddr, held: &mut Vec<std::net::TcpListener>) -> Result<SocketAddr> {
+    let probe = std::net::TcpListener::bind(address);
+    let refused = match probe.and_then(|probe| Ok((probe.local_addr()?, probe))) {
+        Ok((reserved, probe)) => {
+            held.push(probe);
+            return Ok(reserved);
+        }
         Err(error) => error,
     };
     // Connections of a server that has just ended, in TIME_WAIT, keep this plain socket from

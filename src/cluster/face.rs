@@ -1,0 +1,289 @@
+//! The cluster face: each core as one node of a Redis Cluster, so that its clients send every command
+//! to the core that owns the key. Pure.
+//!
+//! A node has one port that all of its cores share, where every key is served, and one port for each
+//! core, where only that core's keys are: of others the client is told where they are ([`judge`]).
+//! What the CLUSTER commands list are the ports of cores ([`Seat`]), whichever port they are asked at.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::ring::Map;
+use crate::types::{CoreId, Position, SLOTS, Slot, UnixMillis};
+
+/// Where a client came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// The port of all cores: every command works for every key.
+    Shared,
+    /// A port of one core: keys of its own, and "all keys" are those.
+    Core,
+}
+
+/// Why a port of one core does not serve a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// The keys of this slot are that core's.
+    Moved(Slot, CoreId),
+    /// The keys are of several slots.
+    CrossSlot,
+}
+
+/// What the port of core `own` says to a command on keys in these slots; `None`: it is served.
+///
+/// Keys of several slots are refused even where one core owns them all, as in Redis: what works must
+/// not depend on where slots happen to be.
+pub fn judge(map: &Map, own: CoreId, mut slots: impl Iterator<Item = Slot>) -> Option<Redirect> {
+    let slot = slots.next()?;
+    if slots.any(|other| other != slot) {
+        return Some(Redirect::CrossSlot);
+    }
+    let owner = map.core_of(Position::first_of(slot));
+    (owner != own).then_some(Redirect::Moved(slot, owner))
+}
+
+/// The host by which a client is told to reach the node: the one that is configured, or the address
+/// that the client has reached already. Never the address that means "any".
+pub fn host(announced: &str, reached: Option<IpAddr>, bound: IpAddr) -> String {
+    if !announced.is_empty() {
+        return announced.to_owned();
+    }
+    let reached = reached.unwrap_or(bound).to_canonical();
+    match reached {
+        IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        IpAddr::V6(ip) if ip.is_unspecified() => "::1".to_owned(),
+        concrete => concrete.to_string(),
+    }
+}
+
+/// The name of a core among all cores of all nodes, as Redis Cluster names nodes: 40 hexadecimal
+/// digits. It stays the same when the node starts again.
+pub fn name(node: u16, core: CoreId) -> String {
+    let seed = [node.to_be_bytes(), core.0.to_be_bytes()].concat();
+    // The last digits keep it unique by construction, the first make names easy to tell apart.
+    format!("{:032x}{node:04x}{:04x}", xxh3_128(&seed), core.0)
+}
+
+/// Slots from the first to the last, both included.
+pub type Slots = (Slot, Slot);
+
+/// One core, as clients are told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Which core it is.
+    pub core: CoreId,
+    /// Its name.
+    pub name: String,
+    /// Where clients find it.
+    pub host: String,
+    /// Its port there.
+    pub port: u16,
+    /// The slots whose keys it owns, in order.
+    pub slots: Vec<Slots>,
+}
+
+impl Seat {
+    /// The host, if it is a name rather than an address.
+    pub fn hostname(&self) -> Option<&str> {
+        let is_address = self.host.parse::<IpAddr>().is_ok();
+        (!is_address).then_some(&self.host)
+    }
+}
+
+/// All cores of `node`, as `map` has them.
+pub fn seats(map: &Map, node: u16, host: &str, port: impl Fn(CoreId) -> u16) -> Vec<Seat> {
+    let seat = |core| Seat {
+        core,
+        name: name(node, core),
+        host: host.to_owned(),
+        port: port(core),
+        slots: Vec::new(),
+    };
+    let mut seats: Vec<Seat> = (0..map.cores()).map(CoreId).map(seat).collect();
+    for run in map.runs() {
+        let slots = (run.first.slot(), run.last.slot());
+        seats[usize::from(run.core.0)].slots.push(slots);
+    }
+    seats
+}
+
+/// CLUSTER NODES, of core `own`: a line for each core.
+pub fn nodes(seats: &[Seat], own: CoreId, epoch: u64, now: UnixMillis) -> String {
+    let mut text = String::new();
+    for seat in seats {
+        // Cores know of each other without a bus: its port is 0.
+        let _ = write!(text, "{} {}:{}@0", seat.name, seat.host, seat.port);
+        if let Some(name) = seat.hostname() {
+            let _ = write!(text, ",{name}");
+        }
+        let (flags, heard) = match seat.core == own {
+            true => ("myself,master", 0),
+            false => ("master", now),
+        };
+        let _ = write!(text, " {flags} - 0 {heard} {epoch} connected");
+        for (first, last) in &seat.slots {
+            let _ = match first == last {
+                true => write!(text, " {}", first.0),
+                false => write!(text, " {}-{}", first.0, last.0),
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// CLUSTER INFO: all slots have an owner that answers, or there would be nobody to say so.
+pub fn info(cores: usize, epoch: u64) -> String {
+    let lines = [
+        ("cluster_state", "ok".to_owned()),
+        ("cluster_slots_assigned", SLOTS.to_string()),
+        ("cluster_slots_ok", SLOTS.to_string()),
+        ("cluster_slots_pfail", "0".to_owned()),
+        ("cluster_slots_fail", "0".to_owned()),
+        ("cluster_known_nodes", cores.to_string()),
+        ("cluster_size", cores.to_string()),
+        ("cluster_current_epoch", epoch.to_string()),
+        ("cluster_my_epoch", epoch.to_string()),
+        ("cluster_stats_messages_sent", "0".to_owned()),
+        ("cluster_stats_messages_received", "0".to_owned()),
+        ("total_cluster_links_buffer_limit_exceeded", "0".to_owned()),
+    ];
+    let text = lines
+        .iter()
+        .map(|(key, value)| format!("{key}:{value}\r\n"));
+    text.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn slots_of(keys: &[&[u8]]) -> Vec<Slot> {
+        keys.iter().map(|key| Slot::of(key)).collect()
+    }
+
+    #[test]
+    fn a_command_is_served_by_the_one_core_that_owns_its_one_slot() {
+        for cores in [1, 2, 3, 64, 1024] {
+            let map = Map::one_node(cores);
+            for number in 0..2_000 {
+                let key = format!("key:{number}");
+                let slot = Slot::of(key.as_bytes());
+                let owner = map.core_of(Position::of(key.as_bytes()));
+                for core in (0..cores).map(CoreId) {
+                    let said = judge(&map, core, [slot, slot].into_iter());
+                    let moved = Redirect::Moved(slot, owner);
+                    assert_eq!(said, (core != owner).then_some(moved));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_several_slots_are_refused_wherever_they_are() {
+        let map = Map::one_node(1);
+        let apart = slots_of(&[b"a", b"a", b"b"]);
+        let said = judge(&map, CoreId(0), apart.into_iter());
+        assert_eq!(said, Some(Redirect::CrossSlot), "though one core has all");
+        let tagged = slots_of(&[b"{x}a", b"{x}b", b"x"]);
+        assert_eq!(judge(&map, CoreId(0), tagged.into_iter()), None);
+        assert_eq!(judge(&map, CoreId(0), std::iter::empty()), None, "no key");
+    }
+
+    #[test]
+    fn the_host_is_never_the_address_that_means_any() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let any = [address("0.0.0.0"), address("::")];
+        for bound in any {
+            let came = |to: &str| host("", Some(address(to)), bound);
+            assert_eq!(came("192.0.2.7"), "192.0.2.7");
+            assert_eq!(
+                came("::ffff:192.0.2.7"),
+                "192.0.2.7",
+                "IPv4 at an IPv6 port"
+            );
+            assert_eq!(came("2001:db8::7"), "2001:db8::7");
+            assert_eq!(
+                host("kv.example", Some(address("192.0.2.7")), bound),
+                "kv.example"
+            );
+            let unknown = address(&host("", None, bound));
+            assert!(unknown.is_loopback(), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn names_are_40_digits_and_no_two_are_equal() {
+        let mut names = BTreeSet::new();
+        for node in [0, 1, 2, 256, 65_535] {
+            for core in [0, 1, 2, 256, 1023] {
+                let name = name(node, CoreId(core));
+                let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+                assert!(name.len() == 40 && name.bytes().all(digits), "{name}");
+                assert_eq!(name, super::name(node, CoreId(core)), "it stays the same");
+                assert!(names.insert(name));
+            }
+        }
+    }
+
+    fn seats(cores: u16, host: &str) -> Vec<Seat> {
+        super::seats(&Map::one_node(cores), 1, host, |core| 16379 + core.0)
+    }
+
+    #[test]
+    fn the_seats_have_every_slot_exactly_once() {
+        for cores in [1, 2, 3, 7, 64, 1024] {
+            let mut owned: Vec<Slots> = seats(cores, "::1")
+                .iter()
+                .flat_map(|seat| seat.slots.clone())
+                .collect();
+            owned.sort();
+            let mut next = 0;
+            for (first, last) in owned {
+                assert_eq!(u32::from(first.0), next, "a hole or an overlap");
+                assert!(first <= last);
+                next = u32::from(last.0) + 1;
+            }
+            assert_eq!(next, SLOTS);
+        }
+    }
+
+    #[test]
+    fn a_line_of_nodes_has_all_of_its_fields() {
+        let (one, two) = (name(1, CoreId(0)), name(1, CoreId(1)));
+        assert_eq!(
+            nodes(&seats(2, "127.0.0.1"), CoreId(1), 3, 99),
+            format!(
+                "{one} 127.0.0.1:16379@0 master - 0 99 3 connected 0-8191\n\
+                 {two} 127.0.0.1:16380@0 myself,master - 0 0 3 connected 8192-16383\n"
+            )
+        );
+        assert_eq!(
+            nodes(&seats(1, "kv.example"), CoreId(0), 1, 0),
+            format!(
+                "{one} kv.example:16379@0,kv.example myself,master - 0 0 1 connected 0-16383\n"
+            )
+        );
+        let mut single = seats(1, "::1");
+        single[0].slots = vec![(Slot(7), Slot(7)), (Slot(9), Slot(10))];
+        let line = nodes(&single, CoreId(0), 1, 0);
+        assert!(line.contains(" ::1:16379@0 "), "{line}");
+        assert!(line.ends_with(" connected 7 9-10\n"), "{line}");
+    }
+
+    #[test]
+    fn info_says_that_all_slots_are_served() {
+        let text = info(2, 5);
+        for line in [
+            "cluster_state:ok",
+            "cluster_slots_assigned:16384",
+            "cluster_known_nodes:2",
+            "cluster_current_epoch:5",
+        ] {
+            assert!(text.contains(&format!("{line}\r\n")), "{text}");
+        }
+    }
+}
