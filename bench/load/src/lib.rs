@@ -1,17 +1,29 @@
 #![doc = include_str!("../README.md")]
 
 pub mod chance;
+pub mod console;
 pub mod content;
+pub mod control;
 pub mod core;
+pub mod driver;
 pub mod keys;
 pub mod ledger;
 #[cfg(test)]
 mod liar;
+pub mod options;
+pub mod page;
 pub mod plan;
+pub mod report;
 pub mod request;
 pub mod resp;
+pub mod run;
 pub mod schedule;
+pub mod series;
 pub mod sizes;
 pub mod slots;
+pub mod summary;
 pub mod tally;
+pub mod target;
+pub mod topology;
+pub mod value;
 pub mod workload;

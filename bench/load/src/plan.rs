@@ -4,7 +4,8 @@ use crate::content::Content;
 use crate::keys::{Distribution, Keys};
 use crate::schedule::Pace;
 use crate::sizes::Sizes;
-use crate::workload::{Family, Mix, Order};
+use crate::tally::Tally;
+use crate::workload::{Family, Kind, Mix, Order};
 
 /// How a lock that is still ours is released: by what the server has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,26 @@ pub struct Plan {
     pub timeout: u64,
     /// Whether redirections are followed.
     pub is_cluster: bool,
+}
+
+impl Plan {
+    /// Of all kinds that any phase has.
+    pub fn empty_tally(&self) -> Tally {
+        let follow = [
+            (Family::Locks, Kind::Unlock),
+            (Family::Counters, Kind::Increment),
+        ];
+        let follow = follow
+            .into_iter()
+            .filter(|(family, _)| self.mix.has(*family));
+        let always = [Kind::Get, Kind::Set].into_iter();
+        Tally::new(
+            self.mix
+                .kinds()
+                .chain(always)
+                .chain(follow.map(|(_, kind)| kind)),
+        )
+    }
 }
 
 /// The keys of each family.

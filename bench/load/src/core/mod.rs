@@ -83,7 +83,7 @@ pub struct Core {
     wanted: Vec<u32>,
     ledger: Option<Ledger>,
     counters: Option<Counters>,
-    tally: Tally,
+    tally: Box<Tally>,
     issued: u64,
     /// Of which so many at most; and not later than this.
     issued_max: u64,
@@ -115,7 +115,7 @@ impl Core {
             chance: Chance::new(seed),
             chooser: Chooser::new(plan.distribution, records, inserts_max),
             once_each: Spread::new(records),
-            tally: Tally::new(std::iter::empty()),
+            tally: Box::new(plan.empty_tally()),
             ledger: verifies(Family::Values).then(|| Ledger::new(capacity, plan.run)),
             counters: verifies(Family::Counters).then(|| Counters::new(capacity)),
             clients: Vec::new(),
@@ -173,25 +173,17 @@ impl Core {
         self.issued_max = issued_max;
         self.issued = 0;
         self.is_ended = false;
-        self.tally = self.empty_tally();
+        self.tally.clear();
         self.free = (0..self.clients.len() as u32).collect();
     }
 
-    /// One that fits the phase.
-    pub fn empty_tally(&self) -> Tally {
-        match self.phase {
-            Phase::Work => {
-                let unlock = self.plan.mix.has(Family::Locks).then_some(Kind::Unlock);
-                Tally::new(self.plan.mix.kinds().chain(unlock))
-            }
-            Phase::Fill => Tally::new([Kind::Set].into_iter()),
-            Phase::ReadBack => Tally::new([Kind::Get, Kind::Increment].into_iter()),
-        }
+    /// Gives away what was measured, and goes on with `empty`.
+    pub fn swap_tally(&mut self, empty: Box<Tally>) -> Box<Tally> {
+        std::mem::replace(&mut self.tally, empty)
     }
 
-    /// Gives away what was measured, and goes on with `empty`.
-    pub fn swap_tally(&mut self, empty: Tally) -> Tally {
-        std::mem::replace(&mut self.tally, empty)
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     pub fn next_due(&self) -> Option<u64> {
@@ -201,6 +193,11 @@ impl Core {
     /// Whether the phase is over and everything answered, or given up.
     pub fn is_done(&self) -> bool {
         self.is_ended && self.in_flight == 0
+    }
+
+    /// Whether no more requests are sent.
+    pub fn is_ended(&self) -> bool {
+        self.is_ended
     }
 
     /// No more requests, whatever is due.
@@ -251,6 +248,10 @@ impl Core {
         let connection = self.dirty.pop()?;
         self.connections[connection as usize].is_dirty = false;
         Some(connection)
+    }
+
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
     /// What it has to send.

@@ -74,14 +74,14 @@ impl World {
     }
 
     /// Runs a phase to its end; what was measured.
-    fn run(&mut self, phase: Phase) -> Tally {
+    fn run(&mut self, phase: Phase) -> Box<Tally> {
         self.now = 0;
         self.last.clear();
         self.core.begin(phase);
         while !self.core.is_done() {
             self.step();
         }
-        let empty = self.core.empty_tally();
+        let empty = Box::new(self.core.plan.empty_tally());
         self.core.swap_tally(empty)
     }
 
@@ -140,7 +140,7 @@ impl World {
 }
 
 /// All verdicts of a run, and of the reading back after it.
-fn verdicts(mix: &str, lie: Lie) -> (Tally, Verdicts, Verdicts) {
+fn verdicts(mix: &str, lie: Lie) -> (Box<Tally>, Verdicts, Verdicts) {
     let mut world = World::new(plan(mix), Liar::new(Lie::None, 19));
     let filled = world.run(Phase::Fill);
     assert_eq!((filled.answers(), filled.failures()), (200, 0));
