@@ -63,6 +63,8 @@ pub struct Common {
     /// Of the phase that is measured: until then nothing counts.
     pub warmup: u64,
     pub timeout: u64,
+    /// Threads never sleep. A server pays for waking those who do.
+    pub spins: bool,
 }
 
 /// One load thread.
@@ -228,7 +230,7 @@ impl Driver {
     fn wait(&mut self, events: &mut Events) -> Result<(), String> {
         let core = &self.thread.core;
         let timeout = match core.next_due().filter(|_| core.has_room()) {
-            _ if core.has_dirty() || !self.again.is_empty() => Duration::ZERO,
+            _ if self.common.spins || core.has_dirty() || !self.again.is_empty() => Duration::ZERO,
             None if core.has_room() => Duration::ZERO,
             None => TICK,
             Some(due) => {

@@ -32,13 +32,16 @@ pub enum Lie {
     Move,
 }
 
+/// None where there is none.
+type Value = Option<Vec<u8>>;
+
 /// See the head of the file.
 pub struct Liar {
     pub lie: Lie,
     pub every: u64,
     chances: u64,
     /// The last value, and the one before.
-    values: HashMap<Vec<u8>, (Option<Vec<u8>>, Option<Vec<u8>>)>,
+    values: HashMap<Vec<u8>, (Value, Value)>,
     /// Bytes of each connection that are no whole command yet.
     inputs: HashMap<u32, Vec<u8>>,
     pub commands: u64,

@@ -58,6 +58,9 @@ pub struct Options {
     /// CPUs that they are pinned to, one for each
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pub cpus: Vec<usize>,
+    /// Never sleep: where load threads have CPUs to themselves, the server need not wake them
+    #[arg(long)]
+    pub spin: bool,
     /// Clients, of all threads together: a connection each (with --cluster: to each node)
     #[arg(long, short = 'c', default_value_t = 50)]
     pub clients: u32,
@@ -233,6 +236,7 @@ impl Options {
                 self.warmup
             },
             fills: self.prepare,
+            spins: self.spin,
         };
         Ok(Prepared {
             options: self,

@@ -1,5 +1,8 @@
 //! A run: its threads, and what they report, put together.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Barrier};
@@ -34,6 +37,7 @@ pub struct Setup {
     pub warmup: Duration,
     /// Whether every record is written before.
     pub fills: bool,
+    pub spins: bool,
 }
 
 /// What came of one phase.
@@ -77,6 +81,7 @@ pub fn run(
         stop: AtomicBool::new(false),
         warmup: setup.warmup.as_nanos() as u64,
         timeout: plan.timeout,
+        spins: setup.spins,
     });
     let plan = Arc::new(plan);
     let (reports, inbox) = mpsc::sync_channel(REPORTS * setup.threads);

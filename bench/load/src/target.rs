@@ -94,7 +94,6 @@ impl Ramp {
             (Some(kept), None) if kept >= self.to => None,
             (Some(kept), None) => Some((kept * 2.0).min(self.to)),
             (None, Some(missed)) if missed < 2.0 => None,
-            (None, Some(missed)) if self.tries > 0 => Some(missed),
             (None, Some(missed)) => Some(missed / 4.0),
             (Some(kept), Some(missed)) if missed / kept - 1.0 <= self.precision => None,
             (Some(kept), Some(missed)) => Some((kept * missed).sqrt()),

@@ -407,6 +407,7 @@ fn a_read_modify_write_and_a_lock_are_two_requests_each() {
         let kinds: Vec<_> = worked
             .kinds()
             .map(|(kind, of)| (kind, of.latency.len()))
+            .filter(|(_, answers)| *answers > 0)
             .collect();
         match mix {
             "rmw" => assert_eq!(kinds, [(Kind::ReadModifyWrite, 1000)]),
