@@ -1,4 +1,4 @@
-#![doc = include_str!("../README.md")]
+//! The load generator as a library, for its own program and tests. README.md beside Cargo.toml is the tour.
 
 pub mod chance;
 pub mod console;

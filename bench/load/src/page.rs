@@ -69,9 +69,9 @@ fn latency_over_time(points: &[Point]) -> Result<String, String> {
         title: "Latency over time",
         x: "seconds",
         y: "ms",
-        x_label: &|seconds| format!("{seconds:.0}"),
+        x_label: &|seconds| format!("{}", (seconds * 10.0).round() / 10.0),
     };
-    let (low, high) = bounds(&curves);
+    let (low, high) = decades(&curves);
     chart(&frame, &curves, 0.0..end(points), (low..high).log_scale())
 }
 
@@ -93,10 +93,14 @@ fn rate_over_time(points: &[Point]) -> Result<String, String> {
         title: "Requests a second",
         x: "seconds",
         y: "/s",
-        x_label: &|seconds| format!("{seconds:.0}"),
+        x_label: &|seconds| format!("{}", (seconds * 10.0).round() / 10.0),
     };
-    let (_, high) = bounds(&curves);
-    chart(&frame, &curves, 0.0..end(points), 0.0..high * 1.05)
+    chart(
+        &frame,
+        &curves,
+        0.0..end(points),
+        0.0..highest(&curves) * 1.05,
+    )
 }
 
 fn percentile_curves(work: &Measured) -> Result<String, String> {
@@ -123,7 +127,7 @@ fn percentile_curves(work: &Measured) -> Result<String, String> {
         y: "ms",
         x_label: &|nines| format!("{}%", (100.0 - 100.0 / nines) as f32),
     };
-    let (low, high) = bounds(&curves);
+    let (low, high) = decades(&curves);
     chart(
         &frame,
         &curves,
@@ -139,18 +143,19 @@ fn end(points: &[Point]) -> f64 {
         .map_or(1.0, |point| (point.from_seconds + point.seconds).max(1.0))
 }
 
-/// The lowest and the highest place of all curves, and never an empty range.
-fn bounds(curves: &[Curve]) -> (f64, f64) {
-    let all = curves
-        .iter()
-        .flat_map(|curve| curve.places.iter().map(|(_, y)| *y));
-    let (low, high) = all.fold((f64::MAX, MILLIS_MIN), |(low, high), y| {
-        (low.min(y), high.max(y))
-    });
-    (
-        low.clamp(MILLIS_MIN, high),
-        high.max(low * 2.0).clamp(2.0 * MILLIS_MIN, f64::MAX / 4.0),
-    )
+/// The highest place of all curves, and never none.
+fn highest(curves: &[Curve]) -> f64 {
+    let all = curves.iter().flat_map(|curve| curve.places.iter());
+    all.fold(MILLIS_MIN, |high, (_, y)| high.max(*y))
+}
+
+/// The powers of ten around all places of all curves.
+fn decades(curves: &[Curve]) -> (f64, f64) {
+    let all = curves.iter().flat_map(|curve| curve.places.iter());
+    let low = all.fold(highest(curves), |low, (_, y)| low.min(*y));
+    let low = 10_f64.powf(low.max(MILLIS_MIN).log10().floor());
+    let high = 10_f64.powf(highest(curves).log10().ceil());
+    (low, high.max(low * 10.0))
 }
 
 fn chart<X, Y>(frame: &Frame, curves: &[Curve], x: X, y: Y) -> Result<String, String>
@@ -182,6 +187,7 @@ where
     let mut chart = ChartBuilder::on(&area)
         .caption(frame.title, ("sans-serif", 18))
         .margin(10)
+        .margin_right(40)
         .x_label_area_size(40)
         .y_label_area_size(70)
         .build_cartesian_2d(axes.0, axes.1)
@@ -217,4 +223,68 @@ fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Phase;
+    use crate::summary::Facts;
+    use crate::tally::Tally;
+    use crate::workload::Kind;
+
+    fn page(latencies: &[u64], points: Vec<Point>) -> String {
+        let mut tally = Tally::new([Kind::Get].into_iter());
+        latencies
+            .iter()
+            .for_each(|nanos| tally.answered(Kind::Get, *nanos));
+        let work = Measured {
+            phase: Phase::Work,
+            tally,
+            seconds: 1.0,
+            points,
+            busy: vec![0.5],
+        };
+        let facts = Facts {
+            command: "quoit-bench <get> & \"more\"".into(),
+            workload: "get".into(),
+            offered_rate: Some(1.0),
+            targets: Vec::new(),
+            is_verified: false,
+            is_interrupted: false,
+        };
+        let measured = [work];
+        let summary = Summary::new(facts, &measured);
+        html(&summary, &measured[0]).expect("it can be drawn")
+    }
+
+    /// A run without answers, or with the fastest and slowest there are, has a report as well.
+    #[test]
+    fn a_page_is_whole_whatever_was_measured() {
+        let point = Point {
+            seconds: 1.0,
+            answers: 3,
+            max_ms: 3_600_000.0,
+            ..Point::default()
+        };
+        for (latencies, points) in [
+            (vec![], vec![]),
+            (vec![0], vec![point]),
+            (vec![1, 1_000, u64::MAX], vec![point; 3]),
+        ] {
+            let page = page(&latencies, points);
+            assert_eq!(page.matches("<svg").count(), 3);
+            assert!(
+                !page.contains("NaN") && !page.contains("inf"),
+                "{latencies:?}"
+            );
+        }
+    }
+
+    /// The command line stands in the page: it must not become a part of it.
+    #[test]
+    fn what_stands_in_the_page_is_text() {
+        let page = page(&[1], Vec::new());
+        assert!(page.contains("&lt;get&gt; &amp; &quot;more&quot;") && !page.contains("<get>"));
+    }
 }

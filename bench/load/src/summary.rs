@@ -180,8 +180,9 @@ impl Summary {
         }
     }
 
+    /// Whether every target was met. Where nothing was answered, none was.
     pub fn is_met(&self) -> bool {
-        self.targets.iter().all(|target| target.is_met)
+        self.answers > 0 && self.targets.iter().all(|target| target.is_met)
     }
 
     /// Whether an answer was wrong, or nothing was answered, or not all could be verified.

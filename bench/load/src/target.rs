@@ -58,7 +58,7 @@ pub fn millis(nanos: u64) -> f64 {
     nanos as f64 / 1e6
 }
 
-/// A rate counts as kept when so much of it was answered in time.
+/// A rate counts as kept when so much of what was due was answered.
 pub const KEPT_MIN: f64 = 0.98;
 /// How often a rate is tried that is not kept: a neighbour of the machine may have been in the way.
 const TRIES: u32 = 2;
