@@ -117,15 +117,16 @@ pub async fn run(
     let stopped = shard.stop().await;
     if lock.is_some() {
         // Each receives until its core has ended: nobody else may open the data before that.
-        let all_ended = async {
-            for receiver in receivers {
-                receiver.await;
-            }
-        };
-        future::or(all_ended, rt::sleep(LAST_CORE_MAX)).await;
+        future::or(all_done(receivers), rt::sleep(LAST_CORE_MAX)).await;
     }
     drop(lock);
     served.and(stopped)
+}
+
+async fn all_done(tasks: Vec<rt::Task<()>>) {
+    for task in tasks {
+        task.await;
+    }
 }
 
 /// Waits for core 0's word that the data directory is this node's, and which folders in it count.

@@ -19,6 +19,8 @@ use crate::workload::{Family, Kind, Mix, Order, WORKLOADS, Workload};
 const THREADS_MAX: usize = 256;
 const CLIENTS_MAX: u32 = 100_000;
 const PIPELINE_MAX: u32 = 100_000;
+/// Records of which the ledger is kept: 24 bytes each.
+const VERIFIED_MAX: u64 = 1_000_000_000;
 const PREFIX_BYTES_MAX: usize = 256;
 /// A day and more; nanoseconds of it fit into everything.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 24 * 3600);
@@ -185,6 +187,9 @@ fn workloads_help() -> String {
     help + "\nWithout --rate, --closed or --ramp only `fill` and `delete` run, in a closed loop."
 }
 
+/// What has to hold, and what is said where it does not.
+type Rule = (bool, &'static str);
+
 /// A run, ready to begin; its plan is made anew for each step of a ramp.
 pub struct Prepared {
     pub options: Options,
@@ -276,13 +281,23 @@ impl Options {
     }
 
     fn check(&self, workload: &Workload, mix: &Mix, sizes: &Sizes) -> Result<(), String> {
+        let all = [
+            self.pace_rules(workload),
+            self.load_rules(),
+            self.data_rules(mix, sizes),
+        ]
+        .concat();
+        let broken = all.iter().find(|(is_kept, _)| !is_kept);
+        broken.map_or(Ok(()), |(_, rule)| Err((*rule).to_owned()))
+    }
+
+    fn pace_rules(&self, workload: &Workload) -> Vec<Rule> {
         let has_pace = self.rate.is_some() || self.closed || self.ramp;
         let is_once = workload.order == Order::OnceEach;
-        let in_flight = u64::from(self.clients) * u64::from(self.pipeline);
-        let smallest_share = self.records / self.threads.max(1) as u64;
         let is_rate = |rate: f64| rate.is_finite() && rate >= 0.001;
-        let durations = [self.duration, self.warmup, self.timeout, self.ttl];
-        let rules: [(bool, &str); 18] = [
+        let is_range =
+            is_rate(self.ramp_from) && self.ramp_to >= self.ramp_from && self.ramp_to.is_finite();
+        vec![
             (has_pace || is_once, "say --rate, --closed or --ramp"),
             (
                 !(self.ramp && is_once),
@@ -298,65 +313,74 @@ impl Options {
             ),
             (self.rate.is_none_or(is_rate), "--rate is a number above 0"),
             (
-                is_rate(self.ramp_from)
-                    && self.ramp_to >= self.ramp_from
-                    && self.ramp_to.is_finite(),
-                "--ramp-from TO --ramp-to",
+                is_range,
+                "--ramp-from is above 0, and --ramp-to not below it",
             ),
             (
                 self.ramp_precision >= 0.1,
                 "--ramp-precision is at least 0.1",
             ),
+        ]
+    }
+
+    fn load_rules(&self) -> Vec<Rule> {
+        let durations = [self.duration, self.warmup, self.timeout, self.ttl];
+        let is_pinned = self.cpus.is_empty() || self.cpus.len() == self.threads;
+        let is_shared = self.clients as usize >= self.threads && self.clients <= CLIENTS_MAX;
+        let is_short = durations.iter().all(|duration| *duration <= DURATION_MAX);
+        let is_patient = !self.timeout.is_zero() && self.ttl >= Duration::from_millis(1);
+        vec![
             (
                 (1..=THREADS_MAX).contains(&self.threads),
                 "--threads: 1 to 256",
             ),
+            (is_pinned, "--cpus: one for each of --threads"),
             (
-                self.cpus.is_empty() || self.cpus.len() == self.threads,
-                "--cpus: one for each of --threads",
-            ),
-            (
-                (self.threads as u32..=CLIENTS_MAX).contains(&self.clients),
+                is_shared,
                 "--clients: at least one for each thread, at most 100000",
             ),
             (
                 (1..=PIPELINE_MAX).contains(&self.pipeline),
                 "--pipeline: 1 to 100000",
             ),
+            (is_short, "times are at most 100 days"),
+            (is_patient, "--timeout and --ttl are above 0"),
+        ]
+    }
+
+    fn data_rules(&self, mix: &Mix, sizes: &Sizes) -> Vec<Rule> {
+        let all = self.records.saturating_add(self.inserts_max);
+        let in_flight = u64::from(self.clients) * u64::from(self.pipeline);
+        let smallest_share = self.records / self.threads.max(1) as u64;
+        let is_key = self.key_prefix.len() <= PREFIX_BYTES_MAX && self.key_bytes <= KEY_BYTES_MAX;
+        let has_header = sizes.smallest() as usize >= HEADER_BYTES || !mix.has(Family::Values);
+        vec![
             (
-                self.records >= self.threads as u64
-                    && self.records + self.inserts_max <= RECORDS_MAX,
+                self.records >= self.threads as u64,
                 "--records: at least one for each thread",
+            ),
+            (
+                all <= RECORDS_MAX,
+                "--records: at most as many as keys have numbers",
             ),
             (
                 (0.0..=1.0).contains(&self.compressible),
                 "--compressible: 0 to 1",
             ),
+            (is_key, "keys have at most 1024 bytes"),
             (
-                self.key_prefix.len() <= PREFIX_BYTES_MAX && self.key_bytes <= KEY_BYTES_MAX,
-                "keys have at most 1024 bytes",
-            ),
-            (
-                durations.iter().all(|duration| *duration <= DURATION_MAX),
-                "times are at most 100 days",
-            ),
-            (
-                !self.timeout.is_zero() && self.ttl >= Duration::from_millis(1),
-                "--timeout and --ttl are above 0",
+                !self.verify || all <= VERIFIED_MAX,
+                "--verify remembers at most a billion --records",
             ),
             (
                 !self.verify || smallest_share > in_flight,
                 "--verify needs more --records than requests in flight",
             ),
             (
-                !self.verify
-                    || sizes.smallest() as usize >= HEADER_BYTES
-                    || !mix.has(Family::Values),
+                !self.verify || has_header,
                 "--verify needs values of 24 bytes or more",
             ),
-        ];
-        let broken = rules.iter().find(|(is_kept, _)| !is_kept);
-        broken.map_or(Ok(()), |(_, rule)| Err((*rule).to_owned()))
+        ]
     }
 
     pub fn targets(&self) -> Vec<Target> {
@@ -466,6 +490,8 @@ mod tests {
             ("get --closed --pipeline 0", "--pipeline"),
             ("get --closed --records 0", "--records"),
             ("get --closed --records 9999999999999", "--records"),
+            ("get --closed --records 18446744073709551615", "--records"),
+            ("get --closed --verify --records 9999999999", "a billion"),
             ("get --closed --compressible 2", "--compressible"),
             ("get --closed --key-bytes 5000", "keys"),
             ("get --closed --timeout 0s", "--timeout"),

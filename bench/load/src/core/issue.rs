@@ -53,7 +53,9 @@ impl Core {
         if self.schedule.next_due().is_none() || self.end == u64::MAX {
             return;
         }
-        while self.issued < self.issued_max && self.schedule.take(self.end - 1).is_some() {
+        while self.issued < self.issued_max
+            && self.schedule.take(self.end.saturating_sub(1)).is_some()
+        {
             let kind = self.plan.mix.draw(&mut self.chance);
             self.tally
                 .failed(kind, "never sent", "the server was too slow for the rate");
