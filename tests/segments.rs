@@ -345,3 +345,34 @@ fn writers_are_slowed_for_a_collector_that_works_and_not_for_one_that_fails() {
         assert!(!is_slowed(), "slowed though all is collected");
     });
 }
+
+/// Else up to four segments of each core would be kept for nothing until somebody writes again.
+#[test]
+fn segments_that_were_emptied_go_when_nobody_writes() {
+    const REST_ROUNDS: u32 = 60;
+    let world = World::new(Options::calm(6));
+    let handle = world.handle();
+    world.run_on(NODE, async move {
+        let scene = Scene::open(&handle, options()).await;
+        let emptied = || scene.store.sizes().values.emptied;
+        let mut chance = fastrand::Rng::with_seed(6);
+        let mut waited = 0;
+        for time in 0..20 {
+            for _ in 0..5 {
+                let keys: Vec<u64> = (0..KEYS).filter(|_| chance.bool()).collect();
+                scene.write(keys.into_iter()).await;
+            }
+            // Its memtable may be flushed for other reasons.
+            rt::sleep(Duration::from_secs(1)).await;
+            waited += u32::from(emptied() > 0);
+            for _ in 0..REST_ROUNDS {
+                if emptied() == 0 {
+                    break;
+                }
+                rt::sleep(Duration::from_secs(1)).await;
+            }
+            assert_eq!(emptied(), 0, "after rest {time}");
+        }
+        assert!(waited > 3, "only {waited} times there was one to wait for");
+    });
+}

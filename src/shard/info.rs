@@ -240,6 +240,7 @@ fn quoit(shard: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     line(out, "table_runs_max", sizes.table_runs);
     line(out, "log_bytes", sizes.wal_bytes);
     line(out, "value_log_segments", sizes.values.segments);
+    line(out, "value_log_emptied_segments", sizes.values.emptied);
     line(out, "value_log_bytes", sizes.values.bytes);
     line(out, "value_log_live_bytes", sizes.values.live);
     line(out, "value_log_garbage_bytes", sizes.values.garbage);

@@ -186,14 +186,18 @@ impl Store {
         }
     }
 
-    /// What to do when nobody writes. What memory has that may hide something in tables is flushed first.
+    /// What to do when nobody writes. What memory has that may hide something in tables, or that segments wait
+    /// for which could go, is flushed first.
     fn plan_at_rest(&self, infos: &[TableInfo]) -> Plan {
         let must_flush = {
             let state = self.state.borrow();
             let hiding = state.active.hiding.get();
             let records = infos.iter().map(|info| info.records).sum();
             let may = state.frozen.is_empty() && state.undecided.is_empty() && !state.stopping;
-            may && compaction::is_worth_merging(hiding, records) && records > 0
+            let does_hide = compaction::is_worth_merging(hiding, records) && records > 0;
+            let is_waited_for =
+                !state.emptied.is_empty() && !state.active.memtable.borrow().is_empty();
+            may && (does_hide || is_waited_for)
         };
         if must_flush && !self.has_failed() {
             self.freeze();

@@ -635,7 +635,10 @@ impl Store {
         let mut sizes = Sizes {
             tables: state.tables.iter().count() as u64,
             wal_bytes: self.wal.as_ref().map_or(0, Wal::bytes),
-            values: state.values.sizes(),
+            values: ValueSizes {
+                emptied: state.emptied.len() as u64,
+                ..state.values.sizes()
+            },
             table_runs: state.tables.runs().len() as u64,
             index_bytes: state.tables.memory_bytes(),
             rows: self.caches.rows.stats(),

@@ -70,6 +70,8 @@ impl Garbage {
 pub struct ValueSizes {
     /// Segments.
     pub segments: u64,
+    /// Those of them of which nothing is needed any more, but for the flush of a memtable.
+    pub emptied: u64,
     /// Bytes of their files.
     pub bytes: u64,
     /// Bytes of records that are needed, as far as is known.
@@ -82,6 +84,7 @@ impl ValueSizes {
     /// Adds those of another core.
     pub fn add(&mut self, other: &ValueSizes) {
         self.segments += other.segments;
+        self.emptied += other.emptied;
         self.bytes += other.bytes;
         self.live += other.live;
         self.garbage += other.garbage;
