@@ -285,6 +285,7 @@ impl Driver {
             Admission::DiskFull => return Err(Error::DiskFull),
             Admission::DiskFails => return Err(Error::DiskFails),
             Admission::Failed => return Err(Error::LogFailed),
+            Admission::TooManyFiles => return Err(Error::TooManyFiles),
         };
         self.store.wait_acknowledged(lsn).await?;
         phase.ledger.acknowledged(number, ticket, true);
