@@ -214,9 +214,9 @@ impl Default for ValueLog {
         ValueLog {
             threshold: ByteSize::kib(1),
             compression: Compression::None,
-            segment: ByteSize::mib(64),
+            segment: ByteSize::mib(32),
             replay_max: ByteSize::mib(256),
-            garbage_max_percent: 25,
+            garbage_max_percent: 24,
         }
     }
 }
