@@ -29,9 +29,7 @@ use crate::types::{CoreId, Position};
 const FORMAT: u32 = 1;
 
 /// A node's number: part of every version that it makes. Never 0, never given twice.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u16);
 
 /// What a cluster, or a node with its data directory, is recognised by: made by chance, once.
@@ -314,7 +312,8 @@ impl Node {
 
     /// What is wrong with it, if something is.
     fn fault(&self) -> Option<&'static str> {
-        let has_room = |first: u16| first > 0 && u32::from(first) + u32::from(self.cores) <= 1 << 16;
+        let has_room =
+            |first: u16| first > 0 && u32::from(first) + u32::from(self.cores) <= 1 << 16;
         let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
         let rules = [
             (self.id.0 > 0, "number 0"),
@@ -380,7 +379,9 @@ fn check_placement(parts: &Parts) -> Result<Vnodes, Invalid> {
             return invalid(format!("vnode {vnode} has not {width} holders"));
         }
         for holder in holders {
-            let at = parts.nodes.binary_search_by_key(&holder.node, |node| node.id);
+            let at = parts
+                .nodes
+                .binary_search_by_key(&holder.node, |node| node.id);
             let has_core = at.is_ok_and(|at| holder.core.0 < parts.nodes[at].cores);
             if !has_core {
                 return invalid(format!("vnode {vnode} is where no core is"));

@@ -2,5 +2,7 @@
 
 pub mod claim;
 pub mod face;
+pub mod gossip;
 pub mod map;
+pub mod member;
 pub mod ring;

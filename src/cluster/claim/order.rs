@@ -77,7 +77,9 @@ impl Parts {
             node_of[own.clone()].fill(node);
             let held: f64 = ideal[own.clone()].iter().sum();
             let share = seats.len() as f64 * f64::from(*weight) / total;
-            ideal[own].iter_mut().for_each(|part| *part *= share / held.max(1.0));
+            ideal[own]
+                .iter_mut()
+                .for_each(|part| *part *= share / held.max(1.0));
         }
         Parts {
             bases,

@@ -122,8 +122,13 @@ impl<'a> Placing<'a> {
                     let rest = holders.iter().copied().filter(|other| other != *node);
                     self.racks_of(rest) == racks || racks > self.racks
                 };
-                let excess = |node: &usize| self.held[*node].len() as i64 - i64::from(self.shares[*node].whole);
-                let goes = holders.iter().filter(is_spare).max_by_key(|node| excess(node));
+                let excess = |node: &usize| {
+                    self.held[*node].len() as i64 - i64::from(self.shares[*node].whole)
+                };
+                let goes = holders
+                    .iter()
+                    .filter(is_spare)
+                    .max_by_key(|node| excess(node));
                 let goes = *goes.expect("more holders than racks: two are on one");
                 self.take(vnode, goes);
             }
@@ -136,7 +141,12 @@ impl<'a> Placing<'a> {
         let vacant = |vnode: &usize| self.holders[*vnode].len() < copies;
         let vacant: Vec<usize> = (0..self.holders.len()).filter(vacant).collect();
         // Of how many of these each node may be a holder.
-        let fitting = |node| vacant.iter().filter(|vnode| self.fits(**vnode, None, node)).count();
+        let fitting = |node| {
+            vacant
+                .iter()
+                .filter(|vnode| self.fits(**vnode, None, node))
+                .count()
+        };
         let mut chances: Vec<usize> = (0..self.sites.len()).map(fitting).collect();
         for vnode in vacant {
             for (node, chances) in chances.iter_mut().enumerate() {
@@ -179,7 +189,8 @@ impl<'a> Placing<'a> {
             let whole = self.shares[*other].whole;
             self.lacks(*other) && self.shares[*other].may_be(whole - 1)
         };
-        let excess = |other: &usize| f64::from(self.shares[*other].whole) - self.shares[*other].fair;
+        let excess =
+            |other: &usize| f64::from(self.shares[*other].whole) - self.shares[*other].fair;
         let others = (0..self.sites.len()).filter(may_fall);
         let most = others.max_by(|one, other| excess(one).total_cmp(&excess(other)));
         let may_rise = self.shares[node].may_be(self.shares[node].whole + 1);
@@ -200,7 +211,9 @@ impl<'a> Placing<'a> {
 
     /// How much `node` would have in common with the holders of `vnode` (without `from`), 1 being the mean.
     fn spread_cost(&self, vnode: usize, from: Option<usize>, node: usize) -> f64 {
-        let others = self.holders[vnode].iter().filter(|other| Some(**other) != from);
+        let others = self.holders[vnode]
+            .iter()
+            .filter(|other| Some(**other) != from);
         let (mut sum, mut count) = (0.0, 0.0);
         for other in others {
             let common = f64::from(self.common[self.pair(*other, node)]) + 0.5;
@@ -212,7 +225,8 @@ impl<'a> Placing<'a> {
 
     /// How many vnodes two nodes would have in common if all were spread alike.
     fn expected(&self, one: usize, other: usize) -> f64 {
-        let product = f64::from(self.shares[one].whole.max(1)) * f64::from(self.shares[other].whole.max(1));
+        let product =
+            f64::from(self.shares[one].whole.max(1)) * f64::from(self.shares[other].whole.max(1));
         let places = f64::from(self.demand.vnodes) * f64::from(self.demand.copies);
         product * f64::from(self.demand.copies.max(2) - 1) / places
     }
@@ -221,7 +235,9 @@ impl<'a> Placing<'a> {
     fn level(&mut self) {
         let mut is_stuck = vec![false; self.sites.len()];
         loop {
-            let excess = |node: usize| self.held[node].len() as f64 / f64::from(self.shares[node].whole.max(1));
+            let excess = |node: usize| {
+                self.held[node].len() as f64 / f64::from(self.shares[node].whole.max(1))
+            };
             let mut givers: Vec<usize> = (0..self.sites.len())
                 .filter(|node| self.held[*node].len() as u32 > self.shares[*node].whole)
                 .filter(|node| !is_stuck[*node])
@@ -250,7 +266,10 @@ impl<'a> Placing<'a> {
     fn gift(&self, giver: usize, taker: usize) -> Option<Step> {
         let vnodes = &self.held[giver];
         let start = mix(vnodes.len() as u64) as usize % vnodes.len();
-        let looked_at = vnodes[start..].iter().chain(&vnodes[..start]).take(CANDIDATES_MAX);
+        let looked_at = vnodes[start..]
+            .iter()
+            .chain(&vnodes[..start])
+            .take(CANDIDATES_MAX);
         let fitting = looked_at.filter(|vnode| self.fits(**vnode, Some(giver), taker));
         let rank = |vnode: usize| {
             let load = self.load(vnode, giver);
@@ -286,7 +305,11 @@ impl<'a> Placing<'a> {
         let mut queue = VecDeque::new();
         if let Some(vnode) = vacant {
             for to in (0..self.sites.len()).filter(|node| self.fits(vnode, None, *node)) {
-                reached[to] = Some(Step { vnode, from: None, to });
+                reached[to] = Some(Step {
+                    vnode,
+                    from: None,
+                    to,
+                });
                 cost[to] = 0;
                 queue.push_back(to);
             }

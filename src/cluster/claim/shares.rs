@@ -137,13 +137,19 @@ struct Racks {
 
 impl Racks {
     fn of(nodes: &[Candidate], demand: Demand) -> Racks {
-        assert!(nodes.len() >= demand.copies as usize, "a node holds a vnode once");
+        assert!(
+            nodes.len() >= demand.copies as usize,
+            "a node holds a vnode once"
+        );
         let count = nodes.iter().map(|node| node.rack + 1).max().unwrap_or(0);
         let mut members = vec![Vec::new(); count];
         for (index, node) in nodes.iter().enumerate() {
             members[node.rack].push(index);
         }
-        assert!(members.iter().all(|rack| !rack.is_empty()), "racks are counted from 0");
+        assert!(
+            members.iter().all(|rack| !rack.is_empty()),
+            "racks are counted from 0"
+        );
         let racks = count as u32;
         let is_rich = racks >= demand.copies;
         let per_vnode = match is_rich {
@@ -176,12 +182,7 @@ fn level_share(node: Candidate, demand: Demand, level: f64) -> f64 {
 }
 
 /// The level at which `sum`, which rises with it, is `total`.
-fn level_where(
-    total: f64,
-    nodes: &[Candidate],
-    demand: Demand,
-    sum: impl Fn(f64) -> f64,
-) -> f64 {
+fn level_where(total: f64, nodes: &[Candidate], demand: Demand, sum: impl Fn(f64) -> f64) -> f64 {
     let lightest = nodes.iter().map(|node| node.weight).min().unwrap_or(1);
     let (mut low, mut high) = (0.0, f64::from(demand.vnodes) / f64::from(lightest));
     for _ in 0..HALVINGS {

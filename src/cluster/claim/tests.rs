@@ -43,7 +43,10 @@ struct Chance(u64);
 
 impl Chance {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % bound
     }
 }
@@ -65,7 +68,10 @@ fn cores_of(map: &ClusterMap, node: NodeId) -> Vec<(u32, u32)> {
     let cores = map.node(node).expect("it is in the map").cores;
     let load = |core| {
         let core = CoreId(core);
-        loads.get(&Holder { node, core }).copied().unwrap_or_default()
+        loads
+            .get(&Holder { node, core })
+            .copied()
+            .unwrap_or_default()
     };
     (0..cores).map(load).collect()
 }
@@ -77,22 +83,39 @@ fn check(map: &ClusterMap) {
     let racks: BTreeSet<&str> = sharing.iter().map(|node| node.rack.as_str()).collect();
     assert_eq!(map.copies(), sharing.len().min(usize::from(map.replicas())));
     for vnode in map.vnodes().all() {
-        let holders = map.holders(vnode).iter().map(|at| map.node(at.node).expect("known"));
+        let holders = map
+            .holders(vnode)
+            .iter()
+            .map(|at| map.node(at.node).expect("known"));
         let holders: Vec<&Node> = holders.collect();
         assert!(holders.iter().all(|node| node.has_share()), "{vnode:?}");
         let used: BTreeSet<&str> = holders.iter().map(|node| node.rack.as_str()).collect();
-        assert_eq!(used.len(), racks.len().min(map.copies()), "racks of {vnode:?}");
+        assert_eq!(
+            used.len(),
+            racks.len().min(map.copies()),
+            "racks of {vnode:?}"
+        );
     }
     let loads = loads(map);
     for (id, fair) in fair_shares(map) {
         let cores = map.node(id).expect("known").cores;
-        let of = |core| loads.get(&Holder { node: id, core: CoreId(core) }).map_or(0, |load| load.0);
+        let of = |core| {
+            loads
+                .get(&Holder {
+                    node: id,
+                    core: CoreId(core),
+                })
+                .map_or(0, |load| load.0)
+        };
         let cores: Vec<u32> = (0..cores).map(of).collect();
         let held = f64::from(cores.iter().sum::<u32>());
         let is_fair = held < fair + 1.0 && held > fair - 2.0;
         assert!(is_fair, "{id:?} holds {held}, not {fair}");
         let spread = cores.iter().max().zip(cores.iter().min());
-        assert!(spread.is_some_and(|(most, least)| most - least <= 1), "{id:?}: {cores:?}");
+        assert!(
+            spread.is_some_and(|(most, least)| most - least <= 1),
+            "{id:?}: {cores:?}"
+        );
     }
 }
 
@@ -101,7 +124,11 @@ fn check(map: &ClusterMap) {
 fn least_copied(old: &ClusterMap, new: &ClusterMap) -> f64 {
     let before: BTreeMap<NodeId, f64> = fair_shares(old).into_iter().collect();
     let after: BTreeMap<NodeId, f64> = fair_shares(new).into_iter().collect();
-    let is_going = |node| after.get(&node).is_none_or(|fair| fair + 1.0 < before[&node]);
+    let is_going = |node| {
+        after
+            .get(&node)
+            .is_none_or(|fair| fair + 1.0 < before[&node])
+    };
     let mut groups: BTreeMap<&str, BTreeSet<NodeId>> = BTreeMap::new();
     for id in after.keys() {
         let rack = new.node(*id).map_or("", |node| &node.rack);
@@ -116,9 +143,9 @@ fn least_copied(old: &ClusterMap, new: &ClusterMap) -> f64 {
         let can_come = |vnode: &Vnode| {
             let holders = old.holders(*vnode);
             let inside = holders.iter().filter(|at| group.contains(&at.node)).count();
-            let goes = holders.iter().any(|at| {
-                is_going(at.node) && inside == usize::from(group.contains(&at.node))
-            });
+            let goes = holders
+                .iter()
+                .any(|at| is_going(at.node) && inside == usize::from(group.contains(&at.node)));
             goes || (holders.len() < new.copies() && inside == 0)
         };
         let room = new.vnodes().all().filter(can_come).count() as f64;
@@ -135,7 +162,10 @@ fn gain(
     after: &BTreeMap<NodeId, f64>,
 ) -> f64 {
     let had = |node| before.get(node).unwrap_or(&0.0);
-    nodes.iter().map(|node| (after[node] - had(node)).max(0.0)).sum()
+    nodes
+        .iter()
+        .map(|node| (after[node] - had(node)).max(0.0))
+        .sum()
 }
 
 /// Weights that differ by four, with cores to match, in racks that are no multiple of it.
@@ -148,7 +178,16 @@ fn mixed(number: u16, racks: u16) -> Node {
 /// wherever whole vnodes and the racks allow it ([`check`] holds every map to what they do allow).
 #[test]
 fn clusters_of_all_sizes_are_even_and_move_little() {
-    for (size, racks) in [(3, 1), (3, 3), (5, 1), (5, 4), (30, 1), (30, 3), (30, 5), (100, 5)] {
+    for (size, racks) in [
+        (3, 1),
+        (3, 3),
+        (5, 1),
+        (5, 4),
+        (30, 1),
+        (30, 3),
+        (30, 5),
+        (100, 5),
+    ] {
         for is_mixed in [false, true] {
             let made = |number| match is_mixed {
                 true => mixed(number, racks),
@@ -158,31 +197,35 @@ fn clusters_of_all_sizes_are_even_and_move_little() {
             for (id, fair) in fair_shares(&map) {
                 let cores = cores_of(&map, id);
                 let held: u32 = cores.iter().map(|core| core.0).sum();
-                assert!(f64::from(held) <= fair * 1.05, "{id:?} of {size}: {held}, not {fair}");
+                assert!(
+                    f64::from(held) <= fair * 1.05,
+                    "{id:?} of {size}: {held}, not {fair}"
+                );
                 let most = cores.iter().map(|core| core.0).max().unwrap_or(0);
                 let even = fair / cores.len() as f64;
                 let bar = (even * 1.15).max(even.ceil() + 1e-6);
-                assert!(f64::from(most) <= bar, "{id:?} of {size}: {most}, not {even}");
+                assert!(
+                    f64::from(most) <= bar,
+                    "{id:?} of {size}: {most}, not {even}"
+                );
             }
             let after = change(&map, &[Change::Put(made(size + 1))]).expect("it may join");
             check(&after);
             let copied = moves(&map, &after).copied.len() as f64;
             let least = least_copied(&map, &after);
-            assert!(copied <= least * 1.1 + 1.0, "{size} and one: {copied}, not {least}");
+            assert!(
+                copied <= least * 1.1 + 1.0,
+                "{size} and one: {copied}, not {least}"
+            );
             for gone in (1..=size).step_by(usize::from(size) / 3) {
                 let after = change(&map, &[Change::Remove(NodeId(gone))]).expect("others are left");
                 check(&after);
                 let copied = moves(&map, &after).copied.len() as f64;
                 let least = least_copied(&map, &after);
-                if copied > least * 1.1 + 1.0 {
-                    let b: BTreeMap<NodeId, f64> = fair_shares(&map).into_iter().collect();
-                    for (id, f) in fair_shares(&after) {
-                        let (h0, h1) = (map.held_by(id).count(), after.held_by(id).count());
-                        let c = moves(&map, &after).copied.iter().filter(|m| m.1.node == id).count();
-                        if c > 0 || h0 != h1 { eprintln!("{id:?} {} {:.2} {h0} -> {f:.2} {h1} copied {c}", after.node(id).unwrap().rack, b[&id]); }
-                    }
-                }
-                assert!(copied <= least * 1.1 + 1.0, "{size} without {gone}: {copied}, not {least}");
+                assert!(
+                    copied <= least * 1.1 + 1.0,
+                    "{size} without {gone}: {copied}, not {least}"
+                );
             }
         }
     }
@@ -191,9 +234,13 @@ fn clusters_of_all_sizes_are_even_and_move_little() {
 /// Else a node that dies would bring one other down with its load.
 #[test]
 fn what_a_dead_node_served_falls_on_many() {
-    let map = grown(4096, (1..=30).map(|number| node(number, number % 5, 100, 8)));
+    let map = grown(
+        4096,
+        (1..=30).map(|number| node(number, number % 5, 100, 8)),
+    );
     for dead in map.nodes() {
-        let (mut common, mut seconds): (BTreeMap<NodeId, u32>, BTreeMap<NodeId, u32>) = Default::default();
+        let (mut common, mut seconds): (BTreeMap<NodeId, u32>, BTreeMap<NodeId, u32>) =
+            Default::default();
         for (vnode, _) in map.held_by(dead.id) {
             let holders = map.holders(vnode);
             for other in holders.iter().filter(|at| at.node != dead.id) {
@@ -207,23 +254,40 @@ fn what_a_dead_node_served_falls_on_many() {
         assert_eq!(common.len(), 24, "{:?}", dead.id);
         let (most, least) = (common.values().max(), common.values().min());
         assert!(most < Some(&50) && least > Some(&20), "{common:?}");
-        assert!(seconds.len() >= 20 && seconds.values().max() < Some(&12), "{seconds:?}");
+        assert!(
+            seconds.len() >= 20 && seconds.values().max() < Some(&12),
+            "{seconds:?}"
+        );
     }
 }
 
 /// Cluster clients send everything to the first: by their order the nodes and cores are equally busy.
 #[test]
 fn nodes_and_cores_lead_in_proportion() {
-    let even = grown(4096, (1..=30).map(|number| node(number, number % 4, 100, 8)));
+    let even = grown(
+        4096,
+        (1..=30).map(|number| node(number, number % 4, 100, 8)),
+    );
     for at in even.nodes() {
         let leads: Vec<u32> = cores_of(&even, at.id).iter().map(|core| core.1).collect();
         let sum: u32 = leads.iter().sum();
         assert!((136..=138).contains(&sum), "{:?} leads {sum}", at.id);
-        assert!(leads.iter().all(|lead| (16..=19).contains(lead)), "{leads:?}");
+        assert!(
+            leads.iter().all(|lead| (16..=19).contains(lead)),
+            "{leads:?}"
+        );
     }
     // Three nodes hold everything, so their weights tell only who is first.
-    let heavy = grown(1024, [(1, 100), (2, 100), (3, 200)].map(|(id, weight)| node(id, id, weight, 4)));
-    let leads = |id| cores_of(&heavy, NodeId(id)).iter().map(|core| core.1).sum::<u32>();
+    let heavy = grown(
+        1024,
+        [(1, 100), (2, 100), (3, 200)].map(|(id, weight)| node(id, id, weight, 4)),
+    );
+    let leads = |id| {
+        cores_of(&heavy, NodeId(id))
+            .iter()
+            .map(|core| core.1)
+            .sum::<u32>()
+    };
     assert_eq!([leads(1), leads(2), leads(3)], [256, 256, 512]);
     for (node, share) in [(1, 64), (2, 64), (3, 128)] {
         let cores = cores_of(&heavy, NodeId(node));
@@ -270,19 +334,35 @@ fn a_node_that_leaves_holds_nothing_and_one_that_joined_its_share() {
 
 #[test]
 fn vnodes_keep_their_core_while_cores_are_even() {
-    let map = grown(1024, (1..=12).map(|number| node(number, number % 3, 100, 8)));
+    let map = grown(
+        1024,
+        (1..=12).map(|number| node(number, number % 3, 100, 8)),
+    );
     let joined = change(&map, &[Change::Put(node(13, 1, 100, 8))]).expect("it may join");
     let moves = moves(&map, &joined);
     let reseated = moves.reseated.len();
-    assert!(reseated * 50 < moves.copied.len(), "{reseated} of {}", moves.copied.len());
+    assert!(
+        reseated * 50 < moves.copied.len(),
+        "{reseated} of {}",
+        moves.copied.len()
+    );
 
     // Two cores more: a fifth of the node's vnodes go to them, and nothing moves between nodes.
     let wider = change(&map, &[Change::Put(node(4, 1, 100, 10))]).expect("it may have more cores");
     check(&wider);
     let moves = super::moves(&map, &wider);
     assert!(moves.copied.is_empty() && moves.dropped.is_empty());
-    assert!((50..=54).contains(&moves.reseated.len()), "{}", moves.reseated.len());
-    assert!(moves.reseated.iter().all(|(_, was, is)| was.core.0 < 8 && is.core.0 >= 8));
+    assert!(
+        (50..=54).contains(&moves.reseated.len()),
+        "{}",
+        moves.reseated.len()
+    );
+    assert!(
+        moves
+            .reseated
+            .iter()
+            .all(|(_, was, is)| was.core.0 < 8 && is.core.0 >= 8)
+    );
     // And back: those of the cores that are gone, spread over the others.
     let back = change(&wider, &[Change::Put(node(4, 1, 100, 8))]).expect("it may have fewer");
     check(&back);
@@ -296,9 +376,17 @@ fn the_number_of_a_removed_node_is_never_given_again() {
     let mut other = node(2, 0, 100, 1);
     other.uuid = Uuid(77);
     let taken = Err(Refused::Taken(NodeId(2)));
-    assert_eq!(change(&map, &[Change::Put(other.clone())]), taken, "another's");
+    assert_eq!(
+        change(&map, &[Change::Put(other.clone())]),
+        taken,
+        "another's"
+    );
     let without = change(&map, &[Change::Remove(NodeId(2))]).expect("two are left");
-    assert_eq!(change(&without, &[Change::Put(other)]), taken, "it was another's");
+    assert_eq!(
+        change(&without, &[Change::Put(other)]),
+        taken,
+        "it was another's"
+    );
     let back = change(&without, &[Change::Put(node(2, 0, 100, 1))]);
     assert_eq!(back, taken, "who was removed comes as somebody new");
     let gone = change(&without, &[Change::Remove(NodeId(2))]);
@@ -337,7 +425,10 @@ fn happens(map: &ClusterMap, next: u16, chance: &mut Chance) -> Option<Vec<Chang
     let mut known = any(chance);
     Some(match chance.below(10) {
         0..=2 if map.nodes().len() < 40 => vec![Change::Put(made(next, chance))],
-        3 => vec![Change::Put(made(next, chance)), Change::Put(made(next + 1, chance))],
+        3 => vec![
+            Change::Put(made(next, chance)),
+            Change::Put(made(next + 1, chance)),
+        ],
         4..=5 if map.nodes().len() > 1 => vec![Change::Remove(known.id)],
         6 => {
             known.weight = weights[chance.below(6)];
@@ -377,12 +468,19 @@ fn random_histories_keep_all_rules_and_move_no_more_than_they_must() {
                 Err(why) => panic!("seed {seed}: {changes:?}: {why}"),
             };
             check(&after);
-            assert_eq!(change(&map, &changes), Ok(after.clone()), "seed {seed}: by chance");
+            assert_eq!(
+                change(&map, &changes),
+                Ok(after.clone()),
+                "seed {seed}: by chance"
+            );
             assert_eq!(ClusterMap::from_json(&after.to_json()), Ok(after.clone()));
             copied += moves(&map, &after).copied.len() as f64;
             least += least_copied(&map, &after);
             map = after;
         }
     }
-    assert!(copied <= least * 1.1, "{copied} were copied, {least} would have to be");
+    assert!(
+        copied <= least * 1.1,
+        "{copied} were copied, {least} would have to be"
+    );
 }

@@ -167,7 +167,10 @@ fn a_map_that_contradicts_itself_is_refused() {
     }
     let mut value: Value = serde_json::from_str(&text).expect("it is JSON");
     value["colour"] = json!("red");
-    assert!(ClusterMap::from_json(&value.to_string()).is_err(), "an unknown field");
+    assert!(
+        ClusterMap::from_json(&value.to_string()).is_err(),
+        "an unknown field"
+    );
     let long = format!("{text}{}", " ".repeat(MAP_BYTES_MAX));
     assert!(ClusterMap::from_json(&long).is_err(), "too long");
 }
@@ -180,7 +183,9 @@ fn a_map_that_was_garbled_is_refused_or_sound() {
     let text = small.to_json();
     let mut state = 1u64;
     let mut chance = |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(99);
         (state >> 33) as usize % below
     };
     let mut refused = 0;
