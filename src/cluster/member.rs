@@ -30,6 +30,14 @@ pub struct Timing {
     pub dead: Duration,
 }
 
+impl Timing {
+    /// True if a node is silent for some rounds before it is suspect, and suspect before it is dead.
+    pub fn is_sound(self) -> bool {
+        let grows = self.interval < self.suspect && self.suspect < self.dead;
+        !self.interval.is_zero() && grows
+    }
+}
+
 /// What is thought of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -131,8 +139,7 @@ pub struct Members {
 impl Members {
     /// Nobody yet.
     pub fn new(timing: Timing, now: Duration) -> Members {
-        assert!(timing.interval > Duration::ZERO, "time goes on");
-        assert!(timing.interval < timing.suspect && timing.suspect < timing.dead);
+        assert!(timing.is_sound(), "the configuration was checked");
         Members {
             timing,
             members: BTreeMap::new(),

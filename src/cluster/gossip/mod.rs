@@ -107,11 +107,14 @@ impl Gossip {
     pub fn tick(&mut self, now: Duration, chance: u64) -> Vec<Effect> {
         let turns = self.members.look(now).into_iter();
         let mut effects: Vec<Effect> = turns.map(Effect::Turned).collect();
-        if now < self.due || !self.is_member {
+        if now < self.due {
             return effects;
         }
         // Rounds that were missed are not made up for.
         self.due = now + self.interval;
+        if !self.is_member {
+            return effects;
+        }
         self.heartbeat.count += 1;
         let (dead, living): (Vec<_>, Vec<_>) = self
             .members
