@@ -277,6 +277,17 @@ fn nodes_and_cores_lead_in_proportion() {
             "{leads:?}"
         );
     }
+    // Where a core leads one vnode or two, its node leads as many as any other.
+    let coarse = grown(
+        1024,
+        (1..=60).map(|number| node(number, number % 4, 100, 8)),
+    );
+    for at in coarse.nodes() {
+        let leads: Vec<u32> = cores_of(&coarse, at.id).iter().map(|core| core.1).collect();
+        let sum: u32 = leads.iter().sum();
+        assert!((17..=18).contains(&sum), "{:?} leads {sum}", at.id);
+        assert!(leads.iter().all(|lead| *lead <= 3), "{leads:?}");
+    }
     // Three nodes hold everything, so their weights tell only who is first.
     let heavy = grown(
         1024,

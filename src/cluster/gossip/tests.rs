@@ -487,6 +487,9 @@ fn a_removed_node_is_gone_whatever_it_says() {
         );
         assert_eq!(world.peers[peer].gossip.standing(NodeId(5)), None);
     }
+    world.peers[0].gossip.map_changed(&map(5));
+    let standing = world.peers[0].gossip.standing(NodeId(5));
+    assert_eq!(standing, None, "an older map is no news");
     // It starts again with its old map, and a newer generation than any; others tell of it, too.
     world.peers[4].map = map(5);
     world.restart(4, 5000);
