@@ -236,7 +236,7 @@ impl Default for Limits {
 }
 
 /// True for nothing, an address that somebody can connect to, and what may be a name in the DNS.
-fn is_host(text: &str) -> bool {
+pub fn is_host(text: &str) -> bool {
     match text.parse::<IpAddr>() {
         Ok(address) => !address.is_unspecified(),
         Err(_) => {
@@ -435,6 +435,24 @@ pub const VALUE_BYTES_MAX: usize = 512 << 20;
 pub const CORES_MAX: u16 = 1024;
 /// Arcs of the ring (DESIGN: Q). A cluster keeps the number that it was made with.
 pub const VNODES: u32 = 1024;
+/// Fewest arcs that a ring may have.
+pub const VNODES_MIN: u32 = 64;
+/// Most arcs: one for each slot.
+pub const VNODES_MAX: u32 = 16_384;
+/// Most replicas of a vnode.
+pub const REPLICAS_MAX: u8 = 7;
+/// Most replicas of all vnodes together: what the cluster map has room for.
+pub const PLACEMENT_MAX: usize = 1 << 16;
+/// Most nodes of a cluster.
+pub const NODES_MAX: usize = 1000;
+/// How much a node may weigh.
+pub const WEIGHT_MAX: u32 = 100_000;
+/// Bytes of a rack's name.
+pub const RACK_BYTES_MAX: usize = 64;
+/// Numbers of removed nodes that the cluster map remembers, so that nobody gets them again.
+pub const RETIRED_MAX: usize = 1000;
+/// Bytes of a cluster map as text. What etcd takes in one request is 1.5 MiB.
+pub const MAP_BYTES_MAX: usize = 1408 * 1024;
 /// Commands of one connection that are under way at once; further ones wait in its buffer.
 pub const PIPELINE_COMMANDS_MAX: usize = 1024;
 /// A connection with this many bytes of replies sends them before it runs another command.
