@@ -11,7 +11,7 @@ use quoit::replication::quorum::{
 use quoit::types::{Meta, Version};
 
 use crate::linear::{Action, Moment, Operation, Outcome};
-use crate::world::{AGAIN, DEADLINE, Event, Message, Planted, Record, SLOW, World};
+use crate::world::{AGAIN, DEADLINE, Event, Levels, Message, Planted, Record, SLOW, World};
 
 /// Names an operation of a client, or what is done in the background; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,8 +63,9 @@ impl World {
             5..9 => Action::Write(Some(self.next_value)),
             _ => Action::Write(None),
         };
-        let level = match self.chance.u8(..10) {
-            0 => Level::All,
+        let level = match (self.levels, self.chance.u8(..10)) {
+            (_, 0) => Level::All,
+            (Levels::Any, 1..8) => Level::One,
             _ => Level::Quorum,
         };
         self.begin(node, Some(client), action, level);
@@ -82,7 +83,7 @@ impl World {
         let ranking = self.ranking(node);
         let started = match action {
             Action::Read(_) => self.start_read(node, id, level, ranking),
-            _ if self.planted == Some(Planted::NoBarrier) => {
+            _ if level == Level::One || self.planted == Some(Planted::NoBarrier) => {
                 self.start_write(node, id, action, level)
             }
             _ => self.start_barrier(node, id, &ranking),

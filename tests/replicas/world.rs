@@ -175,8 +175,18 @@ pub struct Node {
     pub ops: BTreeMap<OpId, Op>,
 }
 
+/// At which levels clients ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Levels {
+    /// QUORUM and ALL: linearizable together.
+    Strong,
+    /// ONE, too: of what is read nothing is promised but that somebody wrote it.
+    Any,
+}
+
 pub struct World {
     pub planted: Option<Planted>,
+    pub levels: Levels,
     pub rules: Rules,
     pub chance: fastrand::Rng,
     pub now: Micros,
@@ -209,7 +219,7 @@ struct Faults {
 }
 
 impl World {
-    pub fn new(seed: u64, planted: Option<Planted>) -> World {
+    pub fn new(seed: u64, levels: Levels, planted: Option<Planted>) -> World {
         let mut chance = fastrand::Rng::with_seed(seed);
         let replicas = [3, 3, 5][chance.usize(..3)];
         let nodes = replicas + chance.usize(..3);
@@ -232,6 +242,7 @@ impl World {
         };
         let mut world = World {
             planted,
+            levels,
             rules: Rules { stand_ins, mistake },
             now: 0,
             queue: BTreeMap::new(),
