@@ -10,7 +10,9 @@
 //! come twice, too late or never is counted once, is ignored, or is waited for until the deadline.
 //!
 //! What the caller owes: a version is chosen once for an operation, by a clock that has observed what the barrier
-//! heard, in a barrier that began after the operation did; whatever is sent again bears the same version. A replica
+//! heard, in a barrier that began after the operation did; whatever is sent again bears the same version. Nor is a
+//! version ever chosen again: a coordinator that restarts may hear of nobody who has stored its last one, and its wall
+//! clock may be late, so something in the version must differ from one of its lives to the next. A replica
 //! says that it has stored something after the sync, and never tells a clock behind a version that it has stored.
 
 use smallvec::SmallVec;
