@@ -323,7 +323,11 @@ impl<'a> Request<'a> {
 impl<'a> Answer<'a> {
     /// A failure, its text cut to what may be sent.
     pub fn failed(certainty: Certainty, text: &'a str) -> Answer<'a> {
-        let text = &text[..text.floor_char_boundary(TEXT_BYTES_MAX)];
+        let mut end = text.len().min(TEXT_BYTES_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let text = &text[..end];
         Answer::Failed { certainty, text }
     }
 

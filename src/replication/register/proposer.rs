@@ -6,8 +6,8 @@
 //!
 //! A change is applied once, though several rounds may propose it: a later round of the same operation finds its own
 //! value again, and confirms it; or finds what the value was made from, so that the earlier proposal can never be decided
-//! apart from this one, and makes the same again; or finds another's value, of which nobody can tell whether it was
-//! built on ours. Then the outcome is in doubt, and said to be.
+//! apart from this one, and makes the same again; or finds another's value, which may have been built on ours. If that
+//! value does not tell ([`Change::is_in`]), the outcome is in doubt, and said to be.
 
 use smallvec::SmallVec;
 
@@ -23,6 +23,13 @@ pub trait Change {
 
     /// The holders that a value names, if it does.
     fn holders(value: &Self::Value) -> Option<Holders>;
+
+    /// True if `value` has come of this change, whatever came after it; `None` if the value does not tell. One that
+    /// remembers its last changes leaves nobody in doubt.
+    fn is_in(&self, value: &Self::Value) -> Option<bool> {
+        let _ = value;
+        None
+    }
 }
 
 /// An operation under way.
@@ -172,9 +179,17 @@ impl<C: Change> Proposer<C> {
         &self.holders
     }
 
-    /// The last ballot that it used. The next operation of this proposer goes on from there.
+    /// Of the round under way.
     pub fn ballot(&self) -> Ballot {
         self.ballot
+    }
+
+    /// What the next operation of this proposer goes on from, so that nobody has promised its ballot yet.
+    pub fn last(&self) -> Ballot {
+        Ballot {
+            round: self.ballot.round.max(self.seen.round),
+            ..self.ballot
+        }
     }
 
     /// True if it may have made some holder accept a change of its own: if it is given up now, it is UNKNOWN whether the
@@ -332,6 +347,9 @@ impl<C: Change> Proposer<C> {
             decided: value.clone(),
             next_promised,
         };
+        if !is_own {
+            self.sent = None; // what an earlier round has sent can never be decided any more
+        }
         self.conclude(value, is_own)
     }
 
@@ -371,27 +389,17 @@ impl<C: Change> Proposer<C> {
 
     /// The newest value that may have been decided is known, and no other can be in a lower round: on with it.
     fn choose(&mut self, current: Option<C::Value>) -> Step<C::Value> {
-        let (value, is_own) = match (&self.sent, &current) {
-            (Some(sent), Some(current)) if sent.value == *current => (Some(current.clone()), true),
-            (Some(sent), _) if sent.base != current => {
+        let (value, is_own) = match (self.is_made(current.as_ref()), &current) {
+            (None, _) => {
                 self.phase = Phase::Over;
                 return Step::InDoubt(current);
             }
-            (_, Some(value)) if self.moves(value) => (current, false),
-            _ => match self.change.apply(current.as_ref()) {
-                None => (current, false),
-                Some(value) => {
-                    assert!(self.may_decide(&value), "a set of holders changes by one");
-                    assert!(current.as_ref() != Some(&value), "values are unique");
-                    let (base, value_sent) = (current, value.clone());
-                    self.sent = Some(Sent {
-                        base,
-                        value: value_sent,
-                    });
-                    (Some(value), true)
-                }
-            },
+            (Some(true), _) => (current, true),
+            (Some(false), Some(value)) if self.moves(value) => (current, false),
+            (Some(false), _) => self.apply(current),
         };
+        // Some will promise the next ballot with this, and will not do so again.
+        self.seen = self.seen.max(self.next_ballot());
         self.phase = Phase::Accepting {
             value,
             is_own,
@@ -400,6 +408,31 @@ impl<C: Change> Proposer<C> {
             refused: Few::new(),
         };
         Step::Send(self.request().expect("it is accepting"))
+    }
+
+    /// True if the change has been made in `current`; if not, it can only be made anew, or be found again before
+    /// anything else is decided. `None` if nobody can tell.
+    fn is_made(&self, current: Option<&C::Value>) -> Option<bool> {
+        match (&self.sent, current) {
+            (None, _) => Some(false),
+            (Some(sent), Some(value)) if sent.value == *value => Some(true),
+            (Some(sent), _) if sent.base.as_ref() == current => Some(false),
+            (Some(_), Some(value)) => self.change.is_in(value),
+            (Some(_), None) => None,
+        }
+    }
+
+    /// What the change makes of `current`, and whether it makes anything of it.
+    fn apply(&mut self, current: Option<C::Value>) -> (Option<C::Value>, bool) {
+        let Some(value) = self.change.apply(current.as_ref()) else {
+            return (current, false);
+        };
+        assert!(self.may_decide(&value), "a set of holders changes by one");
+        assert!(current.as_ref() != Some(&value), "values are unique");
+        let base = current;
+        let sent = value.clone();
+        self.sent = Some(Sent { base, value: sent });
+        (Some(value), true)
     }
 
     /// True if `value` names other holders than those that are asked.
@@ -424,7 +457,7 @@ impl<C: Change> Proposer<C> {
     }
 
     fn raise_ballot(&mut self) {
-        self.ballot.round = self.ballot.round.max(self.seen.round) + 1;
+        self.ballot.round = self.last().round + 1;
     }
 
     fn next_ballot(&self) -> Ballot {
@@ -452,5 +485,242 @@ fn note<V>(told: &mut Told<V>, new: (HolderId, Ballot, Option<V>)) {
 fn count(few: &mut Few, holder: HolderId) {
     if let Err(place) = few.binary_search(&holder) {
         few.insert(place, holder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Acceptor, State};
+    use super::*;
+
+    /// Adds a number to the end of a list; the list may name the set of its holders first.
+    #[derive(Clone, Debug)]
+    struct Add(Option<u8>);
+
+    impl Change for Add {
+        type Value = Vec<u8>;
+
+        fn apply(&self, current: Option<&Vec<u8>>) -> Option<Vec<u8>> {
+            let mut value = current.cloned().unwrap_or_default();
+            value.push(self.0?);
+            Some(value)
+        }
+
+        /// It tells of numbers above 3.
+        fn is_in(&self, value: &Vec<u8>) -> Option<bool> {
+            let number = self.0.filter(|number| *number > 3)?;
+            Some(value.contains(&number))
+        }
+
+        /// Four holders once 100 was added.
+        fn holders(value: &Vec<u8>) -> Option<Holders> {
+            let has_moved = value.contains(&100);
+            Some(if has_moved { set(2, 4) } else { set(1, 3) })
+        }
+    }
+
+    fn set(number: u64, count: u16) -> Holders {
+        let members: Vec<HolderId> = (0..count).map(HolderId).collect();
+        Holders::new(number, &members).expect("a sane set")
+    }
+
+    fn last(proposer: u32) -> Ballot {
+        Ballot { round: 0, proposer }
+    }
+
+    fn three() -> Vec<Acceptor<Vec<u8>>> {
+        (0..3).map(|_| Acceptor::new(State::default())).collect()
+    }
+
+    /// Sends `request` to these holders, and tells what they answer.
+    fn send(
+        proposer: &mut Proposer<Add>,
+        acceptors: &mut [Acceptor<Vec<u8>>],
+        request: &Request<Vec<u8>>,
+        to: &[u16],
+    ) -> Step<Vec<u8>> {
+        let mut steps = Vec::new();
+        for &holder in to {
+            let reaction = acceptors[usize::from(holder)].on_request(request);
+            steps.push(proposer.on_answer(HolderId(holder), reaction.answer));
+        }
+        let step = steps.into_iter().find(|step| *step != Step::Wait);
+        step.unwrap_or(Step::Wait)
+    }
+
+    /// A change from its first request to its end, with the holders `to`; how many trips it took, besides.
+    fn run(
+        (mut proposer, mut request): (Proposer<Add>, Request<Vec<u8>>),
+        acceptors: &mut [Acceptor<Vec<u8>>],
+        to: &[u16],
+    ) -> (Proposer<Add>, Step<Vec<u8>>, usize) {
+        for trips in 1..10 {
+            match send(&mut proposer, acceptors, &request, to) {
+                Step::Send(next) => request = next,
+                step => return (proposer, step, trips),
+            }
+        }
+        panic!("it never ends");
+    }
+
+    #[test]
+    fn an_undisturbed_proposer_takes_two_trips_and_then_one() {
+        let mut acceptors = three();
+        let begun = Proposer::change(Add(Some(1)), set(1, 3), last(1));
+        let (proposer, step, trips) = run(begun, &mut acceptors, &[0, 1]);
+        assert_eq!((step, trips), (Step::Changed(vec![1]), 2));
+        let sticky = proposer.sticky().expect("a majority has promised");
+        let begun = Proposer::stick(Add(Some(2)), set(1, 3), sticky);
+        let (proposer, step, trips) = run(begun, &mut acceptors, &[1, 0]);
+        assert_eq!((step, trips), (Step::Changed(vec![1, 2]), 1));
+        let begun = Proposer::stick(Add(None), set(1, 3), proposer.sticky().expect("again"));
+        let (proposer, step, trips) = run(begun, &mut acceptors, &[0, 1]);
+        assert_eq!((step, trips), (Step::Kept(Some(vec![1, 2])), 1));
+        // Another one comes in between.
+        let sticky = proposer.sticky().expect("again");
+        let begun = Proposer::change(
+            Add(Some(3)),
+            set(1, 3),
+            Ballot {
+                round: 9,
+                proposer: 2,
+            },
+        );
+        let (_, step, _) = run(begun, &mut acceptors, &[1, 2]);
+        assert_eq!(step, Step::Changed(vec![1, 2, 3]));
+        let begun = Proposer::stick(Add(Some(4)), set(1, 3), sticky);
+        let (mut proposer, step, _) = run(begun, &mut acceptors, &[1, 2]);
+        assert_eq!(step, Step::Overtaken);
+        let Step::Send(request) = proposer.retry() else {
+            panic!("a new round");
+        };
+        let (_, step, trips) = run((proposer, request), &mut acceptors, &[1, 2]);
+        assert_eq!((step, trips), (Step::Changed(vec![1, 2, 3, 4]), 2));
+    }
+
+    #[test]
+    fn a_read_that_finds_agreement_takes_one_trip_and_changes_nothing() {
+        let mut acceptors = three();
+        let begun = Proposer::read(Add(None), set(1, 3), last(2));
+        let (_, step, trips) = run(begun, &mut acceptors, &[1, 2]);
+        assert_eq!(
+            (step, trips),
+            (Step::Kept(None), 1),
+            "nobody has written anything"
+        );
+        run(
+            Proposer::change(Add(Some(1)), set(1, 3), last(1)),
+            &mut acceptors,
+            &[0, 1],
+        );
+        let before = acceptors.clone();
+        let (_, step, trips) = run(
+            Proposer::read(Add(None), set(1, 3), last(2)),
+            &mut acceptors,
+            &[0, 1],
+        );
+        assert_eq!((step, trips), (Step::Kept(Some(vec![1])), 1));
+        assert_eq!(acceptors, before);
+        // One of those asked has not heard of it: it is confirmed before it is told.
+        let begun = Proposer::read(
+            Add(None),
+            set(1, 3),
+            Ballot {
+                round: 5,
+                proposer: 2,
+            },
+        );
+        let (_, step, trips) = run(begun, &mut acceptors, &[1, 2]);
+        assert_eq!((step, trips), (Step::Kept(Some(vec![1])), 3));
+        assert_eq!(acceptors[2].state().value, Some(vec![1]));
+    }
+
+    /// Else an operation that was tried again would count twice, or one that was made would be said to have failed.
+    #[test]
+    fn a_change_that_is_tried_again_counts_once_or_is_in_doubt() {
+        for (own, other) in [
+            (1, None),
+            (1, Some(Add(None))),
+            (1, Some(Add(Some(7)))),
+            (9, Some(Add(Some(7)))),
+        ] {
+            let mut acceptors = three();
+            let (mut proposer, request) = Proposer::change(Add(Some(own)), set(1, 3), last(1));
+            let Step::Send(accept) = send(&mut proposer, &mut acceptors, &request, &[0, 1]) else {
+                panic!("it may propose");
+            };
+            assert!(proposer.is_in_doubt());
+            // One holder accepts it, and its answer is lost.
+            acceptors[0].on_request(&accept);
+            let expected = match other {
+                // Who only wanted to read has found it, and has finished it.
+                None | Some(Add(None)) => Step::Changed(vec![own]),
+                Some(Add(Some(_))) if own == 9 => Step::Changed(vec![9, 7]),
+                Some(Add(Some(_))) => Step::InDoubt(Some(vec![1, 7])),
+            };
+            if let Some(change) = other {
+                let begun = Proposer::change(
+                    change,
+                    set(1, 3),
+                    Ballot {
+                        round: 5,
+                        proposer: 2,
+                    },
+                );
+                run(begun, &mut acceptors, &[0, 2]);
+            }
+            let mut step = proposer.retry();
+            for _ in 0..6 {
+                step = match step {
+                    Step::Send(request) => {
+                        send(&mut proposer, &mut acceptors, &request, &[0, 1, 2])
+                    }
+                    Step::Overtaken => proposer.retry(),
+                    step => step,
+                };
+            }
+            assert_eq!(step, expected);
+        }
+    }
+
+    #[test]
+    fn whoever_finds_a_newer_set_finishes_it_and_changes_nothing_here() {
+        let mut acceptors = three();
+        acceptors.push(Acceptor::new(State::default()));
+        // It was accepted by one holder, and may or may not have been decided.
+        let (mut proposer, request) = Proposer::change(Add(Some(100)), set(1, 3), last(1));
+        let Step::Send(accept) = send(&mut proposer, &mut acceptors, &request, &[0, 1]) else {
+            panic!("it may propose");
+        };
+        acceptors[0].on_request(&accept);
+        let begun = Proposer::change(
+            Add(Some(2)),
+            set(1, 3),
+            Ballot {
+                round: 5,
+                proposer: 2,
+            },
+        );
+        let (proposer, step, _) = run(begun, &mut acceptors, &[0, 2]);
+        assert_eq!(step, Step::Moved(vec![100]));
+        assert!(
+            !proposer.is_in_doubt(),
+            "it has failed, and can go on in the new set"
+        );
+        assert_eq!(proposer.sticky(), None);
+        let begun = Proposer::change(Add(Some(2)), set(2, 4), proposer.last());
+        let (_, step, _) = run(begun, &mut acceptors, &[1, 2, 3]);
+        assert_eq!(step, Step::Changed(vec![100, 2]));
+        // Whoever has heard of nothing finds no majority in the old one.
+        let begun = Proposer::change(
+            Add(Some(3)),
+            set(1, 3),
+            Ballot {
+                round: 9,
+                proposer: 3,
+            },
+        );
+        let (_, step, _) = run(begun, &mut acceptors, &[0, 1]);
+        assert_eq!(step, Step::Outdated(2));
     }
 }
