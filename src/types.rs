@@ -103,6 +103,39 @@ impl Version {
     };
 }
 
+/// What a record says of its key, besides the value's bytes. Two replicas that hold the same one of a key
+/// hold the same record: this is what a reader compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Meta {
+    /// Which write this was.
+    pub version: Version,
+    /// When it ceases to exist, in Unix milliseconds; 0: never.
+    pub expiry: UnixMillis,
+    /// True: the key was deleted.
+    pub tombstone: bool,
+}
+
+impl Meta {
+    /// Of a key that has no record at all.
+    pub const ABSENT: Meta = Meta {
+        version: Version::ZERO,
+        expiry: 0,
+        tombstone: true,
+    };
+
+    /// True if a reader at `now` sees a value: no tombstone, and not expired. An expired record counts as
+    /// a tombstone of its own version: expiry makes no new one.
+    pub fn is_live(self, now: UnixMillis) -> bool {
+        !self.tombstone && (self.expiry == 0 || now < self.expiry)
+    }
+
+    /// The one order of the records of a key, on every replica: by version; and though no two versions are
+    /// ever equal, a deletion would win over a value, and then the later expiry.
+    pub fn rank(self) -> (Version, bool, UnixMillis) {
+        (self.version, self.tombstone, self.expiry)
+    }
+}
+
 /// A record's place in its core's log: counts mutations, from 1. 0 is "before everything".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);

@@ -1,3 +1,5 @@
-//! Versions and, from a later step on, one operation over its replicas.
+//! Versions; one operation over the replicas of its key; and the register that several nodes hold.
 
 pub mod clock;
+pub mod quorum;
+pub mod register;

@@ -28,6 +28,8 @@ use crate::storage::compress::{self, Packer};
 use crate::storage::wal::format::{SegmentId, Stream};
 use crate::types::{KeyHash, Position, Slot, UnixMillis, Version};
 
+pub use crate::types::Meta;
+
 /// Bytes of a record besides key and value.
 pub const RECORD_HEADER_BYTES: usize = 25;
 const _: () = assert!(RECORD_HEADER_BYTES == 1 + 4 + 8 + 8 + 4);
@@ -88,17 +90,6 @@ impl Pointer {
             value_length: u32_at(bytes, 21),
         })
     }
-}
-
-/// What a record says of its key, besides the value's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Meta {
-    /// Which write this was.
-    pub version: Version,
-    /// When it ceases to exist, in Unix milliseconds; 0: never.
-    pub expiry: UnixMillis,
-    /// True: the key was deleted.
-    pub tombstone: bool,
 }
 
 /// An immutable record, shared by reference count within its core.
@@ -285,8 +276,7 @@ impl<'a> View<'a> {
 
     /// True if a reader at `now` sees a value here: no tombstone, and not expired.
     pub fn is_live(self, now: UnixMillis) -> bool {
-        let meta = self.meta();
-        !meta.tombstone && (meta.expiry == 0 || now < meta.expiry)
+        self.meta().is_live(now)
     }
 }
 
