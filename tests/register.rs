@@ -12,6 +12,8 @@ use quoit::replication::register::Mistake;
 
 /// Seeds of the short form.
 const SEEDS: u64 = 1_500;
+/// States of a case in the short form.
+const STATES_MAX: usize = 100_000;
 
 /// Small cases of three holders, at first: what each proposer does, one after the other.
 fn cases() -> Vec<(&'static str, Case)> {
@@ -75,19 +77,30 @@ fn number(name: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
-/// Else two halves of a partition could both change the map, or a change could be lost.
+fn is_long() -> bool {
+    std::env::var_os("QUOIT_LONG").is_some()
+}
+
+/// Else two halves of a partition could both change the map, or a change could be lost. The larger cases go to their
+/// end only in the long form.
 #[test]
 fn no_order_of_events_breaks_the_register_in_small_cases() {
+    let states_max = if is_long() { 10_000_000 } else { STATES_MAX };
+    let mut complete = 0;
     for (name, case) in cases() {
-        let t = std::time::Instant::now();
-        let (states, found) = explore(&case, None);
-        println!("{name}: {states} states {:?}", t.elapsed());
-        if let Found::Broken(why) = found {
-            panic!("{name}: {why}");
+        let (states, found) = explore(&case, None, states_max);
+        println!("{name}: {states} states, {found:?}");
+        match found {
+            Found::Sound => complete += 1,
+            Found::TooMuch => {}
+            Found::Broken(why) => panic!("{name}: {why}"),
         }
         assert!(states > 1_000, "{name}: nothing much happened");
-        assert_ne!(found, Found::TooMuch, "{name}");
     }
+    assert!(
+        complete >= 5,
+        "only {complete} cases were explored to their end"
+    );
 }
 
 #[test]
@@ -96,6 +109,7 @@ fn chance_breaks_the_register_of_three_or_five_holders_nowhere() {
         Some(seed) => seed..seed + 1,
         None => 0..number("QUOIT_SEEDS").unwrap_or(SEEDS),
     };
+    let runs = seeds.end - seeds.start;
     let (mut decided, mut sets) = (0, 0);
     for seed in seeds {
         let walked = walk(seed, None);
@@ -106,25 +120,31 @@ fn chance_breaks_the_register_of_three_or_five_holders_nowhere() {
         sets += walked.sets;
     }
     println!("{decided} changes, {sets} sets of holders");
-    assert!(decided > 10 && sets > 0, "nothing was decided");
+    let is_much = decided > 10 && sets > 0;
+    assert!(is_much || runs < SEEDS, "nothing was decided");
 }
 
 /// Both by trying everything, in this case, and by chance.
 fn finds(fault: Fault, case: &str) {
     let cases = cases();
-    let (name, case) = cases
-        .iter()
-        .find(|(name, _)| *name == case)
-        .expect("a case");
-    let (states, found) = explore(case, Some(fault));
+    let mut named = cases.iter().filter(|(name, _)| *name == case);
+    let (name, case) = named.next().expect("a case");
+    let (states, found) = explore(case, Some(fault), 1_000_000);
     let Found::Broken(why) = found else {
         panic!("{fault:?} was not found in `{name}`: {found:?} after {states} states");
     };
-    let first_line = |why: &str| why.lines().next().unwrap_or_default().to_owned();
     println!(
         "{fault:?} is found in `{name}` after {states} states: {}",
         first_line(&why)
     );
+    finds_by_chance(fault);
+}
+
+fn first_line(why: &str) -> &str {
+    why.lines().next().unwrap_or_default()
+}
+
+fn finds_by_chance(fault: Fault) {
     let walked = (0..SEEDS).find_map(|seed| Some((seed, walk(seed, Some(fault)).err()?)));
     let (seed, why) = walked.unwrap_or_else(|| panic!("{fault:?} was not found by chance"));
     println!("{fault:?} is found by seed {seed}: {}", first_line(&why));
@@ -148,8 +168,15 @@ fn a_change_of_something_that_is_not_the_newest_is_found() {
 
 #[test]
 fn a_proposer_that_goes_on_without_asking_after_another_is_found() {
-    let case = "one that goes on without asking and does not give up";
-    finds(Fault::Proposer(Mistake::StickyWithoutPrepare), case);
+    let fault = Fault::Proposer(Mistake::StickyWithoutPrepare);
+    match is_long() {
+        // It takes 800,000 states.
+        true => finds(
+            fault,
+            "one that goes on without asking and does not give up",
+        ),
+        false => finds_by_chance(fault),
+    }
 }
 
 #[test]

@@ -13,9 +13,6 @@ use quoit::replication::register::{
 };
 use smallvec::SmallVec;
 
-/// More states than this are not explored.
-const STATES_MAX: usize = 1_000_000;
-
 /// Longest script.
 const OPS_MAX: usize = 16;
 
@@ -160,7 +157,7 @@ impl Change for Apply {
 
     /// Of every other operation the value tells.
     fn is_in(&self, value: &Value) -> Option<bool> {
-        let does_tell = self.number % 2 == 0;
+        let does_tell = self.number.is_multiple_of(2);
         does_tell.then(|| value.history.contains(&self.number))
     }
 }
@@ -733,8 +730,8 @@ struct Path {
     before: Option<Rc<Path>>,
 }
 
-/// Goes through every state that can be reached, and tells how many there are.
-pub fn explore(case: &Case, fault: Option<Fault>) -> (usize, Found) {
+/// Goes through every state that can be reached, but for those beyond `states_max`, and tells how many there are.
+pub fn explore(case: &Case, fault: Option<Fault>, states_max: usize) -> (usize, Found) {
     let mut seen: HashSet<u64> = HashSet::new();
     let mut events = Vec::new();
     let mut stack = vec![(Model::new(case, 1), None::<Rc<Path>>)];
@@ -752,7 +749,7 @@ pub fn explore(case: &Case, fault: Option<Fault>) -> (usize, Found) {
                 stack.push((next, Some(Rc::new(Path { event, before }))));
             }
         }
-        if seen.len() > STATES_MAX {
+        if seen.len() > states_max {
             return (seen.len(), Found::TooMuch);
         }
     }
