@@ -64,7 +64,9 @@ const STATUSES: &[(u16, &str, &str)] = &[
 impl Status {
     fn row(self) -> (&'static str, &'static str) {
         let row = STATUSES.iter().find(|(code, ..)| *code == self.0);
-        row.map_or(("Unknown", "unknown_status"), |(_, reason, word)| (reason, word))
+        row.map_or(("Unknown", "unknown_status"), |(_, reason, word)| {
+            (reason, word)
+        })
     }
 
     /// What stands behind the code.

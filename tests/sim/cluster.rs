@@ -14,6 +14,7 @@ use bytesize::ByteSize;
 use futures_lite::future;
 use quoit::config::{CompactionName, Compression, Config};
 use quoit::error::Error;
+use quoit::http;
 use quoit::rt::sim::{NodeId, Task, World};
 use quoit::rt::sync::Signal;
 use quoit::rt::{self, Stream};
@@ -26,6 +27,7 @@ pub type Verdict<T = ()> = Result<T, String>;
 pub const NODE: NodeId = NodeId(1);
 const PORT: u16 = 6379;
 const CORE_PORT: u16 = 16379;
+const HTTP_PORT: u16 = 8379;
 /// Virtual time within which a node must be up, or gone.
 const START_MAX: Duration = Duration::from_secs(3600);
 /// Virtual time after which a reply that has not come never will.
@@ -161,6 +163,7 @@ impl Node {
         let facts = NodeFacts {
             address: NODE.address(PORT),
             core_ports: (0..config.cores).map(|core| CORE_PORT + core).collect(),
+            http: NODE.address(HTTP_PORT),
             run_id: "0".repeat(40),
             process_id: 1,
             os: "a simulated one".to_owned(),
@@ -168,7 +171,7 @@ impl Node {
         let tasks = world.start_node(NODE, config.cores, |core| {
             let is_ready = Rc::clone(&is_ready);
             let ready = move || is_ready.set(true);
-            shard::run(core, Rc::clone(&config), facts.clone(), ready)
+            shard::run(core, Rc::clone(&config), facts.clone(), http::serve, ready)
         });
         let done = || is_ready.get() || world.node_ended(NODE);
         if !world.run_until(done, time) {

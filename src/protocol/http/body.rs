@@ -26,20 +26,38 @@ pub struct Body {
 #[derive(Debug)]
 enum State {
     /// So many bytes of a body whose length is known.
-    Counted { left: u64 },
+    Counted {
+        left: u64,
+    },
     /// In the line of a size.
-    Size { size: u64, digits: usize },
+    Size {
+        size: u64,
+        digits: usize,
+    },
     /// Behind its `;`.
-    Extension { size: u64, bytes: usize },
+    Extension {
+        size: u64,
+        bytes: usize,
+    },
     /// Behind its CR.
-    SizeEnd { size: u64 },
-    Data { left: u64 },
+    SizeEnd {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     /// In a trailer line that has so many bytes, of so many altogether.
-    Trailer { line: usize, bytes: usize },
+    Trailer {
+        line: usize,
+        bytes: usize,
+    },
     /// Behind its CR.
-    TrailerEnd { line: usize, bytes: usize },
+    TrailerEnd {
+        line: usize,
+        bytes: usize,
+    },
     Done,
 }
 
@@ -108,7 +126,12 @@ impl Body {
     }
 
     /// Takes up to `left` bytes of content: how many, and how many are left.
-    fn content(&mut self, left: u64, input: &[u8], out: &mut Vec<u8>) -> Result<(usize, u64), Refusal> {
+    fn content(
+        &mut self,
+        left: u64,
+        input: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(usize, u64), Refusal> {
         let taken = input.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         self.room = self.room.checked_sub(taken).ok_or(TOO_LARGE)?;
         if out.capacity() - out.len() < taken {
@@ -127,9 +150,11 @@ impl State {
 
     /// One byte of what is around the content, of which `room` bytes may still come.
     fn step(&self, byte: u8, room: usize) -> Result<State, Refusal> {
-        const BAD_SIZE: Refusal = Refusal::bad("The size of a chunk is no plain hexadecimal number.");
+        const BAD_SIZE: Refusal =
+            Refusal::bad("The size of a chunk is no plain hexadecimal number.");
         const BAD_END: Refusal = Refusal::bad("A line or chunk does not end with CR LF.");
-        const LONG: Refusal = Refusal::bad("The line of a chunk's size, or a trailer, is too long.");
+        const LONG: Refusal =
+            Refusal::bad("The line of a chunk's size, or a trailer, is too long.");
         Ok(match *self {
             State::Size { size, digits } => match byte {
                 b'\r' if digits > 0 => State::SizeEnd { size },
@@ -148,7 +173,10 @@ impl State {
             State::Extension { bytes, .. } if bytes >= EXTENSION_BYTES_MAX => return Err(LONG),
             State::Extension { size, bytes } => match byte {
                 b'\r' => State::SizeEnd { size },
-                b'\t' | b' '..=b'~' | 0x80.. => State::Extension { size, bytes: bytes + 1 },
+                b'\t' | b' '..=b'~' | 0x80.. => State::Extension {
+                    size,
+                    bytes: bytes + 1,
+                },
                 _ => return Err(BAD_END),
             },
             State::SizeEnd { .. } if byte != b'\n' => return Err(BAD_END),
@@ -160,7 +188,10 @@ impl State {
             State::DataCr | State::DataLf => return Err(BAD_END),
             State::Trailer { bytes, .. } if bytes >= TRAILER_BYTES_MAX => return Err(LONG),
             State::Trailer { line, bytes } => match byte {
-                b'\r' => State::TrailerEnd { line, bytes: bytes + 1 },
+                b'\r' => State::TrailerEnd {
+                    line,
+                    bytes: bytes + 1,
+                },
                 b'\t' | b' '..=b'~' | 0x80.. => State::Trailer {
                     line: line + 1,
                     bytes: bytes + 1,
@@ -169,7 +200,10 @@ impl State {
             },
             State::TrailerEnd { .. } if byte != b'\n' => return Err(BAD_END),
             State::TrailerEnd { line: 0, .. } => State::Done,
-            State::TrailerEnd { bytes, .. } => State::Trailer { line: 0, bytes: bytes + 1 },
+            State::TrailerEnd { bytes, .. } => State::Trailer {
+                line: 0,
+                bytes: bytes + 1,
+            },
             State::Counted { .. } | State::Data { .. } | State::Done => {
                 unreachable!("content is taken in pieces, and nothing behind the end")
             }

@@ -148,7 +148,9 @@ impl HeadParser {
                         (Some(_), true) => return Ok(Some(at + 1)),
                         (Some(_), false) => {}
                         (None, true) if self.line == 0 => {} // one line end before a request is no harm
-                        (None, true) => return Err(Refusal::bad("A request begins with its line.")),
+                        (None, true) => {
+                            return Err(Refusal::bad("A request begins with its line."));
+                        }
                         (None, false) => {
                             check_line(line)?;
                             self.fields = Some(at + 1);
@@ -157,7 +159,9 @@ impl HeadParser {
                     self.line = at + 1;
                 }
                 (b'\r', _) | (_, b'\n') => return Err(LINE_END),
-                (_, b' ' | b'\t') if at == self.line && self.fields.is_some() => return Err(FOLDED),
+                (_, b' ' | b'\t') if at == self.line && self.fields.is_some() => {
+                    return Err(FOLDED);
+                }
                 (_, byte) if at == self.line && self.fields.is_none() && !may_begin(byte) => {
                     return Err(Refusal::bad("This is no HTTP request."));
                 }
@@ -165,7 +169,9 @@ impl HeadParser {
             }
             match self.fields {
                 None if self.scanned - self.line > limits.line_bytes_max => return Err(LONG_LINE),
-                Some(start) if self.scanned - start > limits.fields_bytes_max => return Err(LONG_HEAD),
+                Some(start) if self.scanned - start > limits.fields_bytes_max => {
+                    return Err(LONG_HEAD);
+                }
                 _ => {}
             }
         }
@@ -216,7 +222,8 @@ fn read(bytes: &[u8]) -> Result<Head, Refusal> {
         }
         _ => return Err(Refusal::bad("The head is not well-formed.")),
     }
-    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
+    let (Some(method), Some(target), Some(version)) =
+        (request.method, request.path, request.version)
     else {
         return Err(Refusal::bad("The head is not well-formed."));
     };
@@ -226,7 +233,15 @@ fn read(bytes: &[u8]) -> Result<Head, Refusal> {
     let fields = Fields(request.headers);
     fields.check_host(is_1_1)?;
     if fields.all("content-range").next().is_some() {
-        return Err(Refusal::bad("Parts of a value cannot be written: Content-Range."));
+        return Err(Refusal::bad(
+            "Parts of a value cannot be written: Content-Range.",
+        ));
+    }
+    if fields.all("if-unmodified-since").next().is_some() {
+        return Err(Refusal::new(
+            501,
+            "Times are no conditions here: use If-Match.",
+        ));
     }
     Ok(Head {
         method,
@@ -257,10 +272,15 @@ fn read_method(word: &str) -> Result<Method, Refusal> {
 /// The path and the query of a target, which may be a whole `http://` address.
 fn read_target(target: &str) -> Result<(String, Option<String>), Refusal> {
     const BAD: Refusal = Refusal::bad("The target is not well-formed.");
-    if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+    if !target
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    {
         return Err(BAD);
     }
-    let scheme = target.get(..7).filter(|start| start.eq_ignore_ascii_case("http://"));
+    let scheme = target
+        .get(..7)
+        .filter(|start| start.eq_ignore_ascii_case("http://"));
     let path = match scheme {
         None => target,
         Some(scheme) => {
@@ -293,11 +313,14 @@ impl<'a> Fields<'a> {
     /// The elements of the lists in all fields of this name.
     fn list(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let elements = |value: &'a [u8]| value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-        self.all(name).flat_map(elements).filter(|word| !word.is_empty())
+        self.all(name)
+            .flat_map(elements)
+            .filter(|word| !word.is_empty())
     }
 
     fn has(&self, name: &'static str, word: &str) -> bool {
-        self.list(name).any(|one| one.eq_ignore_ascii_case(word.as_bytes()))
+        self.list(name)
+            .any(|one| one.eq_ignore_ascii_case(word.as_bytes()))
     }
 
     /// The value of a field that may be there once.
@@ -315,14 +338,19 @@ impl<'a> Fields<'a> {
         let fits = |byte: &u8| byte.is_ascii_graphic() && !b"/?#@,\\\"<>".contains(byte);
         match host {
             None if is_1_1 => Err(Refusal::bad("There is no Host.")),
-            Some(host) if !host.iter().all(fits) => Err(Refusal::bad("The Host is not well-formed.")),
+            Some(host) if !host.iter().all(fits) => {
+                Err(Refusal::bad("The Host is not well-formed."))
+            }
             _ => Ok(()),
         }
     }
 
     fn framing(&self, is_1_1: bool) -> Result<Framing, Refusal> {
         let length = self.one("content-length", "There is more than one Content-Length.")?;
-        let coding = self.one("transfer-encoding", "There is more than one Transfer-Encoding.")?;
+        let coding = self.one(
+            "transfer-encoding",
+            "There is more than one Transfer-Encoding.",
+        )?;
         match (length, coding) {
             (None, None) => Ok(Framing::None),
             (Some(_), Some(_)) => Err(Refusal::bad(
@@ -344,10 +372,16 @@ impl<'a> Fields<'a> {
     fn expected(&self, is_1_1: bool) -> Result<Expected, Refusal> {
         match (self.all("expect").next(), is_1_1) {
             (None, _) | (_, false) => Ok(Expected::Nothing),
-            _ if self.list("expect").all(|word| word.eq_ignore_ascii_case(b"100-continue")) => {
+            _ if self
+                .list("expect")
+                .all(|word| word.eq_ignore_ascii_case(b"100-continue")) =>
+            {
                 Ok(Expected::Continue)
             }
-            _ => Err(Refusal::new(417, "Nothing but 100-continue can be expected.")),
+            _ => Err(Refusal::new(
+                417,
+                "Nothing but 100-continue can be expected.",
+            )),
         }
     }
 
@@ -355,7 +389,9 @@ impl<'a> Fields<'a> {
     fn wants_json(&self) -> bool {
         self.list("accept").any(|range| {
             let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-            let is_json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
+            let is_json = parts
+                .next()
+                .is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
             let is_refused = |part: &[u8]| {
                 let weight = part.strip_prefix(b"q=").or(part.strip_prefix(b"Q="));
                 weight.is_some_and(|weight| weight.iter().all(|byte| b"0.".contains(byte)))
@@ -404,12 +440,24 @@ fn read_coding(value: &[u8]) -> Result<Framing, Refusal> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(Framing::Chunked);
     }
-    let words: Vec<&[u8]> = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).collect();
+    let words: Vec<&[u8]> = value
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .collect();
     let is_chunked = |word: &&[u8]| word.eq_ignore_ascii_case(b"chunked");
-    let chunked = words.iter().copied().filter(|word| is_chunked(word)).count();
+    let chunked = words
+        .iter()
+        .copied()
+        .filter(|word| is_chunked(word))
+        .count();
     match words.last().is_some_and(is_chunked) && chunked == 1 {
-        true => Err(Refusal::new(501, "No other encoding than chunked is known.")),
-        false => Err(Refusal::bad("The last Transfer-Encoding, and no other, is chunked.")),
+        true => Err(Refusal::new(
+            501,
+            "No other encoding than chunked is known.",
+        )),
+        false => Err(Refusal::bad(
+            "The last Transfer-Encoding, and no other, is chunked.",
+        )),
     }
 }
 
@@ -424,7 +472,10 @@ fn read_tags(value: &[u8], tags: &mut Vec<(bool, String)>) -> Result<(), Refusal
             None => (false, rest),
         };
         let inner = quoted.strip_prefix(b"\"").ok_or(BAD_TAGS)?;
-        let end = inner.iter().position(|byte| *byte == b'"').ok_or(BAD_TAGS)?;
+        let end = inner
+            .iter()
+            .position(|byte| *byte == b'"')
+            .ok_or(BAD_TAGS)?;
         let tag = std::str::from_utf8(&inner[..end]).map_err(|_| BAD_TAGS)?;
         if tags.len() == TAGS_MAX {
             return Err(Refusal::new(431, "There are too many tags in a condition."));

@@ -60,7 +60,11 @@ impl Response {
         let _ = write!(head, "Date: {}\r\n", http_date(now));
         if code != 304 {
             let length = self.length.unwrap_or(self.body.len() as u64);
-            let _ = write!(head, "Content-Type: {}\r\nContent-Length: {length}\r\n", self.media);
+            let _ = write!(
+                head,
+                "Content-Type: {}\r\nContent-Length: {length}\r\n",
+                self.media
+            );
         }
         for (name, value) in &self.fields {
             let _ = write!(head, "{name}: {value}\r\n");

@@ -57,7 +57,11 @@ fn read(text: &str) -> Read {
     let bytes = text.as_bytes();
     let whole = read_in_pieces(bytes, &[]);
     let each: Vec<usize> = (0..bytes.len()).collect();
-    assert_eq!(read_in_pieces(bytes, &each), whole, "byte by byte: {text:?}");
+    assert_eq!(
+        read_in_pieces(bytes, &each),
+        whole,
+        "byte by byte: {text:?}"
+    );
     whole
 }
 
@@ -77,9 +81,7 @@ fn head(text: &str) -> Head {
 
 fn value(text: &str) -> (String, usize) {
     match read(text) {
-        Read::Request(_, body, length) => {
-            (String::from_utf8(body).expect("text was sent"), length)
-        }
+        Read::Request(_, body, length) => (String::from_utf8(body).expect("text was sent"), length),
         other => panic!("{text:?}: {other:?}"),
     }
 }
@@ -110,7 +112,11 @@ fn a_request_is_taken_apart() {
         authorization: Some("Basic abc".to_owned()),
     };
     assert_eq!(whole, expected);
-    assert_eq!(value(text), ("abc".to_owned(), text.len() - 3), "what follows is the next request's");
+    assert_eq!(
+        value(text),
+        ("abc".to_owned(), text.len() - 3),
+        "what follows is the next request's"
+    );
 }
 
 #[test]
@@ -121,7 +127,10 @@ fn an_address_and_an_empty_line_before_a_request_are_taken() {
     };
     let some = |query: &str| Some(query.to_owned());
     assert_eq!(path("GET / HTTP/1.0\r\n\r\n"), ("/".to_owned(), None));
-    assert_eq!(path("GET /a? HTTP/1.0\r\n\r\n"), ("/a".to_owned(), some("")));
+    assert_eq!(
+        path("GET /a? HTTP/1.0\r\n\r\n"),
+        ("/a".to_owned(), some(""))
+    );
     let address = "GET HTTP://h:1/a?b HTTP/1.1\r\nHost: h\r\n\r\n";
     assert_eq!(path(address), ("/a".to_owned(), some("b")));
     let bare = "GET http://h HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -140,7 +149,10 @@ fn a_connection_stays_by_the_rules_of_its_version() {
     assert!(!stays("1.1", "Connection: foo, Close\r\n"));
     assert!(!stays("1.0", ""));
     assert!(stays("1.0", "Connection: Keep-Alive\r\n"));
-    assert!(!stays("1.0", "Connection: keep-alive\r\nConnection: close\r\n"));
+    assert!(!stays(
+        "1.0",
+        "Connection: keep-alive\r\nConnection: close\r\n"
+    ));
 }
 
 #[test]
@@ -191,14 +203,25 @@ fn forms_by_which_requests_are_smuggled_are_refused() {
         "If-Match:\r\n",
         "Authorization: a\r\nAuthorization: b\r\n",
     ] {
-        assert_eq!(status(&put(lines, "3\r\nabc\r\n0\r\n\r\n")), 400, "{lines:?}");
+        assert_eq!(
+            status(&put(lines, "3\r\nabc\r\n0\r\n\r\n")),
+            400,
+            "{lines:?}"
+        );
     }
     let old = "PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     assert_eq!(status(old), 400, "HTTP/1.0 has no chunks");
     assert_eq!(status("GET / HTTP/1.1\r\n\r\n"), 400, "no host");
     assert_eq!(status("GET / HTTP/1.1\r\nHost: a b\r\n\r\n"), 400);
-    assert_eq!(status("GET / HTTP/1.1\nHost: a\n\n"), 400, "bare line feeds");
-    assert_eq!(status(&put("Transfer-Encoding: gzip, chunked\r\n", "")), 501);
+    assert_eq!(
+        status("GET / HTTP/1.1\nHost: a\n\n"),
+        400,
+        "bare line feeds"
+    );
+    assert_eq!(
+        status(&put("Transfer-Encoding: gzip, chunked\r\n", "")),
+        501
+    );
 }
 
 #[test]
@@ -237,11 +260,21 @@ fn what_is_no_request_is_refused_at_its_first_line() {
 #[test]
 fn heads_are_bounded() {
     let long = "a".repeat(LIMITS.line_bytes_max);
-    assert_eq!(status(&format!("GET /{long}")), 414, "before the line has come");
+    assert_eq!(
+        status(&format!("GET /{long}")),
+        414,
+        "before the line has come"
+    );
     let long = "a".repeat(LIMITS.fields_bytes_max);
-    assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: h\r\nX: {long}")), 431);
+    assert_eq!(
+        status(&format!("GET / HTTP/1.1\r\nHost: h\r\nX: {long}")),
+        431
+    );
     let many = "X: a\r\n".repeat(100);
-    assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n")), 431);
+    assert_eq!(
+        status(&format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n")),
+        431
+    );
     let tags = vec!["\"a\""; 65].join(",");
     assert_eq!(status(&put(&format!("If-Match: {tags}\r\n"), "")), 431);
 }
@@ -289,7 +322,10 @@ fn chunks_make_one_body() {
     let long = "x".repeat(10_000);
     assert_eq!(status(&chunked(&format!("1;{long}"))), 400);
     assert_eq!(status(&chunked(&format!("0\r\n{long}"))), 400);
-    assert_eq!(status(&chunked(&format!("0\r\n{}", "X: y\r\n".repeat(2_000)))), 400);
+    assert_eq!(
+        status(&chunked(&format!("0\r\n{}", "X: y\r\n".repeat(2_000)))),
+        400
+    );
 }
 
 #[test]
@@ -298,46 +334,79 @@ fn bodies_are_bounded_before_they_come() {
     let text = put(&format!("Content-Length: {BODY_BYTES_MAX}\r\n"), &most);
     assert_eq!(value(&text).0, most);
     assert_eq!(status(&put("Content-Length: 101\r\n", "")), 413);
-    assert_eq!(status(&put("Content-Length: 18446744073709551615\r\n", "")), 413);
+    assert_eq!(
+        status(&put("Content-Length: 18446744073709551615\r\n", "")),
+        413
+    );
     let chunked = |body: &str| put("Transfer-Encoding: chunked\r\n", body);
-    assert_eq!(value(&chunked(&format!("64\r\n{most}\r\n0\r\n\r\n"))).0, most);
+    assert_eq!(
+        value(&chunked(&format!("64\r\n{most}\r\n0\r\n\r\n"))).0,
+        most
+    );
     assert_eq!(status(&chunked("65\r\n")), 413);
     assert_eq!(status(&chunked("fffffffffffffff\r\n")), 413);
-    assert_eq!(status(&chunked(&format!("63\r\n{}\r\n2\r\n", &most[1..]))), 413);
+    assert_eq!(
+        status(&chunked(&format!("63\r\n{}\r\n2\r\n", &most[1..]))),
+        413
+    );
 }
 
 /// What an accepted head must look like to any other reader of it.
 fn check_accepted(head: &Head, bytes: &[u8]) {
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let text: String = bytes.iter().map(|byte| char::from(*byte)).collect();
-    let whole = text.strip_suffix("\r\n\r\n").expect("it ends with an empty line");
-    assert!(!whole.contains("\r\n\r\n"), "it ends at the first empty line: {text:?}");
+    let whole = text
+        .strip_suffix("\r\n\r\n")
+        .expect("it ends with an empty line");
+    assert!(
+        !whole.contains("\r\n\r\n"),
+        "it ends at the first empty line: {text:?}"
+    );
     let lines: Vec<&str> = whole.split("\r\n").collect();
     let mut values = std::collections::BTreeMap::<String, Vec<&str>>::new();
     for line in &lines {
-        assert!(!line.contains(['\r', '\n', '\0']), "a bare control: {line:?}");
+        assert!(
+            !line.contains(['\r', '\n', '\0']),
+            "a bare control: {line:?}"
+        );
     }
     for line in &lines[1..] {
         assert!(!line.starts_with([' ', '\t']), "folded: {line:?}");
         let (name, value) = line.split_once(':').expect("a field has a colon");
-        let is_token = |byte: u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte);
-        assert!(!name.is_empty() && name.bytes().all(is_token), "a name: {line:?}");
+        let is_token =
+            |byte: u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte);
+        assert!(
+            !name.is_empty() && name.bytes().all(is_token),
+            "a name: {line:?}"
+        );
         let value = value.trim_matches([' ', '\t']);
-        values.entry(name.to_ascii_lowercase()).or_default().push(value);
+        values
+            .entry(name.to_ascii_lowercase())
+            .or_default()
+            .push(value);
     }
     let of = |name: &str| values.get(name).cloned().unwrap_or_default();
     let (lengths, codings, hosts) = (of("content-length"), of("transfer-encoding"), of("host"));
     assert!(lengths.len() + codings.len() <= 1, "framed twice: {text:?}");
-    assert!(hosts.len() == 1 || (hosts.is_empty() && !head.is_1_1), "hosts: {text:?}");
+    assert!(
+        hosts.len() == 1 || (hosts.is_empty() && !head.is_1_1),
+        "hosts: {text:?}"
+    );
     match head.framing {
         Framing::None => assert!(lengths.is_empty() && codings.is_empty(), "{text:?}"),
         Framing::Chunked => assert!(codings[0].eq_ignore_ascii_case("chunked"), "{text:?}"),
         Framing::Length(length) => {
-            assert!(lengths[0].bytes().all(|byte| byte.is_ascii_digit()), "{text:?}");
-            assert_eq!(lengths[0].trim_start_matches('0'), match length {
-                0 => String::new(),
-                length => length.to_string(),
-            });
+            assert!(
+                lengths[0].bytes().all(|byte| byte.is_ascii_digit()),
+                "{text:?}"
+            );
+            assert_eq!(
+                lengths[0].trim_start_matches('0'),
+                match length {
+                    0 => String::new(),
+                    length => length.to_string(),
+                }
+            );
         }
     }
 }
@@ -347,14 +416,44 @@ fn check_accepted(head: &Head, bytes: &[u8]) {
 #[test]
 fn mutations_are_refused_or_mean_one_thing_only() {
     let pieces: &[&str] = &[
-        "GET ", "PUT ", "DELETE ", "/kv/a", "/kv/%00?ttl=1", " HTTP/1.1", " HTTP/1.0", "\r\n", "\r\n\r\n", "\n",
-        "\r", "Host: h\r\n", "Content-Length: 3\r\n", "Content-Length: 3", "Transfer-Encoding: chunked\r\n",
-        "Transfer-Encoding: gzip, chunked\r\n", "X: y\r\n", " ", "\t", ":", ",", "3\r\nabc\r\n", "0\r\n\r\n", "abc",
-        "Connection: close\r\n", "Expect: 100-continue\r\n", "If-Match: \"a\"\r\n", "\0", "\u{ff}", ";x=y", "1",
+        "GET ",
+        "PUT ",
+        "DELETE ",
+        "/kv/a",
+        "/kv/%00?ttl=1",
+        " HTTP/1.1",
+        " HTTP/1.0",
+        "\r\n",
+        "\r\n\r\n",
+        "\n",
+        "\r",
+        "Host: h\r\n",
+        "Content-Length: 3\r\n",
+        "Content-Length: 3",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "X: y\r\n",
+        " ",
+        "\t",
+        ":",
+        ",",
+        "3\r\nabc\r\n",
+        "0\r\n\r\n",
+        "abc",
+        "Connection: close\r\n",
+        "Expect: 100-continue\r\n",
+        "If-Match: \"a\"\r\n",
+        "\0",
+        "\u{ff}",
+        ";x=y",
+        "1",
     ];
     let start = [
         put("Content-Length: 3\r\n", "abc"),
-        put("Transfer-Encoding: chunked\r\nConnection: close\r\n", "3\r\nabc\r\n0\r\nX: y\r\n\r\n"),
+        put(
+            "Transfer-Encoding: chunked\r\nConnection: close\r\n",
+            "3\r\nabc\r\n0\r\nX: y\r\n\r\n",
+        ),
         "GET /kv/a HTTP/1.0\r\nIf-None-Match: \"a\", W/\"b\"\r\n\r\n".to_owned(),
         "\r\nGET http://h/kv/a HTTP/1.1\r\nHost: h\r\nAuthorization: Basic YQ==\r\n\r\n".to_owned(),
     ];
@@ -379,9 +478,15 @@ fn mutations_are_refused_or_mean_one_thing_only() {
             }
         }
         let whole = read_in_pieces(&bytes, &[]);
-        let mut cuts: Vec<usize> = (0..chance.usize(..8)).map(|_| chance.usize(..=bytes.len())).collect();
+        let mut cuts: Vec<usize> = (0..chance.usize(..8))
+            .map(|_| chance.usize(..=bytes.len()))
+            .collect();
         cuts.sort_unstable();
-        assert_eq!(read_in_pieces(&bytes, &cuts), whole, "seed {seed}, cut at {cuts:?}");
+        assert_eq!(
+            read_in_pieces(&bytes, &cuts),
+            whole,
+            "seed {seed}, cut at {cuts:?}"
+        );
         match &whole {
             Read::Request(head, ..) => {
                 let mut parser = HeadParser::default();
@@ -396,12 +501,16 @@ fn mutations_are_refused_or_mean_one_thing_only() {
             Read::Incomplete => {}
         }
     }
-    assert!(taken > 2_000 && refused > 2_000, "{taken} taken, {refused} refused: a blind test");
+    assert!(
+        taken > 2_000 && refused > 2_000,
+        "{taken} taken, {refused} refused: a blind test"
+    );
 }
 
 #[test]
 fn a_response_says_its_length_and_whether_the_connection_stays() {
-    let response = Response::new(200, "text/plain", b"abc".to_vec()).with("ETag", "\"a\"".to_owned());
+    let response =
+        Response::new(200, "text/plain", b"abc".to_vec()).with("ETag", "\"a\"".to_owned());
     let head = String::from_utf8(response.head(784_111_777_000, true)).expect("it is text");
     assert_eq!(
         head,
@@ -410,15 +519,26 @@ fn a_response_says_its_length_and_whether_the_connection_stays() {
     );
     let bodiless = response.without_body();
     let head = String::from_utf8(bodiless.head(u64::MAX, false)).expect("it is text");
-    assert!(bodiless.body.is_empty() && head.contains("Content-Length: 3\r\n"), "{head}");
-    assert!(head.contains("Date: Fri, 31 Dec 9999") && head.contains("Connection: close\r\n"), "{head}");
+    assert!(
+        bodiless.body.is_empty() && head.contains("Content-Length: 3\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("Date: Fri, 31 Dec 9999") && head.contains("Connection: close\r\n"),
+        "{head}"
+    );
     let unchanged = Response::new(304, "text/plain", Vec::new()).head(0, true);
-    assert!(!String::from_utf8_lossy(&unchanged).contains("Content-"), "304 has no body");
+    assert!(
+        !String::from_utf8_lossy(&unchanged).contains("Content-"),
+        "304 has no body"
+    );
 }
 
 #[test]
 fn every_status_that_is_used_has_its_words() {
-    for code in [200, 304, 400, 401, 404, 405, 408, 411, 412, 413, 414, 417, 431, 500, 501, 503, 505] {
+    for code in [
+        200, 304, 400, 401, 404, 405, 408, 411, 412, 413, 414, 417, 431, 500, 501, 503, 505,
+    ] {
         assert_ne!(Status(code).reason(), "Unknown", "{code}");
         assert!(!Status(code).word().contains(' '), "{code}");
     }
