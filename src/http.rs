@@ -138,6 +138,9 @@ impl Talk {
         let limits = self.head_limits();
         self.taken = 0;
         loop {
+            if !self.buffer.filled().is_empty() {
+                self.begun.get_or_insert_with(rt::now);
+            }
             match parser.parse(self.buffer.filled(), limits) {
                 Parsed::Head(head, length) => {
                     self.buffer.consume(length);
@@ -146,9 +149,6 @@ impl Talk {
                 }
                 Parsed::Refused(refusal) => return Ok(Err(Some(refusal))),
                 Parsed::Incomplete => {}
-            }
-            if parser.has_begun() {
-                self.begun.get_or_insert_with(rt::now);
             }
             match self.read_more().await? {
                 Ok(()) => {}

@@ -45,7 +45,8 @@ struct StatusBody<'a> {
 }
 
 fn json(status: u16, body: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(body).expect("texts and numbers have a form in JSON");
+    let mut body = serde_json::to_vec(body).expect("texts and numbers have a form in JSON");
+    body.push(b'\n'); // for people at a terminal
     Response::new(status, JSON, body)
 }
 

@@ -335,6 +335,11 @@ impl Client {
         Client::of(life, NODE.address(PORT))
     }
 
+    /// One that will speak HTTP.
+    pub fn of_web(life: &Rc<Life>) -> Client {
+        Client::of(life, NODE.address(HTTP_PORT))
+    }
+
     /// One that will connect to this address.
     pub fn of(life: &Rc<Life>, address: SocketAddr) -> Client {
         Client {
@@ -381,22 +386,38 @@ impl Client {
     /// Sends `requests` in one go. The replies that came before the connection broke or the life
     /// was over: all of them, if nothing happened.
     pub async fn call(&mut self, requests: &[Request]) -> Verdict<Vec<Reply>> {
-        let mut replies = Vec::with_capacity(requests.len());
-        let Some(mut stream) = self.stream.take() else {
-            return Ok(replies);
-        };
         let mut bytes = Vec::new();
         requests
             .iter()
             .for_each(|request| request.encode(&mut bytes));
+        let replies = self.exchange(&bytes, requests.len(), parse, Reply::is_error);
+        replies.await.map_err(|count| {
+            let request = requests.get(count).map(Request::describe);
+            format!("no reply to {request:?}")
+        })
+    }
+
+    /// Sends `bytes`, which are so many requests, and reads replies with `parse`. An error: so many came, and no more in
+    /// all the time that there is.
+    pub async fn exchange<T>(
+        &mut self,
+        bytes: &[u8],
+        requests: usize,
+        parse: impl Fn(&[u8]) -> Option<(T, usize)>,
+        is_error: impl Fn(&T) -> bool,
+    ) -> Result<Vec<T>, usize> {
+        let mut replies = Vec::with_capacity(requests);
+        let Some(mut stream) = self.stream.take() else {
+            return Ok(replies);
+        };
         let input = &mut self.input;
         let talk = async {
-            stream.write_all(&bytes).await.ok()?;
-            while replies.len() < requests.len() {
+            stream.write_all(bytes).await.ok()?;
+            while replies.len() < requests {
                 match parse(input) {
                     Some((reply, consumed)) => {
                         input.drain(..consumed);
-                        if self.life.stopping.get() && reply.is_error() {
+                        if self.life.stopping.get() && is_error(&reply) {
                             return None; // who comes too late is sent home as well
                         }
                         replies.push(reply);
@@ -423,12 +444,7 @@ impl Client {
         };
         match future::or(talk, future::or(over, late)).await {
             Some(true) => self.stream = Some(stream),
-            Some(false) => {
-                return Err(format!(
-                    "no reply to {:?}",
-                    requests.get(replies.len()).map(|r| r.describe())
-                ));
-            }
+            Some(false) => return Err(replies.len()),
             None => {}
         }
         Ok(replies)

@@ -127,11 +127,6 @@ impl HeadParser {
         }
     }
 
-    /// True if the input so far is the beginning of a request.
-    pub fn has_begun(&self) -> bool {
-        self.scanned > 0
-    }
-
     fn find_end(&mut self, input: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refusal> {
         const LINE_END: Refusal = Refusal::bad("A line of the head does not end with CR LF.");
         const FOLDED: Refusal = Refusal::bad("A field's value goes on in the next line.");

@@ -11,7 +11,7 @@ pub(super) const ROWS: &[Spec] = &[
         LOADING | STALE | FAST | CONNECTION,
         parse_kv::consistency,
     )
-    .doc(Group::Connection, "7.2.0", "O(1)")
+    .doc(Group::Connection, "0.1.0", "O(1)")
     .usage(
         "[READ level] [WRITE level]",
         "Sets the levels of this connection's KV commands, or tells them.",
@@ -23,7 +23,7 @@ pub(super) const ROWS: &[Spec] = &[
         parse_kv::del,
     )
     .one_key(&["RW", "delete"])
-    .doc(Group::String, "7.2.0", "O(1)")
+    .doc(Group::String, "0.1.0", "O(1)")
     .usage(
         "key [CONSISTENCY level]",
         "Deletes a key and tells whether it was there.",
@@ -35,7 +35,7 @@ pub(super) const ROWS: &[Spec] = &[
         parse_kv::get,
     )
     .one_key(&["RO", "access"])
-    .doc(Group::String, "7.2.0", "O(1)")
+    .doc(Group::String, "0.1.0", "O(1)")
     .usage(
         "key [CONSISTENCY level]",
         "Returns the value of a key, its version, and when it was written.",
@@ -47,7 +47,7 @@ pub(super) const ROWS: &[Spec] = &[
         parse_kv::put,
     )
     .one_key(&["RW", "update"])
-    .doc(Group::String, "7.2.0", "O(1)")
+    .doc(Group::String, "0.1.0", "O(1)")
     .usage(
         "key value [TTL seconds] [CONSISTENCY level] [IFMATCH version]",
         "Sets a key, if it has a certain version where one is given, and returns its new version.",
