@@ -314,8 +314,10 @@ fn web_clients_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
         disk.change_faults(|faults| faults.eio_sync = 0.5);
         let (refused, unready) = (ledger.borrow().refused, ledger.borrow().unready);
         scene.run_until(&node, || ledger.borrow().refused > refused + 2)?;
-        disk.change_faults(|faults| faults.eio_sync = 0.0);
         scene.run_until(&node, || ledger.borrow().unready > unready)?;
+        disk.change_faults(|faults| faults.eio_sync = 0.0);
+        let answered = ledger.borrow().answered;
+        scene.run_until(&node, || ledger.borrow().answered > answered + 20)?;
         scene.end_badly(node, &tasks)?;
         ledger.borrow_mut().may_fail = false;
     }
