@@ -30,6 +30,8 @@ pub struct Ledger {
     pub written: u64,
     /// Writes that were refused.
     pub refused: u64,
+    /// Those of them that were refused because a log had failed.
+    pub failed: u64,
     /// The node has said that it is not ready.
     pub unready: u64,
     /// The log may have failed.
@@ -75,6 +77,7 @@ impl Ledger {
             answered: 0,
             written: 0,
             refused: 0,
+            failed: 0,
             unready: 0,
             may_fail: false,
         }))
@@ -192,6 +195,7 @@ impl Ledger {
             _ if is("unknown") => Ok(()),
             Meaning::Write(id, _) if is("log_failed") || is("disk_fails") => {
                 self.refused += 1;
+                self.failed += u64::from(is("log_failed"));
                 self.register(&step.key).refuse(id);
                 Ok(())
             }
