@@ -81,6 +81,8 @@ pub struct Config {
     pub port: u16,
     /// The port of core 0 alone; the other cores' follow it. 0: any free ones.
     pub core_port: u16,
+    /// The port for HTTP; 0: any free one.
+    pub http_port: u16,
     /// The host by which cluster clients are told to reach the node; empty: the one that they came to.
     pub announce_host: String,
     /// The port by which they are told to reach core 0; 0: the one that it listens on.
@@ -167,6 +169,8 @@ pub struct Limits {
     pub reply_max: ByteSize,
     /// Seconds after which an idle connection is closed; 0: never.
     pub idle_timeout_s: u64,
+    /// Seconds within which a request over HTTP must arrive, and a second more for each [`HTTP_BYTES_PER_S`].
+    pub http_request_timeout_s: u64,
 }
 
 impl Default for Config {
@@ -176,6 +180,7 @@ impl Default for Config {
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 6379,
             core_port: CORE_PORT,
+            http_port: HTTP_PORT,
             announce_host: String::new(),
             announce_core_port: 0,
             cores: 0,
@@ -231,6 +236,7 @@ impl Default for Limits {
             args_max: 1024 * 1024,
             reply_max: ByteSize::mib(128),
             idle_timeout_s: 0,
+            http_request_timeout_s: 30,
         }
     }
 }
@@ -341,6 +347,14 @@ impl Config {
                  none of them is `port`",
             ),
             (
+                self.http_port == 0 || !self.is_taken(self.http_port),
+                "`http-port` is neither `port` nor that of a core",
+            ),
+            (
+                (1..=3600).contains(&limits.http_request_timeout_s),
+                "`limits.http-request-timeout-s` is 1 to 3600",
+            ),
+            (
                 self.announce_core_port == 0 || self.has_room(self.announce_core_port),
                 "`announce-core-port` and the ports behind it, one for each of `cores`, are at most \
                  65535",
@@ -402,6 +416,22 @@ impl Config {
         (!is_any).then_some(self.core_port)
     }
 
+    /// The port for HTTP; 0: it may be any. Whoever leaves `port` to chance means this, too.
+    pub fn port_of_http(&self) -> u16 {
+        match self.port == 0 && self.http_port == HTTP_PORT {
+            true => 0,
+            false => self.http_port,
+        }
+    }
+
+    /// True if RESP is spoken at this port.
+    fn is_taken(&self, port: u16) -> bool {
+        let cores = self.ports_of_cores().map(u32::from);
+        let is_of_core =
+            |first: u32| (first..first + u32::from(self.cores.max(1))).contains(&u32::from(port));
+        port == self.port || cores.is_some_and(is_of_core)
+    }
+
     /// True if there is a port for each core from `first` on.
     fn has_room(&self, first: u16) -> bool {
         u32::from(first) + u32::from(self.cores.max(1)) <= 1 << 16
@@ -427,6 +457,16 @@ impl Config {
 
 /// The port of core 0 alone, if nothing else is said.
 pub const CORE_PORT: u16 = 16379;
+/// The port for HTTP, if nothing else is said.
+pub const HTTP_PORT: u16 = 8379;
+/// The least pace at which a request over HTTP must arrive after `limits.http-request-timeout-s`.
+pub const HTTP_BYTES_PER_S: u64 = 64 << 10;
+/// Bytes of all fields in the head of a request over HTTP.
+pub const HTTP_FIELDS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of the query of a request over HTTP, and of what else its line has besides the key.
+pub const HTTP_QUERY_BYTES_MAX: usize = 1 << 10;
+/// The longest time to live that a request may name, in seconds: three thousand years.
+pub const TTL_SECONDS_MAX: u64 = 100_000_000_000;
 /// Most bytes of a host's name, as in the DNS.
 const HOST_BYTES_MAX: usize = 253;
 /// Most bytes of a value, whatever `limits.value-max` says.
@@ -515,6 +555,8 @@ mod tests {
                 "announce-core-port = 1\ncore-port = 0",
                 "announce-core-port",
             ),
+            ("http-port = 6379", "http-port"),
+            ("http-port = 16380\ncores = 2", "http-port"),
             ("announce-host = \"0.0.0.0\"", "announce-host"),
             ("announce-host = \"::\"", "announce-host"),
             ("announce-host = \"a b\"", "announce-host"),
@@ -523,6 +565,10 @@ mod tests {
             ("[storage]\nwal-segment = \"5000B\"", "wal-segment"),
             ("[value-log]\nsegment = \"5000B\"", "value-log.segment"),
             ("[value-log]\ngarbage-max-percent = 0", "garbage-max"),
+            (
+                "[limits]\nhttp-request-timeout-s = 0",
+                "http-request-timeout-s",
+            ),
             ("[limits]\nkey-max = \"1MiB\"", "key-max"),
             ("[limits]\nvalue-max = \"128MiB\"", "request-max"),
         ];
@@ -541,6 +587,11 @@ mod tests {
             config.check().expect("it is allowed");
             config.ports_of_cores()
         };
+        let http = |text: &str| Config::parse(text).expect("it parses").port_of_http();
+        assert_eq!(http(""), HTTP_PORT);
+        assert_eq!(http("port = 0"), 0);
+        assert_eq!(http("port = 0\nhttp-port = 7001"), 7001);
+        assert_eq!(http("http-port = 0"), 0);
         assert_eq!(first(""), Some(CORE_PORT));
         assert_eq!(first("port = 7000"), Some(CORE_PORT));
         assert_eq!(first("port = 0"), None);

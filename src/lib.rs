@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod config;
 pub mod error;
+pub mod http;
 pub mod protocol;
 pub mod replication;
 pub mod rt;

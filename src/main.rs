@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use quoit::cluster::ring::Map;
 use quoit::config::{CORES_MAX, Config, DurabilityName, MEMORY_CORE_MIN};
 use quoit::error::{Error, Result};
+use quoit::http;
 use quoit::rt::{self, CoreOptions};
 use quoit::shard::{self, NodeFacts};
 use quoit::storage::check::{self, Place, Summary, Told};
@@ -66,6 +67,9 @@ struct Serve {
     /// Port of core 0 alone; each further core has the next one. 0: any free ones.
     #[arg(long, value_name = "N", env = "QUOIT_CORE_PORT")]
     core_port: Option<u16>,
+    /// Port for HTTP. 0: any free one.
+    #[arg(long, value_name = "N", env = "QUOIT_HTTP_PORT")]
+    http_port: Option<u16>,
     /// Host by which cluster clients are told to reach the node; empty: the one that they came to.
     #[arg(long, value_name = "HOST", env = "QUOIT_ANNOUNCE_HOST")]
     announce_host: Option<String>,
@@ -123,6 +127,7 @@ fn configure(serve: Serve) -> Result<Config> {
     set(&mut config.bind, serve.bind);
     set(&mut config.port, serve.port);
     set(&mut config.core_port, serve.core_port);
+    set(&mut config.http_port, serve.http_port);
     set(&mut config.announce_host, serve.announce_host);
     set(&mut config.announce_core_port, serve.announce_core_port);
     set(&mut config.cores, serve.cores);
@@ -154,7 +159,7 @@ fn set<T>(key: &mut T, value: Option<T>) {
 fn run(mut config: Config) -> Result<()> {
     let cores = usize::from(config.cores);
     let host = rt::check_host(&config.dir, cores)?;
-    let (address, core_ports) = reserve_ports(&config)?;
+    let (address, core_ports, http) = reserve_ports(&config)?;
     if config.memory.0 == 0 {
         let least = MEMORY_CORE_MIN * cores as u64;
         config.memory = ByteSize((host.memory_bytes / 2).max(least));
@@ -175,6 +180,7 @@ fn run(mut config: Config) -> Result<()> {
     let facts = NodeFacts {
         address,
         core_ports,
+        http,
         run_id: run_id(),
         process_id: std::process::id(),
         os: format!("Linux {}", host.kernel),
@@ -199,27 +205,31 @@ fn run(mut config: Config) -> Result<()> {
         let (config, facts) = (Rc::new(config.clone()), facts.clone());
         let announced = facts.clone();
         let ready = move || announce(&announced);
-        async move { shard::run(core, config, facts, ready).await }
+        async move { shard::run(core, config, facts, http::serve, ready).await }
     })?;
     results.into_iter().collect::<Result<Vec<()>>>()?;
     log::info!("stopped; everything is on disk");
     Ok(())
 }
 
-/// The shared address, and the port of each core alone. None is taken, and all are concrete.
-fn reserve_ports(config: &Config) -> Result<(SocketAddr, Vec<u16>)> {
+/// The shared address, the port of each core alone, and the address for HTTP. None is taken, and all are concrete.
+fn reserve_ports(config: &Config) -> Result<(SocketAddr, Vec<u16>, SocketAddr)> {
     let shared = SocketAddr::new(config.bind, config.port);
     let mut wanted = vec![shared];
     for core in 0..config.cores {
         let port = config.ports_of_cores().map_or(0, |first| first + core);
         wanted.push(SocketAddr::new(config.bind, port));
     }
-    let reserved = rt::reserve_ports(&wanted).map_err(|error| in_use(error, shared))?;
-    let core_ports = reserved[1..].iter().map(SocketAddr::port).collect();
-    Ok((reserved[0], core_ports))
+    let http = SocketAddr::new(config.bind, config.port_of_http());
+    wanted.push(http);
+    let reserved = rt::reserve_ports(&wanted).map_err(|error| in_use(error, shared, http))?;
+    let [shared, cores @ .., http] = &reserved[..] else {
+        unreachable!("as many are reserved as were wanted")
+    };
+    Ok((*shared, cores.iter().map(SocketAddr::port).collect(), *http))
 }
 
-fn in_use(error: Error, shared: SocketAddr) -> Error {
+fn in_use(error: Error, shared: SocketAddr, http: SocketAddr) -> Error {
     let Error::Io { source, what, .. } = &error else {
         return error;
     };
@@ -227,9 +237,10 @@ fn in_use(error: Error, shared: SocketAddr) -> Error {
         return error;
     }
     let taken = what.display().to_string();
-    let (whose, option) = match taken == shared.to_string() {
-        true => ("", "--port"),
-        false => (" (of a single core)", "--core-port"),
+    let (whose, option) = match () {
+        () if taken == shared.to_string() => ("", "--port"),
+        () if taken == http.to_string() => (" (for HTTP)", "--http-port"),
+        () => (" (of a single core)", "--core-port"),
     };
     Error::Setup(format!(
         "port {taken}{whose} is in use: stop what listens there, or choose another with {option}"
@@ -246,9 +257,10 @@ fn announce(facts: &NodeFacts) {
     // Whoever started the node may have closed its output; it serves all the same.
     let _ = writeln!(
         out,
-        "ready redis={} cores={}",
+        "ready redis={} cores={} http={}",
         facts.address,
-        cores.join(",")
+        cores.join(","),
+        facts.http
     )
     .and_then(|()| out.flush());
 }

@@ -2,6 +2,8 @@
 //!
 //! Everything here is a plain value: no I/O, no clock, no allocation.
 
+use std::fmt;
+
 use crc::{CRC_16_XMODEM, Crc, Table};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -136,6 +138,74 @@ impl Meta {
     }
 }
 
+/// Bytes of a version as text.
+pub const VERSION_TEXT_BYTES: usize = 16 + 1 + 8;
+
+impl Version {
+    /// When it was made, by the clock of who made it: Unix milliseconds.
+    pub fn millis(self) -> UnixMillis {
+        self.clock >> 16
+    }
+
+    /// Reads what `Display` writes, and nothing else: there is one text for each version.
+    pub fn parse(text: &[u8]) -> Option<Version> {
+        if text.len() != VERSION_TEXT_BYTES || text[16] != b'-' {
+            return None;
+        }
+        let number = |digits: &[u8]| {
+            digits.iter().try_fold(0u64, |sum, byte| {
+                let digit = match byte {
+                    b'0'..=b'9' => byte - b'0',
+                    b'a'..=b'f' => byte - b'a' + 10,
+                    _ => return None,
+                };
+                Some(sum << 4 | u64::from(digit))
+            })
+        };
+        Some(Version {
+            clock: number(&text[..16])?,
+            coordinator: number(&text[17..])? as u32,
+        })
+    }
+}
+
+/// As clients see it: the clock and the coordinator in hexadecimal digits. Texts are in the order of the versions.
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:08x}", self.clock, self.coordinator)
+    }
+}
+
+/// How many replicas a request must have heard of. With one replica all of them mean the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Any one.
+    #[default]
+    One,
+    /// More than half of them.
+    Quorum,
+    /// Every one.
+    All,
+}
+
+impl Level {
+    /// Reads a level's name, in any case.
+    pub fn parse(word: &[u8]) -> Option<Level> {
+        let all = [Level::One, Level::Quorum, Level::All];
+        let is_it = |level: &Level| word.eq_ignore_ascii_case(level.name().as_bytes());
+        all.into_iter().find(is_it)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::One => "one",
+            Level::Quorum => "quorum",
+            Level::All => "all",
+        }
+    }
+}
+
 /// A record's place in its core's log: counts mutations, from 1. 0 is "before everything".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -199,5 +269,46 @@ mod tests {
             coordinator: 1,
         };
         assert!(Version::ZERO < old && old < new && new < rival);
+    }
+
+    #[test]
+    fn a_version_has_one_text_and_a_text_one_version() {
+        let version = Version {
+            clock: 0x0193_0a0b_0c0d_0001,
+            coordinator: 0x0001_0002,
+        };
+        let text = version.to_string();
+        assert_eq!(text, "01930a0b0c0d0001-00010002");
+        assert_eq!(text.len(), VERSION_TEXT_BYTES);
+        assert_eq!(Version::parse(text.as_bytes()), Some(version));
+        assert_eq!(version.millis(), 0x0193_0a0b_0c0d);
+        for wrong in [
+            "",
+            "01930A0B0C0D0001-00010002",
+            "01930a0b0c0d0001_00010002",
+            "1930a0b0c0d0001-00010002",
+            " 1930a0b0c0d0001-00010002",
+            "+1930a0b0c0d0001-00010002",
+            "01930a0b0c0d0001-000100020",
+            "01930a0b0c0d0001-0001000g",
+        ] {
+            assert_eq!(Version::parse(wrong.as_bytes()), None, "{wrong:?}");
+        }
+        let later = Version {
+            clock: version.clock + 1,
+            coordinator: 0,
+        };
+        assert!(later > version && later.to_string() > text);
+    }
+
+    #[test]
+    fn a_level_is_read_in_any_case_and_nothing_else_is() {
+        for level in [Level::One, Level::Quorum, Level::All] {
+            assert_eq!(Level::parse(level.name().as_bytes()), Some(level));
+        }
+        assert_eq!(Level::parse(b"QuOrUm"), Some(Level::Quorum));
+        for wrong in [&b""[..], b"two", b"one ", b"quorum\0"] {
+            assert_eq!(Level::parse(wrong), None);
+        }
     }
 }

@@ -13,12 +13,14 @@ mod router;
 mod scene;
 #[path = "sim/transactions.rs"]
 mod transactions;
+#[path = "sim/web.rs"]
+mod web;
 #[path = "sim/workload.rs"]
 mod workload;
 
 use std::time::Duration;
 
-use cluster::{End, NODE, Node, Reply, Verdict, request};
+use cluster::{Client, End, NODE, Node, Reply, Verdict, request};
 use quoit::config::Compression;
 use quoit::rt::Bug;
 use quoit::rt::sim::{Options, World};
@@ -275,7 +277,67 @@ fn cluster_clients(seed: u64) -> Verdict<Outcome> {
     })
 }
 
+/// Clients that speak HTTP, on a node that goes down again and again.
+fn web_clients(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
+    let mut options = Options::random(seed);
+    options.planted = planted.to_vec();
+    let mut scene = Scene::new(options, 1..4);
+    let ledger = web::Ledger::new(scene.may_pipeline);
+    let clients = scene.chance.usize(2..6);
+    for _ in 0..scene.chance.u64(3..6) {
+        let node = scene.start(|client| web::verify(ledger.clone(), client))?;
+        let tasks = scene.spawn(&node, clients, |_, client, chance| {
+            web::work(ledger.clone(), Client::of_web(client.life()), chance)
+        });
+        let target = ledger.borrow().answered + scene.chance.u64(..200);
+        scene.run_until(&node, || ledger.borrow().answered >= target)?;
+        scene.end(node, &tasks)?;
+    }
+    scene.start(|client| web::verify(ledger.clone(), client))?;
+    Ok(scene.outcome_of_web(&ledger))
+}
+
+/// The same on a node whose logs fail: what was not done is told from what nobody knows, and a node with a log
+/// that has failed is not ready.
+fn web_clients_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
+    let mut scene = Scene::new(Options::random(seed), 1..4);
+    let ledger = web::Ledger::new(scene.may_pipeline);
+    for _ in 0..2 {
+        let node = scene.start(|client| web::verify(ledger.clone(), client))?;
+        let tasks = scene.spawn(&node, 4, |_, client, chance| {
+            web::work(ledger.clone(), Client::of_web(client.life()), chance)
+        });
+        let target = ledger.borrow().answered + scene.chance.u64(..100);
+        scene.run_until(&node, || ledger.borrow().answered >= target)?;
+        ledger.borrow_mut().may_fail = true;
+        let disk = scene.world.disk(NODE);
+        disk.change_faults(|faults| faults.eio_sync = 0.5);
+        let (refused, failed) = (ledger.borrow().refused, ledger.borrow().failed);
+        scene.run_until(&node, || ledger.borrow().refused > refused + 2)?;
+        disk.change_faults(|faults| faults.eio_sync = 0.0);
+        let unready = ledger.borrow().unready;
+        if ledger.borrow().failed > failed {
+            scene.run_until(&node, || ledger.borrow().unready > unready)?;
+        }
+        let answered = ledger.borrow().answered;
+        scene.run_until(&node, || ledger.borrow().answered > answered + 20)?;
+        scene.end_badly(node, &tasks)?;
+        ledger.borrow_mut().may_fail = false;
+    }
+    scene.start(|client| web::verify(ledger.clone(), client))?;
+    Ok(scene.outcome_of_web(&ledger))
+}
+
 impl Scene {
+    fn outcome_of_web(&self, ledger: &web::Shared) -> Outcome {
+        let ledger = ledger.borrow();
+        Outcome {
+            trace: self.world.trace_hash(),
+            done: ledger.answered,
+            refused: ledger.refused,
+        }
+    }
+
     fn outcome(&self, ledger: &workload::Shared) -> Outcome {
         let ledger = ledger.borrow();
         Outcome {
@@ -436,6 +498,31 @@ fn cluster_clients_find_the_owner_though_the_cores_are_others() {
     let name = "cluster_clients_find_the_owner_though_the_cores_are_others";
     let total = for_seeds(name, 200, cluster_clients);
     assert!(total.refused > 0, "no map was ever an old one");
+}
+
+/// Whoever speaks HTTP is promised what Redis clients are.
+#[test]
+fn what_is_acknowledged_over_http_survives_power_cuts() {
+    let name = "what_is_acknowledged_over_http_survives_power_cuts";
+    for_seeds(name, 150, |seed| web_clients(seed, &[]));
+}
+
+#[test]
+fn an_answer_over_http_before_the_sync_is_found() {
+    finds_by(web_clients, Bug::AnsweredUnsynced);
+}
+
+#[test]
+fn a_condition_that_is_judged_without_the_latch_is_found() {
+    finds_by(web_clients, Bug::ConditionUnlatched);
+}
+
+/// A client that is told 503 must know whether its write can still appear.
+#[test]
+fn a_failed_log_is_told_over_http_and_loses_nothing() {
+    let name = "a_failed_log_is_told_over_http_and_loses_nothing";
+    let total = for_seeds(name, 100, web_clients_and_failing_syncs);
+    assert!(total.refused > 0, "no log ever failed");
 }
 
 /// Else STRLEN of a cold value of 64 MiB would read 64 MiB, and TTL, too.

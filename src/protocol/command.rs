@@ -6,13 +6,14 @@
 
 use super::reply::{Protocol, Reply};
 use super::resp::ArgView;
-use crate::types::Slot;
+use crate::types::{Level, Slot, Version};
 
 mod describe;
 mod error;
 mod merge;
 mod parse;
 mod parse_cluster;
+mod parse_kv;
 mod parse_session;
 mod table;
 
@@ -35,6 +36,8 @@ pub enum Command<'a> {
     Key(KeyCommand<'a>),
     /// The cores that own the keys, each for its own part.
     Keys(KeysCommand<'a>),
+    /// The core that owns the key, with versions and levels.
+    Kv(KvCommand<'a>),
     /// All cores.
     Store(StoreCommand<'a>),
 }
@@ -68,6 +71,13 @@ pub enum Session<'a> {
     Cluster(Cluster<'a>),
     /// READONLY, READWRITE, ASKING: accepted; every key has one home, which is asked anyway.
     Accepted,
+    /// Set the levels of this connection's KV commands; none is given: tell them.
+    Consistency {
+        /// Of reads.
+        read: Option<Level>,
+        /// Of writes.
+        write: Option<Level>,
+    },
     /// Seconds and microseconds.
     Time,
     /// Start to queue.
@@ -192,6 +202,42 @@ pub struct KeyCommand<'a> {
     pub key: &'a [u8],
     /// What to do.
     pub op: KeyOp<'a>,
+}
+
+/// One key, what to do to it, and what level that is to have.
+#[derive(Clone, Copy, Debug)]
+pub struct KvCommand<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// `None`: that of the connection.
+    pub level: Option<Level>,
+    /// What to do.
+    pub op: KvOp<'a>,
+}
+
+/// What a KV command does.
+#[derive(Clone, Copy, Debug)]
+pub enum KvOp<'a> {
+    /// The value and what is known of it.
+    Get,
+    /// Set it.
+    Put {
+        /// The value.
+        value: &'a [u8],
+        /// It expires after so many seconds.
+        ttl_s: Option<u64>,
+        /// Only if the key has this version.
+        if_match: Option<Version>,
+    },
+    /// Delete it.
+    Delete,
+}
+
+impl KvOp<'_> {
+    /// True if it may change the key.
+    pub fn is_write(&self) -> bool {
+        !matches!(self, KvOp::Get)
+    }
 }
 
 /// What a command does to one key.

@@ -4,6 +4,7 @@
 pub mod args;
 pub mod command;
 pub mod glob;
+pub mod http;
 mod inline;
 pub mod number;
 pub mod peer;

@@ -25,39 +25,14 @@ pub use barrier::Barrier;
 pub use read::ReadQuorum;
 pub use write::WriteQuorum;
 
+pub use crate::types::Level;
+
 /// Most replicas of a key.
 pub const REPLICAS_MAX: usize = 16;
 /// As many as this are kept without an allocation: more are unusual.
 const REPLICAS_USUAL: usize = 5;
 
-/// How many replicas an operation waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Level {
-    /// The first that answers.
-    One,
-    /// A majority of the placement.
-    Quorum,
-    /// Every replica.
-    All,
-}
-
 impl Level {
-    /// The level of this name, in any case.
-    pub fn parse(name: &[u8]) -> Option<Level> {
-        let levels = [Level::One, Level::Quorum, Level::All];
-        let is_it = |level: &Level| level.name().as_bytes().eq_ignore_ascii_case(name);
-        levels.into_iter().find(is_it)
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Level::One => "ONE",
-            Level::Quorum => "QUORUM",
-            Level::All => "ALL",
-        }
-    }
-
     /// How many of `replicas` it waits for.
     pub fn need(self, replicas: usize, rules: Rules) -> usize {
         match self {
@@ -279,15 +254,6 @@ mod tests {
             );
             assert!(2 * wrong <= replicas.max(2));
         }
-    }
-
-    #[test]
-    fn levels_are_told_by_name_in_any_case() {
-        assert_eq!(Level::parse(b"one"), Some(Level::One));
-        assert_eq!(Level::parse(b"Quorum"), Some(Level::Quorum));
-        assert_eq!(Level::parse(b"ALL"), Some(Level::All));
-        assert_eq!(Level::parse(b"TWO"), None);
-        assert_eq!(Level::parse(b""), None);
     }
 
     #[test]

@@ -204,6 +204,10 @@ pub enum Bug {
     OldFoldersFirst,
     /// A re-sharding drops what was prepared of transactions, decided or not.
     UndecidedDropped,
+    /// An operation on a key is answered before what it wrote is synced.
+    AnsweredUnsynced,
+    /// A condition is judged, and its write made, without waiting for the key's latch.
+    ConditionUnlatched,
     /// After a re-sharding the numbers of segments begin anew.
     NumbersAgain,
 }

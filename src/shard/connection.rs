@@ -169,7 +169,7 @@ impl Clients {
     }
 
     /// Makes room behind the input, for `needed` more bytes if that is not too many at a time.
-    fn make_room(&self, input: &mut Input, needed: usize) {
+    fn make_room(&self, input: &mut Buffer, needed: usize) {
         let rest = input.end - input.start;
         if input.bytes.len() < READ_BYTES {
             let lent = self.inputs.borrow_mut().pop();
@@ -189,7 +189,7 @@ impl Clients {
 
     /// Gives the lent buffer back; what is in it is kept in memory of its own size. What is larger
     /// than a lent buffer stays where it is: copying it again and again would be too much.
-    fn put_aside(&self, input: &mut Input) {
+    pub fn put_aside(&self, input: &mut Buffer) {
         let rest = input.end - input.start;
         if input.bytes.len() < READ_BYTES || rest >= READ_BYTES {
             return;
@@ -204,14 +204,33 @@ impl Clients {
     }
 }
 
-/// What the client has sent and nobody has understood yet.
-struct Input {
-    /// Lent by the core, or the input's own if it is shorter than [`READ_BYTES`] or has grown.
+/// What a client has sent and nobody has understood yet.
+#[derive(Default)]
+pub struct Buffer {
+    /// Lent by the core, or its own if it is shorter than [`READ_BYTES`] or has grown.
     bytes: Vec<u8>,
     /// Where the part that is not done with begins.
     start: usize,
     /// Where what was read ends.
     end: usize,
+}
+
+impl Buffer {
+    /// What is not done with.
+    pub fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Its first `count` bytes are done with.
+    pub fn consume(&mut self, count: usize) {
+        assert!(count <= self.end - self.start);
+        self.start += count;
+    }
+}
+
+/// The same, and how far it is understood.
+struct Input {
+    buffer: Buffer,
     parser: Parser,
     args: Args,
 }
@@ -234,22 +253,35 @@ impl Shard {
         if self.is_stopping() {
             return; // the other cores may have stopped already
         }
-        let (clients, (open, most)) = (self.clients.count_all(), stream.open_files());
-        if clients >= self.config.limits.clients_max || !files::has_room(clients, open, most) {
-            self.counters.borrow_mut().rejected += 1;
+        let Some(client) = self.admit(&stream, port) else {
             let _ = stream
                 .write_all(b"-ERR max number of clients reached\r\n")
                 .await;
             return;
-        }
-        let client = self.clients.add(&stream, port);
-        self.tell_client_count();
+        };
         let mut session = Session::new(Rc::clone(&client), &self.config);
         // Whatever ends it, the client finds out by itself.
         let _ = self.converse(&mut stream, &mut session).await;
+        self.dismiss(&client);
+        stream.shutdown().await;
+    }
+
+    /// Takes in a client that has come to this port, if there is room for one more.
+    pub fn admit(&self, stream: &Stream, port: Port) -> Option<Rc<Client>> {
+        let (clients, (open, most)) = (self.clients.count_all(), stream.open_files());
+        if clients >= self.config.limits.clients_max || !files::has_room(clients, open, most) {
+            self.counters.borrow_mut().rejected += 1;
+            return None;
+        }
+        let client = self.clients.add(stream, port);
+        self.tell_client_count();
+        Some(client)
+    }
+
+    /// A client that was admitted leaves.
+    pub fn dismiss(&self, client: &Client) {
         self.clients.open.borrow_mut().remove(&client.id);
         self.tell_client_count();
-        stream.shutdown().await;
     }
 
     fn tell_client_count(&self) {
@@ -264,9 +296,7 @@ impl Shard {
         session: &mut Session,
     ) -> std::io::Result<()> {
         let mut input = Input {
-            bytes: Vec::new(),
-            start: 0,
-            end: 0,
+            buffer: Buffer::default(),
             parser: Parser::new(),
             args: Args::new(),
         };
@@ -276,7 +306,11 @@ impl Shard {
                 Stop::Close => return Ok(()),
                 Stop::Full | Stop::Alone(_) => continue,
                 Stop::Incomplete(needed) => {
-                    if !self.read_more(stream, session, &mut input, needed).await? {
+                    let buffer = &mut input.buffer;
+                    if !self
+                        .read_more(stream, &session.client, buffer, needed)
+                        .await?
+                    {
                         return Ok(());
                     }
                 }
@@ -292,9 +326,9 @@ impl Shard {
         input: &mut Input,
     ) -> std::io::Result<Stop> {
         let out = self.clients.lend_output();
-        let mut round = Round::new(session.protocol, out);
+        let mut round = Round::new(session.protocol, out).at_levels(session.levels);
         let mut stop = self.take_commands(session, input, &mut round);
-        self.clients.put_aside(input);
+        self.clients.put_aside(&mut input.buffer);
         let mut said = round.finish(self).await;
         while let Some(rest) = said.rest {
             stream.write_all(&said.bytes).await?;
@@ -327,13 +361,13 @@ impl Shard {
         let mut warm = 0;
         loop {
             if warm == 0 {
-                warm = self.warm(&input.bytes[input.start..input.end]);
+                warm = self.warm(input.buffer.filled());
             }
             warm -= 1;
             if round.is_full() {
                 return Stop::Full;
             }
-            let bytes = &input.bytes[input.start..input.end];
+            let bytes = &input.buffer.bytes[input.buffer.start..input.buffer.end];
             let parsed = input.parser.parse(bytes, session.limits(), &mut input.args);
             let stop = match parsed {
                 Parsed::Incomplete { needed } => return Stop::Incomplete(needed),
@@ -344,12 +378,12 @@ impl Shard {
                     return Stop::Close;
                 }
                 Parsed::Request { consumed } => {
-                    input.start += consumed;
+                    input.buffer.start += consumed;
                     let view = input.args.view(bytes);
                     self.take_request(session, view, round)
                 }
                 Parsed::Inline { consumed, args } => {
-                    input.start += consumed;
+                    input.buffer.start += consumed;
                     self.take_request(session, args.view(), round)
                 }
             };
@@ -426,14 +460,14 @@ impl Shard {
     }
 
     /// Waits for bytes; false: there will be none. While it waits, the lent buffer is with the core.
-    async fn read_more(
+    /// May be cancelled: no byte is lost.
+    pub async fn read_more(
         self: &Rc<Self>,
         stream: &mut Stream,
-        session: &Session,
-        input: &mut Input,
+        client: &Client,
+        input: &mut Buffer,
         needed: usize,
     ) -> std::io::Result<bool> {
-        let client = &session.client;
         let read = poll_fn(|context| {
             self.clients.make_room(input, needed);
             let read = stream.poll_read(context, &mut input.bytes[input.end..]);

@@ -15,6 +15,8 @@ use std::rc::Rc;
 
 use super::Shard;
 use super::execute::{Ran, Replying};
+use super::kv::Begun;
+use super::kv_command::{self, Levels};
 use super::latches::Wants;
 use super::plan::{Asker, Plan};
 use super::refusal::reply_refusal;
@@ -23,7 +25,9 @@ use super::transaction::{Refused, Work};
 use crate::cluster::face::Port;
 use crate::config::{PIPELINE_COMMANDS_MAX, PIPELINE_READS_MAX, PIPELINE_REPLY_BYTES};
 use crate::error::{Error, Result};
-use crate::protocol::command::{Command, KeyCommand, KeyOp, KeysCommand, Merge, SetAnswer, parse};
+use crate::protocol::command::{
+    Command, KeyCommand, KeyOp, KeysCommand, KvCommand, KvOp, Merge, SetAnswer, parse,
+};
 use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::resp::{ArgView, OwnedArgs};
 use crate::rt;
@@ -47,6 +51,8 @@ pub struct Round {
     values_to_come: usize,
     /// The last record of this core that a reply depends on.
     lsn: Lsn,
+    /// Of KV commands that name none.
+    levels: Levels,
 }
 
 struct Piece {
@@ -85,7 +91,14 @@ impl Round {
             all_here: true,
             values_to_come: 0,
             lsn,
+            levels: Levels::default(),
         }
+    }
+
+    /// The same, with these levels for KV commands that name none.
+    pub fn at_levels(mut self, levels: Levels) -> Round {
+        self.levels = levels;
+        self
     }
 
     /// True if it has enough to say for one time.
@@ -109,6 +122,10 @@ impl Round {
                 Fits::Taken
             }
             Command::Keys(command) => self.take_keys(shard, args, command),
+            Command::Kv(command) => {
+                self.take_kv(shard, command);
+                Fits::Taken
+            }
             Command::Store(_) | Command::Session(_) => Fits::Alone,
         }
     }
@@ -183,6 +200,36 @@ impl Round {
             }
         }
         Fits::Taken
+    }
+
+    fn take_kv(&mut self, shard: &Rc<Shard>, command: &KvCommand<'_>) {
+        let level = self.levels.of(command);
+        if let Some(refusal) = shard.refuse_kv(command) {
+            return self.reply(|reply| reply.error(refusal));
+        }
+        let core = shard.map.core_of(KeyRef::of(command.key).position);
+        if core != shard.id {
+            // Behind what goes to that core already: commands on one key keep their order.
+            return self.send(shard, core, kv_command::request(command, level).view());
+        }
+        self.values_to_come += usize::from(matches!(command.op, KvOp::Get));
+        let protocol = self.protocol;
+        match shard.begin_kv(kv_command::operation(command, level)) {
+            Begun::Done(outcome, lsn) => {
+                kv_command::reply(&outcome, &mut Reply::new(&mut self.out, protocol));
+                self.here(lsn);
+            }
+            Begun::Refused(error) => self.reply(|reply| reply_refusal(&error, reply)),
+            Begun::Later(task) => self.elsewhere(Source::Later(rt::spawn(async move {
+                let mut out = Vec::new();
+                let mut reply = Reply::new(&mut out, protocol);
+                match task.await {
+                    Ok(outcome) => kv_command::reply(&outcome, &mut reply),
+                    Err(error) => reply_refusal(&error, &mut reply),
+                }
+                out
+            }))),
+        }
     }
 
     fn here(&mut self, lsn: Lsn) {

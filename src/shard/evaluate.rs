@@ -21,7 +21,8 @@ const KEY_OVERHEAD_BYTES: usize = 64;
 /// Up to this length Redis keeps a string within its object, and calls it "embstr".
 const EMBEDDED_BYTES_MAX: usize = 44;
 
-const TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+/// The reply to a write that would make a value longer than `limits.value-max`.
+pub const TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
 
 /// A key's live value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

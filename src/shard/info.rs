@@ -4,13 +4,12 @@ use std::fmt::Write;
 
 use super::Shard;
 use super::face::mode;
-use super::report::{Counters, Report};
+use super::report::{Report, total};
 use super::session::REDIS_VERSION;
 use crate::cluster::face::Port;
 use crate::config::DurabilityName;
 use crate::protocol::ArgView;
 use crate::rt;
-use crate::storage::Sizes;
 use crate::storage::cache::CacheStats;
 
 /// What a client asks about.
@@ -73,28 +72,6 @@ impl Shard {
 
 fn line(out: &mut String, name: &str, value: impl std::fmt::Display) {
     let _ = write!(out, "{name}:{value}\r\n");
-}
-
-fn total(reports: &[Report]) -> (Counters, Sizes) {
-    let mut counters = Counters::default();
-    let mut sizes = Sizes::default();
-    for report in reports {
-        counters.add(&report.counters);
-        sizes.memtable_bytes += report.sizes.memtable_bytes;
-        sizes.records += report.sizes.records;
-        sizes.tables += report.sizes.tables;
-        sizes.table_bytes += report.sizes.table_bytes;
-        sizes.table_runs = sizes.table_runs.max(report.sizes.table_runs);
-        sizes.wal_bytes += report.sizes.wal_bytes;
-        sizes.values.add(&report.sizes.values);
-        sizes.index_bytes += report.sizes.index_bytes;
-        sizes.rows.add(&report.sizes.rows);
-        sizes.pointers.add(&report.sizes.pointers);
-        sizes.blocks.add(&report.sizes.blocks);
-        sizes.tables_by_need += report.sizes.tables_by_need;
-        sizes.partitions.add(&report.sizes.partitions);
-    }
-    (counters, sizes)
 }
 
 fn server(shard: &Shard, asked: &Asked, out: &mut String) {
@@ -170,6 +147,8 @@ fn stats(_: &Shard, Asked { reports, .. }: &Asked, out: &mut String) {
     line(out, "total_commands_processed", counters.commands);
     line(out, "total_net_input_bytes", counters.bytes_in);
     line(out, "rejected_connections", counters.rejected);
+    line(out, "http_requests", counters.http_requests);
+    line(out, "http_errors", counters.http_errors);
     line(
         out,
         "expired_keys",

@@ -15,8 +15,11 @@ mod face;
 mod files;
 mod info;
 mod keyspace;
+pub mod kv;
+mod kv_command;
 mod latch_table;
 pub mod latches;
+mod outside;
 mod plan;
 mod refusal;
 mod report;
@@ -46,13 +49,15 @@ use crate::types::{CoreId, UnixMillis, Version};
 use connection::Clients;
 use execute::Replying;
 use latch_table::LatchTable;
-use report::Counters;
 use siblings::{Job, Message, Said, Siblings};
 use transaction::{Refused, Reserved, Token};
 
+pub use connection::{Buffer, Client};
 pub use directory::open_store;
+pub use refusal::Told;
+pub use report::{Counters, Report, total};
 pub use siblings::Message as CoreMessage;
-pub use start::{NodeFacts, run};
+pub use start::{HttpFace, NodeFacts, run};
 
 /// One core. Shared within it by `Rc`.
 pub struct Shard {
@@ -167,6 +172,7 @@ impl Shard {
                 self.finish(token, verdict).await;
                 Said::Done(true)
             }
+            Job::Kv(operation) => Said::Kv(self.kv_here(*operation).await),
             Job::Alone(work) => Said::Ran(self.start_alone(*work).await),
             Job::Watch(keys) => Said::Watched(self.watch_states(&keys).await),
             Job::Read(args, asker) => {
@@ -198,6 +204,7 @@ impl Shard {
                 self.reached(Stage::Listening).await;
                 Said::Done(!self.is_stopping())
             }
+            Job::Ready => Said::Done(self.is_ready_here()),
             Job::Report => Said::Report(Box::new(self.report())),
             Job::ResetStatistics => {
                 self.counters.borrow_mut().reset();

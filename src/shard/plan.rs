@@ -73,7 +73,9 @@ impl Plan {
                 }
                 Ok(Command::Keys(command)) => plan.take_keys(map, args.view(), &command),
                 Ok(Command::Store(command)) => plan.take_store(map, own, &args, &command),
-                Ok(Command::Session(_)) => unreachable!("the connection answers these itself"),
+                Ok(Command::Session(_) | Command::Kv(_)) => {
+                    unreachable!("these are no part of a transaction")
+                }
                 // Its reply is the error, which whoever evaluates it will find again.
                 Err(_) => {
                     let nothing = Wants::Keys(SmallVec::new());

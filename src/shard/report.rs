@@ -22,6 +22,10 @@ pub struct Counters {
     pub redirected: u64,
     /// Bytes received from clients.
     pub bytes_in: u64,
+    /// Requests over HTTP.
+    pub http_requests: u64,
+    /// Those that were answered with a status from 400 on.
+    pub http_errors: u64,
 }
 
 impl Counters {
@@ -38,6 +42,8 @@ impl Counters {
         self.crossed += other.crossed;
         self.redirected += other.redirected;
         self.bytes_in += other.bytes_in;
+        self.http_requests += other.http_requests;
+        self.http_errors += other.http_errors;
     }
 }
 
@@ -74,6 +80,29 @@ impl Shard {
             clients,
         }
     }
+}
+
+/// What all of `reports` have counted together, and what their stores hold.
+pub fn total(reports: &[Report]) -> (Counters, Sizes) {
+    let mut counters = Counters::default();
+    let mut sizes = Sizes::default();
+    for report in reports {
+        counters.add(&report.counters);
+        sizes.memtable_bytes += report.sizes.memtable_bytes;
+        sizes.records += report.sizes.records;
+        sizes.tables += report.sizes.tables;
+        sizes.table_bytes += report.sizes.table_bytes;
+        sizes.table_runs = sizes.table_runs.max(report.sizes.table_runs);
+        sizes.wal_bytes += report.sizes.wal_bytes;
+        sizes.values.add(&report.sizes.values);
+        sizes.index_bytes += report.sizes.index_bytes;
+        sizes.rows.add(&report.sizes.rows);
+        sizes.pointers.add(&report.sizes.pointers);
+        sizes.blocks.add(&report.sizes.blocks);
+        sizes.tables_by_need += report.sizes.tables_by_need;
+        sizes.partitions.add(&report.sizes.partitions);
+    }
+    (counters, sizes)
 }
 
 /// One line of CLIENT LIST, in Redis's form.

@@ -11,6 +11,7 @@ use super::connection::{About, Client};
 use super::dispatch::{Round, reply_refused};
 use super::face::mode;
 use super::info::Asked;
+use super::kv_command::Levels;
 use super::plan::{Asker, Plan};
 use super::siblings::{Job, Said};
 use super::transaction::{Refused, WatchState};
@@ -24,7 +25,7 @@ use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::{ArgView, Limits, OwnedArgs};
 use crate::rt;
 use crate::storage::record::KeyRef;
-use crate::types::CoreId;
+use crate::types::{CoreId, Level};
 
 /// The Redis version that clients are told: they switch commands on it.
 pub const REDIS_VERSION: &str = "7.2.0";
@@ -41,6 +42,8 @@ pub struct Session {
     limits: Limits,
     multi: Option<Multi>,
     watches: Vec<Watched>,
+    /// Of its KV commands.
+    pub levels: Levels,
 }
 
 /// Commands since MULTI.
@@ -78,6 +81,7 @@ impl Session {
             limits: limits(authenticated, &config.limits),
             multi: None,
             watches: Vec::new(),
+            levels: Levels::default(),
         }
     }
 
@@ -115,6 +119,10 @@ impl Session {
             }
             Ok(Command::Session(Watch(_))) => {
                 round.reply(|reply| reply.error("ERR WATCH inside MULTI is not allowed"));
+            }
+            Ok(Command::Kv(_)) => {
+                multi.spoiled = true;
+                round.reply(|reply| reply.error("ERR Command not allowed inside a transaction"));
             }
             Err(error) if error.spoils_transaction() => {
                 multi.spoiled = true;
@@ -243,13 +251,26 @@ impl Session {
     }
 
     fn log_in(&mut self, login: &Login<'_>, config: &config::Config) -> bool {
-        let user_fits = login.user.is_none_or(|user| user == b"default");
-        let fits = config.password.is_empty() || same(login.password, config.password.as_bytes());
-        if user_fits && fits {
+        let fits = admits(config, login.user, login.password);
+        if fits {
             self.authenticated = true;
             self.limits = limits(true, &config.limits);
         }
-        user_fits && fits
+        fits
+    }
+
+    /// Sets the levels that are given; tells them if none is.
+    fn consistency(&mut self, read: Option<Level>, write: Option<Level>, reply: &mut Reply<'_>) {
+        if read.is_some() || write.is_some() {
+            self.levels.read = read.unwrap_or(self.levels.read);
+            self.levels.write = write.unwrap_or(self.levels.write);
+            return reply.ok();
+        }
+        reply.map(2);
+        for (name, level) in [("read", self.levels.read), ("write", self.levels.write)] {
+            reply.bulk(name.as_bytes());
+            reply.bulk(level.name().as_bytes());
+        }
     }
 
     fn reset(&mut self, config: &config::Config) {
@@ -258,6 +279,7 @@ impl Session {
         self.limits = limits(self.authenticated, &config.limits);
         self.multi = None;
         self.watches.clear();
+        self.levels = Levels::default();
         *self.client.about.borrow_mut() = About {
             protocol: 2,
             ..About::default()
@@ -310,6 +332,13 @@ fn printable(word: &[u8]) -> Option<&str> {
     }
 }
 
+/// True if this user may log in with this password; the one user is `default`.
+pub fn admits(config: &config::Config, user: Option<&[u8]>, password: &[u8]) -> bool {
+    let user_fits = user.is_none_or(|user| user == b"default");
+    let fits = config.password.is_empty() || same(password, config.password.as_bytes());
+    user_fits && fits
+}
+
 /// Compares in a time that does not tell where they differ.
 fn same(one: &[u8], other: &[u8]) -> bool {
     let difference = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
@@ -345,6 +374,9 @@ impl Shard {
             SessionCommand::Quit => {
                 Reply::new(out, session.protocol).ok();
                 return Next::Close;
+            }
+            SessionCommand::Consistency { read, write } => {
+                session.consistency(read, write, &mut Reply::new(out, session.protocol));
             }
             SessionCommand::Reset => {
                 session.reset(&self.config);
@@ -529,6 +561,9 @@ impl Shard {
         }
         match command {
             SessionCommand::Unwatch => Reply::new(out, session.protocol).ok(),
+            SessionCommand::Consistency { read, write } => {
+                session.consistency(read, write, &mut Reply::new(out, session.protocol));
+            }
             SessionCommand::Auth(login) => self.auth(session, &login, out),
             SessionCommand::Hello(hello) => self.hello(session, &hello, out),
             SessionCommand::Cluster(question) => {
@@ -587,7 +622,8 @@ impl Shard {
         self.other_cores().filter(move |_| port == Port::Shared)
     }
 
-    async fn reports(self: &Rc<Self>, port: Port) -> Vec<super::report::Report> {
+    /// What the cores tell that a client at this port asks about: all of the node, or this one.
+    pub async fn reports(self: &Rc<Self>, port: Port) -> Vec<super::report::Report> {
         let mut reports = vec![self.report()];
         let asked: Vec<_> = self
             .cores_beside(port)

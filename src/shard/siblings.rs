@@ -6,9 +6,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::kv::{Operation, Outcome as KvOutcome};
 use super::plan::Asker;
 use super::report::Report;
 use super::transaction::{Refused, Token, WatchState, Work};
+use crate::error::Error;
 use crate::protocol::reply::Protocol;
 use crate::protocol::resp::OwnedArgs;
 use crate::rt::Outbox;
@@ -41,6 +43,8 @@ pub enum Job {
     Run(Token, Box<Work>, UnixMillis, Outcome),
     /// End the transaction: let it be seen, or forget it.
     Finish(Token, Verdict),
+    /// Carry out this operation on a key of yours.
+    Kv(Box<Operation>),
     /// Reserve, run and finish: the whole transaction is this core's.
     Alone(Box<Work>),
     /// The state of these keys, for WATCH.
@@ -55,6 +59,8 @@ pub enum Job {
     Opened,
     /// Answer when clients can connect.
     Listening,
+    /// Do clients find you at work, with a log that takes writes?
+    Ready,
     /// Describe yourself.
     Report,
     /// Count from zero again.
@@ -87,6 +93,8 @@ pub enum Said {
     Replies(Replies),
     /// The work's replies, or why there are none.
     Ran(Result<Vec<Vec<u8>>, Refused>),
+    /// What became of the operation.
+    Kv(Result<KvOutcome, Error>),
     /// The states of the keys.
     Watched(Result<Vec<WatchState>, Refused>),
     /// A reply's bytes.

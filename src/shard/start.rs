@@ -17,7 +17,7 @@ use crate::cluster::ring::Map;
 use crate::config::Config;
 use crate::error::Result;
 use crate::replication::clock::Clock;
-use crate::rt::{self, Core, Inbox, Listener, Queue};
+use crate::rt::{self, Core, Inbox, Listener, Queue, Stream};
 use crate::storage::{Opened, Store, Undecided};
 use crate::types::{CoreId, Version};
 
@@ -37,6 +37,8 @@ pub struct NodeFacts {
     pub address: SocketAddr,
     /// The port of each core alone, on the same address.
     pub core_ports: Vec<u16>,
+    /// Where it speaks HTTP.
+    pub http: SocketAddr,
     /// 40 hexadecimal digits that no other start has.
     pub run_id: String,
     /// The process, for INFO.
@@ -45,11 +47,15 @@ pub struct NodeFacts {
     pub os: String,
 }
 
+/// Serves one client that speaks HTTP.
+pub type HttpFace = fn(Rc<Shard>, Stream) -> rt::Task<()>;
+
 /// Runs one core until the node stops. `ready` is called once on core 0, when all cores listen.
 pub async fn run(
     core: Core<Message>,
     config: Rc<Config>,
     facts: NodeFacts,
+    http: HttpFace,
     ready: impl FnOnce(),
 ) -> Result<()> {
     let id = core.id;
@@ -113,7 +119,7 @@ pub async fn run(
         .into_iter()
         .map(|inbox| rt::spawn(Rc::clone(&shard).receive(inbox)))
         .collect();
-    let served = serve(&shard, undecided, ready).await;
+    let served = serve(&shard, undecided, http, ready).await;
     let stopped = shard.stop().await;
     if lock.is_some() {
         // Each receives until its core has ended: nobody else may open the data before that.
@@ -138,7 +144,12 @@ async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<directory::Clai
     }
 }
 
-async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce()) -> Result<()> {
+async fn serve(
+    shard: &Rc<Shard>,
+    undecided: Vec<Undecided>,
+    http: HttpFace,
+    ready: impl FnOnce(),
+) -> Result<()> {
     let leaving = async {
         shard.reached(Stage::Stopping).await;
         false
@@ -164,13 +175,18 @@ async fn serve(shard: &Rc<Shard>, undecided: Vec<Undecided>, ready: impl FnOnce(
     shard.store.drop_log().await?;
     let shared = Listener::bind(shard.facts.address)?;
     let own = Listener::bind(shard.facts.address_of(shard.id))?;
+    let web = Listener::bind(shard.facts.http)?;
     rt::spawn(Rc::clone(shard).settle_transactions());
     rt::spawn_in(Queue::Background, Rc::clone(shard).sweep_expired());
     if shard.config.limits.idle_timeout_s > 0 {
         rt::spawn_in(Queue::Background, Rc::clone(shard).close_idle_clients());
     }
-    rt::spawn(Rc::clone(shard).accept(shared, Port::Shared));
-    rt::spawn(Rc::clone(shard).accept(own, Port::Core));
+    let on = |port: Port| {
+        move |shard: Rc<Shard>, stream: Stream| rt::spawn(shard.serve_client(stream, port))
+    };
+    rt::spawn(Rc::clone(shard).accept(shared, on(Port::Shared)));
+    rt::spawn(Rc::clone(shard).accept(own, on(Port::Core)));
+    rt::spawn(Rc::clone(shard).accept(web, http));
     if shard.id == CoreId(0) {
         rt::spawn_in(Queue::Background, Rc::clone(shard).watch_files());
     }
@@ -236,7 +252,11 @@ impl Shard {
         true
     }
 
-    async fn accept(self: Rc<Self>, listener: Listener, port: Port) {
+    async fn accept(
+        self: Rc<Self>,
+        listener: Listener,
+        serve: impl Fn(Rc<Shard>, Stream) -> rt::Task<()>,
+    ) {
         let mut warn_from = Duration::ZERO;
         while !self.is_stopping() {
             let accepted = async { Some(listener.accept().await) };
@@ -246,7 +266,7 @@ impl Shard {
             };
             match future::or(accepted, stopping).await {
                 Some(Ok(stream)) => {
-                    drop(rt::spawn(Rc::clone(&self).serve_client(stream, port)));
+                    drop(serve(Rc::clone(&self), stream));
                 }
                 Some(Err(error)) => {
                     if rt::now() >= warn_from {

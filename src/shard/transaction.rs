@@ -350,7 +350,9 @@ impl Shard {
                 self.read_store(&snapshot, &command, port, to).await?;
                 Ok(lsn)
             }
-            Ok(Command::Session(_)) => unreachable!("the connection answers these itself"),
+            Ok(Command::Session(_) | Command::Kv(_)) => {
+                unreachable!("these are no part of a transaction")
+            }
             Err(error) => {
                 error.reply(&mut Reply::new(to.out, to.protocol));
                 Ok(Lsn(0))

@@ -56,6 +56,7 @@ impl Launch {
                 ("--dir", data.display().to_string()),
                 ("--port", "0".into()),
                 ("--core-port", "0".into()),
+                ("--http-port", "0".into()),
                 ("--cores", "2".into()),
             ],
             through: Vec::new(),
@@ -136,21 +137,23 @@ impl Launch {
             process,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             cores: Vec::new(),
+            http: SocketAddr::from(([0, 0, 0, 0], 0)),
             ready_after: Duration::ZERO,
             stderr: self.stderr.clone(),
         };
         let said = lines.recv_timeout(PATIENCE);
         node.ready_after = begun.elapsed();
         let addresses = said.as_ref().ok().and_then(|said| {
-            let (shared, cores) = said.strip_prefix("ready redis=")?.split_once(" cores=")?;
+            let (shared, rest) = said.strip_prefix("ready redis=")?.split_once(" cores=")?;
+            let (cores, http) = rest.split_once(" http=")?;
             let cores: Option<Vec<_>> = cores.split(',').map(|word| word.parse().ok()).collect();
-            Some((shared.parse().ok()?, cores?))
+            Some((shared.parse().ok()?, cores?, http.parse().ok()?))
         });
-        let Some((address, cores)) = addresses else {
+        let Some((address, cores, http)) = addresses else {
             let ended = wait(&mut node.process, Duration::from_secs(1));
             return Err((ended.and_then(|status| status.code()), self.said()));
         };
-        (node.address, node.cores) = (address, cores);
+        (node.address, node.cores, node.http) = (address, cores, http);
         Ok(node)
     }
 
@@ -235,6 +238,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// Where each core alone listens.
     pub cores: Vec<SocketAddr>,
+    /// Where it speaks HTTP.
+    pub http: SocketAddr,
     /// How long it took to say `ready`.
     pub ready_after: Duration,
     stderr: PathBuf,

@@ -14,6 +14,7 @@ use bytesize::ByteSize;
 use futures_lite::future;
 use quoit::config::{CompactionName, Compression, Config};
 use quoit::error::Error;
+use quoit::http;
 use quoit::rt::sim::{NodeId, Task, World};
 use quoit::rt::sync::Signal;
 use quoit::rt::{self, Stream};
@@ -26,6 +27,7 @@ pub type Verdict<T = ()> = Result<T, String>;
 pub const NODE: NodeId = NodeId(1);
 const PORT: u16 = 6379;
 const CORE_PORT: u16 = 16379;
+const HTTP_PORT: u16 = 8379;
 /// Virtual time within which a node must be up, or gone.
 const START_MAX: Duration = Duration::from_secs(3600);
 /// Virtual time after which a reply that has not come never will.
@@ -161,6 +163,7 @@ impl Node {
         let facts = NodeFacts {
             address: NODE.address(PORT),
             core_ports: (0..config.cores).map(|core| CORE_PORT + core).collect(),
+            http: NODE.address(HTTP_PORT),
             run_id: "0".repeat(40),
             process_id: 1,
             os: "a simulated one".to_owned(),
@@ -168,7 +171,7 @@ impl Node {
         let tasks = world.start_node(NODE, config.cores, |core| {
             let is_ready = Rc::clone(&is_ready);
             let ready = move || is_ready.set(true);
-            shard::run(core, Rc::clone(&config), facts.clone(), ready)
+            shard::run(core, Rc::clone(&config), facts.clone(), http::serve, ready)
         });
         let done = || is_ready.get() || world.node_ended(NODE);
         if !world.run_until(done, time) {
@@ -332,6 +335,11 @@ impl Client {
         Client::of(life, NODE.address(PORT))
     }
 
+    /// One that will speak HTTP.
+    pub fn of_web(life: &Rc<Life>) -> Client {
+        Client::of(life, NODE.address(HTTP_PORT))
+    }
+
     /// One that will connect to this address.
     pub fn of(life: &Rc<Life>, address: SocketAddr) -> Client {
         Client {
@@ -378,22 +386,38 @@ impl Client {
     /// Sends `requests` in one go. The replies that came before the connection broke or the life
     /// was over: all of them, if nothing happened.
     pub async fn call(&mut self, requests: &[Request]) -> Verdict<Vec<Reply>> {
-        let mut replies = Vec::with_capacity(requests.len());
-        let Some(mut stream) = self.stream.take() else {
-            return Ok(replies);
-        };
         let mut bytes = Vec::new();
         requests
             .iter()
             .for_each(|request| request.encode(&mut bytes));
+        let replies = self.exchange(&bytes, requests.len(), parse, Reply::is_error);
+        replies.await.map_err(|count| {
+            let request = requests.get(count).map(Request::describe);
+            format!("no reply to {request:?}")
+        })
+    }
+
+    /// Sends `bytes`, which are so many requests, and reads replies with `parse`. An error: so many came, and no more in
+    /// all the time that there is.
+    pub async fn exchange<T>(
+        &mut self,
+        bytes: &[u8],
+        requests: usize,
+        parse: impl Fn(&[u8]) -> Option<(T, usize)>,
+        is_error: impl Fn(&T) -> bool,
+    ) -> Result<Vec<T>, usize> {
+        let mut replies = Vec::with_capacity(requests);
+        let Some(mut stream) = self.stream.take() else {
+            return Ok(replies);
+        };
         let input = &mut self.input;
         let talk = async {
-            stream.write_all(&bytes).await.ok()?;
-            while replies.len() < requests.len() {
+            stream.write_all(bytes).await.ok()?;
+            while replies.len() < requests {
                 match parse(input) {
                     Some((reply, consumed)) => {
                         input.drain(..consumed);
-                        if self.life.stopping.get() && reply.is_error() {
+                        if self.life.stopping.get() && is_error(&reply) {
                             return None; // who comes too late is sent home as well
                         }
                         replies.push(reply);
@@ -420,12 +444,7 @@ impl Client {
         };
         match future::or(talk, future::or(over, late)).await {
             Some(true) => self.stream = Some(stream),
-            Some(false) => {
-                return Err(format!(
-                    "no reply to {:?}",
-                    requests.get(replies.len()).map(|r| r.describe())
-                ));
-            }
+            Some(false) => return Err(replies.len()),
             None => {}
         }
         Ok(replies)

@@ -102,7 +102,7 @@ fn access(spec: &Spec, args: ArgView<'_>) -> &'static [&'static str] {
     }
 }
 
-const FLAG_NAMES: [(Marks, &str); 11] = [
+const FLAG_NAMES: [(Marks, &str); 12] = [
     (WRITE, "write"),
     (READONLY, "readonly"),
     (DENYOOM, "denyoom"),
@@ -114,6 +114,7 @@ const FLAG_NAMES: [(Marks, &str); 11] = [
     (FAST, "fast"),
     (NO_AUTH, "no_auth"),
     (ALLOW_BUSY, "allow_busy"),
+    (NO_MULTI, "no_multi"),
 ];
 
 /// The ACL categories of a command, in Redis's order: those that it is marked with and those

@@ -9,6 +9,7 @@ use crate::protocol::resp::ArgView;
 
 mod cluster;
 mod keyspace;
+mod kv;
 mod session;
 mod strings;
 
@@ -40,6 +41,8 @@ pub const FAST: Marks = 1 << 8;
 pub const NO_AUTH: Marks = 1 << 9;
 /// Answered while a script runs.
 pub const ALLOW_BUSY: Marks = 1 << 10;
+/// Not between MULTI and EXEC.
+pub const NO_MULTI: Marks = 1 << 11;
 /// ACL category: about keys, whatever they hold.
 pub const KEYSPACE: Marks = 1 << 16;
 /// ACL category: about strings.
@@ -306,7 +309,13 @@ impl Spec {
     }
 }
 
-const GROUPS: [&[Spec]; 4] = [strings::ROWS, keyspace::ROWS, session::ROWS, cluster::ROWS];
+const GROUPS: [&[Spec]; 5] = [
+    strings::ROWS,
+    keyspace::ROWS,
+    kv::ROWS,
+    session::ROWS,
+    cluster::ROWS,
+];
 
 const COUNT: usize = {
     let (mut count, mut group) = (0, 0);
@@ -488,6 +497,7 @@ mod tests {
                     Ok(Command::Store(command)) => {
                         matches!(command, crate::protocol::command::StoreCommand::Flush)
                     }
+                    Ok(Command::Kv(command)) => command.op.is_write(),
                     Ok(Command::Session(_)) => false,
                     Err(error) => panic!("{words:?}: {error:?}"),
                 };
