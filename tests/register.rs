@@ -13,7 +13,7 @@ use quoit::replication::register::Mistake;
 /// Seeds of the short form.
 const SEEDS: u64 = 1_500;
 /// States of a case in the short form.
-const STATES_MAX: usize = 100_000;
+const STATES_MAX: usize = 75_000;
 
 /// Small cases of three holders, at first: what each proposer does, one after the other.
 fn cases() -> Vec<(&'static str, Case)> {
