@@ -1,47 +1,26 @@
 //! The value log with compression, in a simulated world: what is packed, what is not, and that nobody who
 //! writes, crashes, collects or changes the setting in between can tell.
 
+#[path = "common/store.rs"]
+mod store;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quoit::config::{Compression, Durability};
+use quoit::config::Compression;
 use quoit::rt;
 use quoit::rt::sim::{NodeId, Options, World};
-use quoit::storage::compaction::{Shape, Style};
 use quoit::storage::record::{KeyRef, Meta, PACKED_VALUE_BYTES_MAX, Record};
-use quoit::storage::wal::WalLimits;
 use quoit::storage::{Batch, Store, StoreOptions, Want};
-use quoit::types::{CoreId, Position, Version};
+use quoit::types::{Position, Version};
 
 const NODE: NodeId = NodeId(1);
-const VALUE_BYTES_MIN: usize = 1_000;
 
 fn options(value_compression: Compression) -> StoreOptions {
     StoreOptions {
-        core: CoreId(0),
-        cores: 1,
-        durability: Durability::Sync,
-        memtable_bytes: 20_000,
-        memory_bytes: 1 << 20,
-        index_bytes_max: 1 << 19,
-        wal_bytes_max: 1 << 20,
-        wal: WalLimits {
-            segment_bytes: 64 << 10,
-            batch_bytes_max: 64 << 10,
-        },
-        compaction: Shape {
-            style: Style::Leveled,
-            table_bytes: 64 << 10,
-            base_bytes: 64 << 10,
-            ratio: 4,
-        },
-        compression: Compression::None,
-        value_bytes_min: VALUE_BYTES_MIN,
         value_compression,
-        value_segment_bytes: 64 << 10,
-        value_replay_bytes_max: 1 << 20,
-        value_garbage_percent_max: 10,
+        ..store::small()
     }
 }
 

@@ -4,6 +4,9 @@
 //! Values are overwritten in rounds, so that the collector always has something to do. Nothing here looks
 //! at time but to give the store some: what is awaited comes in a number of rounds, or the test fails.
 
+#[path = "common/store.rs"]
+mod store;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -11,17 +14,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use quoit::config::{Compression, Durability};
 use quoit::rt::sim::{Disk, Handle, NodeId, Options, World};
 use quoit::rt::{self, BLOCK_BYTES};
-use quoit::storage::compaction::{Shape, Style};
 use quoit::storage::merge::Item;
 use quoit::storage::record::{KeyRef, Meta, Record};
 
+use quoit::storage::wal::Admission;
 use quoit::storage::wal::format::{Life, decode_batch_header, decode_life};
-use quoit::storage::wal::{Admission, WalLimits};
 use quoit::storage::{Batch, Lookup, Peek, Store, StoreOptions, Want};
-use quoit::types::{CoreId, Position, Version};
+use quoit::types::{Position, Version};
 
 const NODE: NodeId = NodeId(1);
 const DIR: &str = "/data/core-000";
@@ -32,29 +33,9 @@ const ROUNDS_MAX: u64 = 300;
 
 fn options() -> StoreOptions {
     StoreOptions {
-        core: CoreId(0),
-        cores: 1,
-        durability: Durability::Sync,
-        memtable_bytes: 20_000,
         memory_bytes: 0, // no value comes from memory
-        index_bytes_max: 1 << 19,
-        wal_bytes_max: 1 << 20,
-        wal: WalLimits {
-            segment_bytes: 64 << 10,
-            batch_bytes_max: 64 << 10,
-        },
-        compaction: Shape {
-            style: Style::Leveled,
-            table_bytes: 64 << 10,
-            base_bytes: 64 << 10,
-            ratio: 4,
-        },
-        compression: Compression::None,
-        value_bytes_min: 1_000,
-        value_compression: Compression::None,
-        value_segment_bytes: 64 << 10,
         value_replay_bytes_max: 128 << 10,
-        value_garbage_percent_max: 10,
+        ..store::small()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a client is told: JSON for all but a value's bytes, the figures and the page.
 
+use std::io;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
@@ -110,14 +112,23 @@ pub fn failure(failed: &Error) -> Response {
     named_error(status, name, &Told::of(failed).text)
 }
 
+/// In which form a value is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Its bytes.
+    Bytes,
+    /// JSON of up to so many bytes: an escape may take six for one.
+    Json(u64),
+}
+
 /// What became of an operation; `condition` is what a read was asked under.
-pub fn outcome(outcome: Outcome, condition: &Condition, wants_json: bool) -> Response {
+pub fn outcome(outcome: Outcome, condition: &Condition, form: Form) -> Response {
     match outcome {
         Outcome::NotFound | Outcome::NothingDeleted => error(404, "There is no such key."),
         Outcome::Stored(written) => done("stored", written),
         Outcome::Deleted(written) => done("deleted", written),
         Outcome::PreconditionFailed(current) => precondition_failed(current),
-        Outcome::Found(entry) => found(entry, condition, wants_json),
+        Outcome::Found(entry) => found(entry, condition, form),
     }
 }
 
@@ -144,7 +155,7 @@ fn versioned(response: Response, version: Version) -> Response {
         .with("ETag", format!("\"{version}\""))
 }
 
-fn found(entry: Entry, condition: &Condition, wants_json: bool) -> Response {
+fn found(entry: Entry, condition: &Condition, form: Form) -> Response {
     let is_match = Condition {
         if_match: condition.if_match.clone(),
         if_none_match: None,
@@ -155,10 +166,12 @@ fn found(entry: Entry, condition: &Condition, wants_json: bool) -> Response {
     let (version, millis) = (entry.version, entry.version.millis());
     let response = match condition.holds(Some(version)) {
         false => Response::new(304, BYTES, Vec::new()),
-        true if wants_json => entry_in_json(&entry),
-        true => Response {
-            length: Some(entry.length),
-            ..Response::new(200, BYTES, entry.value)
+        true => match form {
+            Form::Json(bytes_max) => entry_in_json(&entry, bytes_max),
+            Form::Bytes => Response {
+                length: Some(entry.length),
+                ..Response::new(200, BYTES, entry.value)
+            },
         },
     };
     versioned(response, version)
@@ -167,27 +180,52 @@ fn found(entry: Entry, condition: &Condition, wants_json: bool) -> Response {
         .with("Vary", "Accept".to_owned())
 }
 
-fn entry_in_json(entry: &Entry) -> Response {
-    let version = entry.version.to_string();
-    let last_modified = entry.version.millis();
-    match std::str::from_utf8(&entry.value) {
-        Ok(value) => json(
-            200,
-            &EntryBody {
-                value,
-                encoding: None,
-                version,
-                last_modified,
-            },
+fn entry_in_json(entry: &Entry, bytes_max: u64) -> Response {
+    let coded;
+    let (value, encoding) = match std::str::from_utf8(&entry.value) {
+        Ok(text) => (text, None),
+        Err(_) => {
+            coded = BASE64_STANDARD.encode(&entry.value);
+            (&coded[..], Some("base64"))
+        }
+    };
+    let body = EntryBody {
+        value,
+        encoding,
+        version: entry.version.to_string(),
+        last_modified: entry.version.millis(),
+    };
+    let mut out = Bounded {
+        bytes: Vec::new(),
+        left: bytes_max,
+    };
+    match serde_json::to_writer(&mut out, &body) {
+        Ok(()) => {
+            out.bytes.push(b'\n'); // for people at a terminal
+            Response::new(200, JSON, out.bytes)
+        }
+        Err(_) => error(
+            406,
+            "As JSON the value is larger than limits.reply-max: ask for its bytes.",
         ),
-        Err(_) => json(
-            200,
-            &EntryBody {
-                value: &BASE64_STANDARD.encode(&entry.value),
-                encoding: Some("base64"),
-                version,
-                last_modified,
-            },
-        ),
+    }
+}
+
+/// Bytes that are being written, up to so many more.
+struct Bounded {
+    bytes: Vec<u8>,
+    left: u64,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let left = self.left.checked_sub(piece.len() as u64);
+        self.left = left.ok_or(io::ErrorKind::FileTooLarge)?;
+        self.bytes.extend_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

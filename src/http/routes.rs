@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 
+use super::answers::Form;
 use super::{answers, metrics, page};
 use crate::cluster::face::Port;
 use crate::config::TTL_SECONDS_MAX;
@@ -226,7 +227,13 @@ fn versions(tags: &Tags, compare: Compare) -> Versions {
 pub async fn answer(shard: &Rc<Shard>, route: Route, value: Vec<u8>) -> Response {
     match route {
         Route::Kv(request) => match shard.kv(request.operation(value)).await {
-            Ok(outcome) => answers::outcome(outcome, &request.condition, request.wants_json),
+            Ok(outcome) => {
+                let form = match request.wants_json {
+                    true => Form::Json(shard.config().limits.reply_max.0),
+                    false => Form::Bytes,
+                };
+                answers::outcome(outcome, &request.condition, form)
+            }
             Err(error) => answers::failure(&error),
         },
         Route::Live => answers::health(true, "live"),

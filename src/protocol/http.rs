@@ -48,6 +48,7 @@ const STATUSES: &[(u16, &str, &str)] = &[
     (401, "Unauthorized", "unauthorized"),
     (404, "Not Found", "not_found"),
     (405, "Method Not Allowed", "method_not_allowed"),
+    (406, "Not Acceptable", "not_acceptable"),
     (408, "Request Timeout", "timeout"),
     (411, "Length Required", "length_required"),
     (412, "Precondition Failed", "precondition_failed"),

@@ -256,3 +256,18 @@ fn one_client_too_many_is_told_so() {
     );
     assert_eq!(first.get("/health").status, 200);
 }
+
+/// Else a client could have a node make six times as much of a value as may be stored.
+#[test]
+fn a_value_that_is_too_large_as_json_can_still_be_had_as_bytes() {
+    let dir = scratch();
+    let config = "[limits]\nvalue-max = \"64KiB\"\nreply-max = \"64KiB\"\n";
+    let node = Launch::new(dir.path()).config(config).start();
+    let mut web = Web::connect(&node);
+    let value = vec![1; 20_000]; // \u0001 for each
+    assert_eq!(web.put("/kv/a", &value).status, 200);
+    let told = web.ask("GET /kv/a HTTP/1.1\r\nHost: h\r\nAccept: application/json\r\n\r\n");
+    assert_eq!(told.status, 406, "{told:?}");
+    let got = web.get("/kv/a");
+    assert_eq!((got.status, got.body), (200, value));
+}

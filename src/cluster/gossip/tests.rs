@@ -656,6 +656,34 @@ fn messages_of_another_cluster_are_not_heard() {
     );
 }
 
+/// An answer that was long on its way says nothing of a link that has broken since.
+#[test]
+fn an_old_answer_heals_no_link() {
+    let two = NodeId(2);
+    let mut gossip = Gossip::new(NodeId(1), 9, TIMING, &map(3), Duration::ZERO);
+    let mut answer = Message {
+        kind: Kind::Answer,
+        from: two,
+        cluster: Uuid(7),
+        epoch: 1,
+        beats: vec![(
+            two,
+            Heartbeat {
+                generation: 1,
+                count: 5,
+            },
+        )],
+    };
+    gossip.received(Duration::ZERO, &answer);
+    assert_eq!(gossip.standing(two), Some(Standing::Alive));
+    gossip.link_down(two);
+    gossip.received(Duration::from_millis(1), &answer);
+    assert_eq!(gossip.standing(two), Some(Standing::Unreachable));
+    answer.beats[0].1.count = 6;
+    gossip.received(Duration::from_millis(2), &answer);
+    assert_eq!(gossip.standing(two), Some(Standing::Alive));
+}
+
 #[test]
 fn a_message_is_read_as_it_was_written_and_nothing_else_is_one() {
     let full = (0..NODES_MAX as u16).map(|number| {
