@@ -2,7 +2,8 @@
 //! blocks and partitions of indexes that were verified.
 //!
 //! All caches have a budget in bytes and keep what is asked for again (S3-FIFO, by `quick_cache`).
-//! Only lookups of single keys fill them: walks and merges go past them.
+//! Lookups of single keys fill them; walks and merges go past them. But while there is room, blocks that are written come
+//! here, too, in the place of those that a merge has replaced: else a small tree would be read anew after each merge.
 //!
 //! Neither a block nor a partition ever changes, and no table's number is used twice: what is cached of them
 //! is never wrong. A row may become so. Invariant: a row is the newest record of its key, whole, be that in a table or in a memtable
@@ -229,6 +230,21 @@ impl Blocks {
     /// A lookup has read and verified this block.
     pub fn fill(&self, table: TableId, offset: u64, block: CachedBlock) {
         self.cache.insert((table, offset), Cached::Block(block));
+    }
+
+    /// True if `bytes` more can be kept without giving anything up.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let CacheStats {
+            bytes: kept,
+            budget,
+            ..
+        } = self.cache.stats();
+        kept + bytes as u64 + ENTRY_BYTES <= budget
+    }
+
+    /// Nobody asks for the block of `table` at `offset` any more.
+    pub fn forget(&self, table: TableId, offset: u64) {
+        self.cache.remove(&(table, offset));
     }
 
     /// The partition of `table` at `offset`, if it is here. If not, the caller reads it.

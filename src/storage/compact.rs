@@ -244,6 +244,7 @@ impl Store {
                 },
                 table_bytes_max: self.options.compaction.table_bytes,
                 compression: self.options.compression,
+                caches: Rc::clone(&self.caches),
             }
         };
         if job.inputs.iter().count() < inputs.len() {
@@ -255,6 +256,10 @@ impl Store {
             tables, forgotten, ..
         } = merged;
         self.forget(forgotten);
+        for table in job.inputs.iter() {
+            table.forget_blocks(&self.caches.blocks);
+            rt::yield_if_needed().await;
+        }
         let edit = Edit::merged(inputs, merged.garbage);
         self.install_written(&tables, edit).await?;
         let mut state = self.state.borrow_mut();
@@ -286,7 +291,7 @@ mod tests {
     use crate::storage::compaction::{Shape, Style};
     use crate::storage::record::{KeyRef, Meta, Record};
     use crate::storage::wal::{Admission, WalLimits};
-    use crate::storage::{Batch, StoreOptions};
+    use crate::storage::{Batch, StoreOptions, Want};
     use crate::types::{CoreId, Version};
     use std::path::Path;
 
@@ -337,6 +342,42 @@ mod tests {
             clear: None,
             records: vec![(KeyRef::of(&key).position, record)],
         }
+    }
+
+    /// Else each merge would have lookups read a small tree anew.
+    #[test]
+    fn what_a_merge_has_written_is_looked_up_in_memory() {
+        let world = World::new(Options::calm(5));
+        world.run_on(NodeId(1), async {
+            let store = open(StoreOptions {
+                memtable_bytes: 64 << 10,
+                ..OPTIONS
+            })
+            .await;
+            let last = 4_000;
+            for clock in 1..=last {
+                let batch = batch(clock, 100);
+                store.wait_admitted(&batch).await.expect("a sound disk");
+                store.write_batch(batch);
+            }
+            rt::sleep(Duration::from_secs(5)).await;
+            let merges = store.state.borrow().stats.compactions;
+            assert!(merges > 0, "nothing was merged: nothing is tested");
+            let kept = store.caches.blocks.stats();
+            let tables: u64 = store.table_infos().iter().map(|info| info.bytes).sum();
+            assert!(
+                kept.bytes < 2 * tables,
+                "what merges have replaced stays: {} beside tables of {tables}",
+                kept.bytes
+            );
+            for clock in 1..=last {
+                let key = clock.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+                let found = store.get(&KeyRef::of(&key), Want::Value).await;
+                assert!(found.expect("a sound disk").is_some(), "key {clock}");
+            }
+            assert_eq!(store.caches.blocks.stats().misses, kept.misses);
+            store.stop().await.expect("a sound disk");
+        });
     }
 
     /// A merge reads all of a large level 1 each time, and writers are much faster than that.

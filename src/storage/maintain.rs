@@ -209,7 +209,8 @@ impl Store {
         id: TableId,
         copies: &mut Garbage,
     ) -> Result<Written> {
-        let mut writer = TableWriter::create(&self.dir, id, id, self.options.compression).await?;
+        let writer = TableWriter::create(&self.dir, id, id, self.options.compression).await?;
+        let mut writer = writer.caching(&self.caches);
         let mut garbage = Garbage::default();
         let mut reckoner = self.reckoner(layer);
         // Nobody else flushes: what will be below the table is among what is there now.
@@ -262,7 +263,7 @@ impl Store {
         Ok(Written { info, garbage })
     }
 
-    /// What counts the values that a flush of `layer` hides, if that is worth it.
+    /// What counts the values that a flush of `layer` hides, if it may hide any.
     fn reckoner(&self, layer: &Layer) -> Option<Reckoner> {
         let state = self.state.borrow();
         let (mut bytes, mut records) = (0, 0);
@@ -271,12 +272,15 @@ impl Store {
             records += table.info().records;
         }
         let sizes = state.values.sizes();
-        let is_worth = reckon::is_worth(layer.hiding.get(), bytes, records, sizes.live);
-        is_worth.then(|| {
+        let hiding = layer.hiding.get();
+        let may_walk = reckon::is_worth_a_walk(hiding, bytes, records, sizes.live);
+        let may_hide = hiding > 0 && records > 0 && sizes.live > 0;
+        may_hide.then(|| {
             let memtable = layer.memtable.borrow();
             let entries = memtable.iter_from(Bound::START).take(SAMPLE_RECORDS);
             let keys = entries.map(|entry| KeyRef::of(entry.record.key()));
-            Reckoner::new(&state.tables, &self.caches, keys)
+            let count = memtable.len() as u64;
+            Reckoner::new(&state.tables, &self.caches, count, keys, may_walk)
         })
     }
 

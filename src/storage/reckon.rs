@@ -8,9 +8,9 @@
 //! and gives what comes out the word of the record that it drops, which holds for what that one hid.
 //!
 //! The walk reads all tables, so it is made only where that costs little beside the values that the
-//! flush may hide ([`is_worth`]); else merges count, in their time. If filters say that few keys are in
-//! tables at all, these are looked up one by one instead. Records whose values lie in tables take part: a
-//! tombstone hides values too.
+//! flush may hide ([`is_worth_a_walk`]). If filters say that few keys are in tables at all, these are looked up one by
+//! one instead; and so are all, if they are few beside what the tables hold, as long as caches know the answers. Where neither
+//! will do, merges count, in their time. Records whose values lie in tables take part: a tombstone hides values too.
 
 use std::rc::Rc;
 
@@ -25,12 +25,17 @@ use crate::error::Result;
 const READ_BYTES: usize = 256 << 10;
 /// A walk is worth it if so many times the bytes of the tables may become garbage.
 const WORTH: u64 = 2;
-/// With fewer than one key in so many that tables may have, they are looked up one by one.
+/// With fewer than one key in so many that tables may have, they are looked up one by one...
 const FEW: usize = 8;
+/// ...and with fewer than one key for so many records of tables, too...
+const SPARSE: u64 = 16;
+/// ...unless, after so many, one in so many had to be read from disk.
+const TRIED: u32 = 64;
+const READ_SHARE: u32 = 8;
 
 /// True if `hiding` records, each of which may hide a value, are reason enough to read `table_bytes` of
 /// tables: they have `records` that point to `value_bytes` in all.
-pub fn is_worth(hiding: u64, table_bytes: u64, records: u64, value_bytes: u64) -> bool {
+pub fn is_worth_a_walk(hiding: u64, table_bytes: u64, records: u64, value_bytes: u64) -> bool {
     let hidden = u128::from(hiding.min(records)) * u128::from(value_bytes);
     hidden > 0 && hidden >= u128::from(WORTH) * u128::from(table_bytes) * u128::from(records)
 }
@@ -38,14 +43,27 @@ pub fn is_worth(hiding: u64, table_bytes: u64, records: u64, value_bytes: u64) -
 /// Finds what the records of a flush hide.
 pub struct Reckoner {
     search: Search,
-    has_failed: bool,
+    may_walk: bool,
 }
 
 enum Search {
+    /// No more: it would cost too much, or tables cannot be read.
+    Over,
     /// Beside the walk over the memtable.
     Walk(Box<Walk>),
     /// Key by key.
-    Lookups(Levels, Rc<Caches>),
+    Lookups(Lookups),
+}
+
+struct Lookups {
+    levels: Levels,
+    caches: Rc<Caches>,
+    /// So many keys were looked up...
+    tried: u32,
+    /// ...and for so many of them something was read from disk.
+    read: u32,
+    /// They are given up if they cost much.
+    are_bounded: bool,
 }
 
 struct Walk {
@@ -57,37 +75,54 @@ struct Walk {
 }
 
 impl Reckoner {
-    /// For a flush on top of `levels`, of which `sample` are some of the keys.
+    /// For a flush of `count` keys, of which `sample` are some, on top of `levels`. `may_walk`: a walk over all of these
+    /// is worth it.
     pub fn new<'a>(
         levels: &Levels,
         caches: &Rc<Caches>,
+        count: u64,
         sample: impl Iterator<Item = KeyRef<'a>>,
+        may_walk: bool,
     ) -> Reckoner {
         let (mut keys, mut found) = (0, 0);
         for key in sample {
             keys += 1;
             found += usize::from(!levels.candidates(&key).is_empty());
         }
-        let search = match found * FEW < keys {
-            true => Search::Lookups(levels.clone(), Rc::clone(caches)),
-            false => Search::Walk(Box::new(Walk::over(levels))),
+        let are_many = found * FEW >= keys;
+        let records: u64 = levels.iter().map(|table| table.info().records).sum();
+        let are_dense = count.saturating_mul(SPARSE) >= records;
+        let search = match are_many && are_dense {
+            true if may_walk => Search::Walk(Box::new(Walk::over(levels, Bound::START))),
+            true => Search::Over,
+            false => Search::Lookups(Lookups {
+                levels: levels.clone(),
+                caches: Rc::clone(caches),
+                tried: 0,
+                read: 0,
+                are_bounded: are_many || !may_walk,
+            }),
         };
-        Reckoner {
-            search,
-            has_failed: false,
-        }
+        Reckoner { search, may_walk }
     }
 
     /// Counts in `garbage` what `item` hides, and gives the record that says so. Items come in order.
     /// Tables that cannot be read are named in the log; nothing is counted from there on.
     pub async fn count(&mut self, item: &Item, garbage: &mut Garbage) -> Record {
-        if self.has_failed {
-            return item.record.clone();
-        }
         let hidden = match &mut self.search {
+            Search::Over => return item.record.clone(),
             Search::Walk(walk) => walk.hidden(item).await,
-            Search::Lookups(levels, caches) => look_up(item, levels, caches).await,
+            Search::Lookups(lookups) => lookups.hidden(item).await,
         };
+        if let Search::Lookups(lookups) = &self.search
+            && lookups.are_dear()
+        {
+            let after = Bound::After(item.position, item.record.key());
+            self.search = match self.may_walk {
+                true => Search::Walk(Box::new(Walk::over(&lookups.levels, after))),
+                false => Search::Over,
+            };
+        }
         match hidden {
             Ok(hidden) => {
                 // The same version is what the collector has moved, and counted.
@@ -98,29 +133,42 @@ impl Reckoner {
             }
             Err(error) => {
                 log::warn!("what a flush makes garbage cannot be counted: {error}");
-                self.has_failed = true;
+                self.search = Search::Over;
                 item.record.clone()
             }
         }
     }
 }
 
-async fn look_up(item: &Item, levels: &Levels, caches: &Caches) -> Result<Option<Record>> {
-    let key = KeyRef {
-        position: item.position,
-        ..KeyRef::of(item.record.key())
-    };
-    for table in levels.candidates(&key) {
-        if let Some(record) = table.get(&key, &caches.blocks).await? {
-            return Ok(Some(record));
+impl Lookups {
+    /// The newest record that tables have of the key of `item`.
+    async fn hidden(&mut self, item: &Item) -> Result<Option<Record>> {
+        let key = KeyRef {
+            position: item.position,
+            ..KeyRef::of(item.record.key())
+        };
+        let misses = self.caches.blocks.stats().misses;
+        let mut hidden = None;
+        for table in self.levels.candidates(&key) {
+            hidden = table.get(&key, &self.caches.blocks).await?;
+            if hidden.is_some() {
+                break;
+            }
         }
+        self.tried += 1;
+        // Others' lookups go on only while this one reads.
+        self.read += u32::from(self.caches.blocks.stats().misses > misses);
+        Ok(hidden)
     }
-    Ok(None)
+
+    fn are_dear(&self) -> bool {
+        self.are_bounded && self.tried >= TRIED && self.read * READ_SHARE >= self.tried
+    }
 }
 
 impl Walk {
-    fn over(levels: &Levels) -> Walk {
-        let cursor = |run| RunCursor::new(Rc::clone(run), Bound::START, READ_BYTES);
+    fn over(levels: &Levels, from: Bound<'_>) -> Walk {
+        let cursor = |run| RunCursor::new(Rc::clone(run), from, READ_BYTES);
         Walk {
             cursors: levels.runs().iter().map(cursor).collect(),
             merge: Merge::new(levels.runs().len()),
@@ -170,13 +218,21 @@ mod tests {
     fn a_walk_is_worth_it_only_where_much_may_be_hidden_beside_what_is_read() {
         let mib = 1 << 20;
         // 50,000 of 800,000 values of 10 KB, in tables of 60 MB.
-        assert!(is_worth(50_000, 60 * mib, 800_000, 8_000 * mib));
+        assert!(is_worth_a_walk(50_000, 60 * mib, 800_000, 8_000 * mib));
         // The same many of 200 million values of 1 KB.
-        assert!(!is_worth(50_000, 13_000 * mib, 200_000_000, 200_000 * mib));
+        assert!(!is_worth_a_walk(
+            50_000,
+            13_000 * mib,
+            200_000_000,
+            200_000 * mib
+        ));
         for (hiding, records, values) in [(0, 10, mib), (10, 10, 0), (10, 0, 0)] {
-            assert!(!is_worth(hiding, 100, records, values), "nothing is hidden");
+            assert!(
+                !is_worth_a_walk(hiding, 100, records, values),
+                "nothing is hidden"
+            );
         }
         // More cannot be hidden than there is.
-        assert!(!is_worth(u64::MAX, mib, 100, mib));
+        assert!(!is_worth_a_walk(u64::MAX, mib, 100, mib));
     }
 }

@@ -219,6 +219,15 @@ impl Table {
         }
     }
 
+    /// Nobody asks for its blocks any more. Those of a table that is not loaded go in time.
+    pub fn forget_blocks(&self, blocks: &Blocks) {
+        let loaded = self.parts.loaded.borrow();
+        for partition in loaded.iter().flat_map(|all| all.iter()) {
+            let offsets = (0..partition.blocks()).map(|block| partition.offset(block));
+            offsets.for_each(|offset| blocks.forget(self.info.id, offset));
+        }
+    }
+
     /// Reads and checks all partitions, and keeps them, if they are to be in memory and are not yet.
     pub async fn load(&self) -> Result<()> {
         let Parts { file, top, .. } = &*self.parts;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, Bug};
+use crate::storage::cache::Caches;
 use crate::storage::levels::{Filters, Levels, RunCursor};
 use crate::storage::merge::{Bound, Item, Merge, Step};
 use crate::storage::record::{KeyRef, Meta, Record};
@@ -50,6 +51,8 @@ pub struct Job {
     pub table_bytes_max: u64,
     /// How its blocks are compressed.
     pub compression: Compression,
+    /// Where its blocks are kept as well, as far as there is room.
+    pub caches: Rc<Caches>,
 }
 
 /// What a merge has made.
@@ -138,7 +141,8 @@ pub async fn run(
         job.table_bytes_max,
         job.compression,
         next_id,
-    );
+    )
+    .caching(&job.caches);
     let merged = merge(job, &mut outputs, pause).await;
     let finished = match merged {
         Ok(gone) => outputs.end_table().await.map(|()| gone),
@@ -198,6 +202,7 @@ pub(in crate::storage) struct Outputs<'a, F> {
     level: u8,
     table_bytes_max: u64,
     compression: Compression,
+    caches: Option<Rc<Caches>>,
     next_id: F,
     open: Option<TableWriter>,
     /// Those that are written and synced; their names are not.
@@ -219,10 +224,17 @@ impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
             level,
             table_bytes_max,
             compression,
+            caches: None,
             next_id,
             open: None,
             done: Vec::new(),
         }
+    }
+
+    /// Their blocks are kept in `caches` as well, as far as there is room.
+    fn caching(self, caches: &Rc<Caches>) -> Outputs<'a, F> {
+        let caches = Some(Rc::clone(caches));
+        Outputs { caches, ..self }
     }
 
     /// Adds the next record.
@@ -240,7 +252,11 @@ impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
                 let id = (self.next_id)();
                 let run = self.done.first().map_or(id, |first| first.run);
                 let table = TableWriter::create(self.dir, id, run, self.compression).await?;
-                table.at_level(self.level)
+                let table = table.at_level(self.level);
+                match &self.caches {
+                    Some(caches) => table.caching(caches),
+                    None => table,
+                }
             }
         };
         table.add(&item.record, item.position).await?;

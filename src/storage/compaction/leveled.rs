@@ -5,21 +5,25 @@
 //! rewritten for each one that goes down; tombstones count as a reason to go. What overlaps nothing
 //! there is moved, not rewritten, unless a rewrite would be rid of its tombstones.
 //!
+//! Runs of level 0 that are small beside level 1 are merged with each other first, in the way of `tiered`: were they
+//! merged into it, most of what is written would be what was there before.
+//!
 //! What size-tiered compaction has left stands in level 0. Its oldest run, if level 1 has none of its
 //! keys, is moved down at once to the level that is large enough for it; the others follow in turn.
 
 use std::cmp::Reverse;
 
+use super::tiered::similar_neighbours;
 use super::{
     LEVEL_MAX, MERGE_RUNS_MAX, Plan, Run, Shape, Span, bytes_of, ids_of, is_worth_merging,
     pointed_by, records_of, runs_of,
 };
 use crate::storage::sstable::TableInfo;
 
-/// So many runs of level 0 are merged into level 1, if they are not too small beside it...
+/// So many runs of level 0 are merged into level 1, if they have this share of its bytes...
 const MERGE_RUNS_MIN: usize = 4;
-const YOUNG_SHARE: u64 = 4;
-/// ...or else so many.
+const YOUNG_SHARE: u64 = 2;
+/// ...or else so many with each other.
 const MERGE_RUNS_SMALL: usize = 8;
 /// Level 0 is merged earlier if one in so many bytes of the value log may be garbage because of it...
 const HIDDEN_SHARE: u64 = 20;
@@ -37,7 +41,7 @@ pub(super) fn plan(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
         return tree.lower_hiding(tables, shape);
     }
     Some(match level {
-        0 => tree.lower_runs(shape),
+        0 => tree.merge_young().unwrap_or_else(|| tree.lower_runs(shape)),
         _ => tree.lower_table(level),
     })
 }
@@ -90,12 +94,9 @@ impl<'a> Tree<'a> {
     fn score(&self, level: u8, shape: &Shape) -> u64 {
         match level {
             0 => {
-                let young: u64 = self.young.iter().map(|run| run.bytes).sum();
-                let is_small = young.saturating_mul(YOUNG_SHARE) < bytes_of(self.level(1));
-                let runs = if is_small {
-                    MERGE_RUNS_SMALL
-                } else {
-                    MERGE_RUNS_MIN
+                let runs = match self.is_young_small() {
+                    true => MERGE_RUNS_SMALL,
+                    false => MERGE_RUNS_MIN,
                 };
                 self.young.len() as u64 * FULL / runs as u64
             }
@@ -106,6 +107,21 @@ impl<'a> Tree<'a> {
                 u64::try_from(score).unwrap_or(u64::MAX)
             }
         }
+    }
+
+    /// True if merging level 0 into level 1 would write much for the little that comes of it.
+    fn is_young_small(&self) -> bool {
+        let young: u64 = self.young.iter().map(|run| run.bytes).sum();
+        young.saturating_mul(YOUNG_SHARE) < bytes_of(self.level(1))
+    }
+
+    /// Merges runs of level 0 with each other while they are small. `None`: they are not, or of too different sizes.
+    fn merge_young(&self) -> Option<Plan> {
+        let similar = similar_neighbours(&self.young).filter(|_| self.is_young_small())?;
+        Some(Plan::Merge {
+            inputs: ids_of(similar.iter().flat_map(|run| run.tables)),
+            level: 0,
+        })
     }
 
     /// The tables of `level` that may have keys within `span`. They are neighbours.

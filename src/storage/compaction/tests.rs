@@ -152,6 +152,54 @@ fn level_0_goes_into_level_1_with_all_that_it_overlaps() {
 }
 
 #[test]
+fn runs_that_are_small_beside_level_1_are_merged_with_each_other_first() {
+    let mut live = vec![table(1, 1, [0, 99], 4000)];
+    let shape = Shape {
+        base_bytes: 10_000,
+        ..LEVELED
+    };
+    live.extend((2..9).map(|id| info(id, 50)));
+    assert_eq!(plan(&live, &shape, 0), Plan::Idle, "too few");
+    live.push(info(9, 50));
+    assert_eq!(plan(&live, &shape, 0), merge_of(2..=9, 0));
+    live.truncate(1);
+    live.extend((2..6).map(|id| info(id, 500)));
+    let together = merge_of(1..=5, 1);
+    assert_eq!(plan(&live, &shape, 0), together, "half of it is enough");
+}
+
+/// Each flush has one in eighty of the bytes that there are: were it merged with all of them, it would cost ten times as
+/// much as it does here.
+#[test]
+fn small_flushes_are_merged_for_a_few_times_their_size() {
+    let (mut live, mut written) = (vec![table(1, 1, [0, 99], 4000)], 0);
+    let shape = Shape {
+        base_bytes: 10_000,
+        ..LEVELED
+    };
+    let flushes = 400;
+    for next in 2..2 + flushes {
+        live.push(info(next, 50));
+        while let Plan::Merge { inputs, level } = plan(&live, &shape, 0) {
+            let merged = live.iter().filter(|table| inputs.contains(&table.id));
+            let bytes = match level {
+                0 => merged.map(|table| table.bytes).sum(),
+                // What is overwritten goes.
+                _ => 4000,
+            };
+            written += bytes;
+            let output = TableInfo {
+                bytes,
+                ..table(1000 * next, level, [0, 99], bytes)
+            };
+            apply(&mut live, &inputs, vec![output]);
+        }
+        assert!(live.len() <= 1 + MERGE_RUNS_MAX);
+    }
+    assert!(written <= 5 * flushes * 50, "{written} bytes written");
+}
+
+#[test]
 fn a_level_that_is_too_full_gives_up_the_table_that_is_cheapest_to_take() {
     let mut live = vec![
         table(1, 2, [0, 100], 300),

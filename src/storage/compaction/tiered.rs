@@ -41,7 +41,7 @@ pub(super) fn plan_at_rest(tables: &[TableInfo]) -> Option<Plan> {
 }
 
 /// The newest group of neighbouring runs that are many and similar enough.
-fn similar_neighbours<'r, 'a>(runs: &'r [Run<'a>]) -> Option<&'r [Run<'a>]> {
+pub(super) fn similar_neighbours<'r, 'a>(runs: &'r [Run<'a>]) -> Option<&'r [Run<'a>]> {
     for newest in (0..runs.len()).rev() {
         let mut biggest = runs[newest].bytes;
         let mut oldest = newest;

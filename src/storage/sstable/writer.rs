@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::footer::{FOOTER_BYTES, Footer};
 use super::partition::Builder;
-use super::{CRC_BYTES, KeyBuf, TURN_BYTES, TableId, TableInfo};
+use super::{CACHED_BLOCK_BYTES_MAX, CRC_BYTES, KeyBuf, TURN_BYTES, TableId, TableInfo};
 use crate::config::Compression;
 use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
-use crate::storage::block::{BlockBuilder, Identity};
+use crate::storage::block::{Block, BlockBuilder, Identity};
+use crate::storage::cache::Caches;
 use crate::storage::merge::Item;
 use crate::storage::record::Record;
 use crate::types::{KeyHash, Position, UnixMillis, Version};
@@ -43,6 +45,8 @@ pub struct TableWriter {
     version_max: Version,
     expiries: Expiries,
     pointed: u64,
+    /// Where blocks are kept as well.
+    caches: Option<Rc<Caches>>,
 }
 
 impl TableWriter {
@@ -73,7 +77,14 @@ impl TableWriter {
             version_max: Version::ZERO,
             expiries: Expiries::default(),
             pointed: 0,
+            caches: None,
         })
+    }
+
+    /// Blocks are kept in `caches` as well, as far as there is room.
+    pub fn caching(self, caches: &Rc<Caches>) -> TableWriter {
+        let caches = Some(Rc::clone(caches));
+        TableWriter { caches, ..self }
     }
 
     /// The table is to stand on this level.
@@ -163,9 +174,24 @@ impl TableWriter {
             offset: self.written + start as u64,
         };
         self.block.finish(at, &mut self.out);
+        self.keep_block(at, start);
         let length = u32::try_from(self.out.len() - start).expect("values are limited to 64 MiB");
         let key = (last.position == next).then(|| last.record.key());
         self.partitions.end_block(length, last.position, key);
+    }
+
+    /// Keeps the block that was put at `start` of `out`.
+    fn keep_block(&self, at: Identity, start: usize) {
+        let Some(caches) = &self.caches else { return };
+        let bytes = &self.out[start..];
+        if bytes.len() > CACHED_BLOCK_BYTES_MAX || !caches.blocks.has_room(CACHED_BLOCK_BYTES_MAX) {
+            return;
+        }
+        let block = Block::decode(bytes, at).expect("it was made just now");
+        if block.bytes() <= CACHED_BLOCK_BYTES_MAX {
+            let block = Rc::new(block.into_owned());
+            caches.blocks.fill(self.id, at.offset, block);
+        }
     }
 
     /// Appends all that follows the last record.

@@ -36,8 +36,10 @@ use crate::types::{KeyHash, Lsn};
 
 /// After a failure the disk is asked again so often.
 const RETRY: Duration = Duration::from_millis(500);
-/// So many emptied segments wait for a memtable to be flushed before it is flushed for them.
-const EMPTIED_MAX: usize = 4;
+/// So many emptied segments wait for a memtable to be flushed before it is flushed for them, at least...
+const EMPTIED_MIN: usize = 4;
+/// ...and one in so many of all: a flush for few of them writes small tables, which cost many merges.
+const EMPTIED_SHARE: usize = 100;
 /// The collector rests so many times as long as it has worked...
 const REST_RATIO: u32 = 1;
 /// ...but no longer than this at a time.
@@ -353,7 +355,8 @@ impl Store {
             let mut state = self.state.borrow_mut();
             let barrier = state.active.number;
             state.emptied.push((key, barrier));
-            let is_due = state.emptied.len() >= EMPTIED_MAX || self.values.is_refused();
+            let many = (state.values.segments().len() / EMPTIED_SHARE).max(EMPTIED_MIN);
+            let is_due = state.emptied.len() >= many || self.values.is_refused();
             is_due && state.frozen.is_empty() && !state.active.memtable.borrow().is_empty()
         };
         if must_flush {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::format::{self, BATCH_HEADER_BYTES, BatchHeader, Stream, padded};
+use super::gather::Gather;
 use super::pending::Value;
 use super::{BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, Full, Pending, Placed, Segment, WRITES_MAX, Wal};
 use crate::config::Durability;
@@ -22,11 +23,15 @@ pub(super) struct Batch {
 impl Wal {
     /// The committer: one batch after the other, as long as there are any.
     pub(super) async fn commit_batches(self) {
+        let mut gather = Gather::default();
         loop {
+            self.gather(&mut gather).await;
             let batch = self.0.work.wait_for(|| self.next_batch()).await;
             let Some((mut batch, segment, position)) = batch else {
                 break;
             };
+            let began = rt::now();
+            let entries = batch.pending.entries as usize;
             let (last, sequence) = (batch.pending.last, batch.sequence);
             let placed = placed_of(
                 &mut batch.pending,
@@ -53,11 +58,40 @@ impl Wal {
                 state.unsynced = state.unsynced.or(Some(first));
             }
             self.0.tell_undurable(&state);
+            let pending = state.pending_entries();
             drop(state);
             self.0.options.fate.progress.wake_all();
+            let now = rt::now();
+            gather.ended(now, now.saturating_sub(began), entries, pending);
         }
         self.0.state.borrow_mut().stopped = true;
         self.0.options.fate.progress.wake_all();
+    }
+
+    /// Waits until there is a batch, and for what may soon come into it. Nobody waits for what the collector moves, nor,
+    /// unless each batch is synced, for anything else.
+    async fn gather(&self, gather: &mut Gather) {
+        let is_waited_for = self.0.options.stream != Stream::Moved;
+        if !is_waited_for || self.0.options.durability != Durability::Sync {
+            return;
+        }
+        let is_over = || self.has_failed() || self.0.state.borrow().stopping;
+        let begun = || is_over() || self.0.state.borrow().pending.is_some();
+        self.0.work.wait_for(|| begun().then_some(())).await;
+        while !is_over() && !self.is_pending_large() {
+            let pending = self.0.state.borrow().pending_entries();
+            match gather.pause(rt::now(), pending) {
+                Some(pause) => rt::sleep(pause).await,
+                None => return,
+            }
+        }
+    }
+
+    /// True if writers may soon find no room in the pending batch.
+    fn is_pending_large(&self) -> bool {
+        let state = self.0.state.borrow();
+        let filled = state.pending.as_ref().map_or(0, |pending| pending.filled);
+        2 * filled >= self.0.options.limits.batch_bytes_max
     }
 
     /// Takes the pending batch and a place for it. `Some(None)`: stop.

@@ -5,7 +5,7 @@
 //!
 //! Group commit: writers append to the pending batch and wait; the committer writes it (with one
 //! aligned write, or a few if it is large), syncs it once, and wakes them; meanwhile the next batch
-//! forms. A batch is never written with other bytes, so a torn write can only hurt what nobody was
+//! forms, and those who were woken may still join it (`gather`). A batch is never written with other bytes, so a torn write can only hurt what nobody was
 //! told of (`format`, `replay`).
 //!
 //! Segments have their space before their first use (those of the write-ahead log are also filled with
@@ -18,6 +18,7 @@
 
 mod commit;
 pub mod format;
+mod gather;
 mod pending;
 pub mod replay;
 mod segment;
@@ -240,6 +241,12 @@ impl From<replay::FoundSegment> for Full {
 }
 
 impl State {
+    /// Entries of the batch that is being put together.
+    fn pending_entries(&self) -> usize {
+        let pending = self.pending.as_ref();
+        pending.map_or(0, |pending| pending.entries as usize)
+    }
+
     /// The first record that is not written yet.
     fn first_unwritten(&self) -> Option<Lsn> {
         let pending = self.pending.as_ref().map(|pending| pending.first);

@@ -729,3 +729,34 @@ fn batches_hold_more_than_one_record_when_many_wait() {
         );
     });
 }
+
+/// Else there would be two groups of clients for ever, each of which waits for the other's sync.
+#[test]
+fn clients_that_come_back_together_share_a_batch() {
+    const CLIENTS: u64 = 24;
+    const WRITES: u64 = 40;
+    let mut options = Options::calm(15);
+    options.disk.sync_us = (3_000, 5_000);
+    let world = World::new(options);
+    world.run_on(NODE, async {
+        let (log, _) = Log::open(START, Durability::Sync).await.expect("new");
+        let log = Rc::new(log);
+        let client = |client| {
+            let log = Rc::clone(&log);
+            rt::spawn(async move {
+                for write in 0..WRITES {
+                    rt::sleep(Duration::from_micros(50 + 17 * client % 300)).await;
+                    log.put(client * WRITES + write, 20).await.expect("sound");
+                }
+            })
+        };
+        for task in (0..CLIENTS).map(client).collect::<Vec<_>>() {
+            task.await;
+        }
+        let written = log.wal.0.state.borrow().sequence_written;
+        assert!(
+            written < WRITES * 3 / 2,
+            "{written} batches for {WRITES} writes of each client"
+        );
+    });
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::config::Compression;
 use crate::error::Error;
+use crate::storage::cache::Caches;
 use crate::storage::compaction::job::{Job, Merged, Rules, run};
 use crate::storage::levels::Levels;
 use crate::storage::merge::{Bound, Item, supersedes};
@@ -173,6 +174,7 @@ fn a_merge_writes_what_a_naive_one_would_and_clients_see_no_difference() {
                 rules,
                 table_bytes_max,
                 compression: Compression::Lz4,
+                caches: Rc::new(Caches::new(0)),
             };
             let level = job.level;
             let (outputs, merged) = merge_and_read(job).await;
@@ -257,6 +259,7 @@ fn what_a_merge_gives_up_of_the_value_log_is_what_it_reads_and_does_not_write() 
                 rules: Rules { cleared, now: NOW },
                 table_bytes_max: 5_000,
                 compression: Compression::Lz4,
+                caches: Rc::new(Caches::new(0)),
             };
             let mut id = 100;
             let next_id = || {
@@ -302,6 +305,7 @@ fn of_one_version_at_two_places_a_merge_keeps_the_newer_one() {
             rules,
             table_bytes_max: u64::MAX,
             compression: Compression::Lz4,
+            caches: Rc::new(Caches::new(0)),
         };
         let merged = run(&job, || TableId(9), at_once).await.expect("a disk");
         let mut garbage = Garbage::default();
@@ -335,6 +339,7 @@ fn a_merge_of_what_is_dead_writes_nothing() {
             rules,
             table_bytes_max: u64::MAX,
             compression: Compression::Lz4,
+            caches: Rc::new(Caches::new(0)),
         };
         assert_eq!(merge_and_read(job).await, (Vec::new(), Vec::new()));
         assert_eq!(
@@ -367,6 +372,7 @@ async fn big_job() -> Job {
         rules,
         table_bytes_max: 300_000,
         compression: Compression::Lz4,
+        caches: Rc::new(Caches::new(0)),
     }
 }
 
