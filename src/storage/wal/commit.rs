@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, WriteBuffer};
 use crate::storage::record::Pointer;
 
+/// A larger batch waits for nobody: what it takes on the disk is not much more than its bytes take.
+const GATHERED_BYTES_MAX: usize = 64 << 10;
+
 /// A batch on its way to the disk.
 pub(super) struct Batch {
     pending: Pending,
@@ -87,11 +90,11 @@ impl Wal {
         }
     }
 
-    /// True if writers may soon find no room in the pending batch.
+    /// True if more in the pending batch is no gain, or writers may soon find no room in it.
     fn is_pending_large(&self) -> bool {
         let state = self.0.state.borrow();
         let filled = state.pending.as_ref().map_or(0, |pending| pending.filled);
-        2 * filled >= self.0.options.limits.batch_bytes_max
+        filled >= GATHERED_BYTES_MAX.min(self.0.options.limits.batch_bytes_max / 2)
     }
 
     /// Takes the pending batch and a place for it. `Some(None)`: stop.
