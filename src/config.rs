@@ -217,7 +217,7 @@ impl Default for Storage {
 impl Default for ValueLog {
     fn default() -> ValueLog {
         ValueLog {
-            threshold: ByteSize::kib(1),
+            threshold: ByteSize::kib(2),
             compression: Compression::None,
             segment: ByteSize::mib(32),
             replay_max: ByteSize::mib(256),
