@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::types::Level;
 
 /// The manual, as shipped.
 pub const MANUAL: &str = include_str!("../config.toml");
@@ -83,6 +84,12 @@ pub struct Config {
     pub core_port: u16,
     /// The port for HTTP; 0: any free one.
     pub http_port: u16,
+    /// The port by which other nodes reach core 0; the other cores' follow it. 0: any free ones.
+    pub peer_port: u16,
+    /// What the nodes of the cluster prove to each other that they know; empty: nothing.
+    pub cluster_key: String,
+    /// The file that it is read from instead; empty: none.
+    pub cluster_key_file: PathBuf,
     /// The host by which cluster clients are told to reach the node; empty: the one that they came to.
     pub announce_host: String,
     /// The port by which they are told to reach core 0; 0: the one that it listens on.
@@ -91,8 +98,22 @@ pub struct Config {
     pub cores: u16,
     /// CPUs that the cores are pinned to, in order; empty: the kernel places them.
     pub pin: Vec<usize>,
-    /// This node's number, part of every version that it makes.
+    /// The number of a node that founds a cluster, part of every version that it makes.
     pub node_id: u16,
+    /// Nodes of the cluster that a new node is to join.
+    pub join: Vec<String>,
+    /// What fails together with this node.
+    pub rack: String,
+    /// This node's share of the data, in proportion to the others'.
+    pub weight: u32,
+    /// How many replicas each key of a cluster has that this node founds.
+    pub replicas: u8,
+    /// Milliseconds between two rounds of gossip.
+    pub gossip_interval_ms: u64,
+    /// Milliseconds of silence after which a node is suspect.
+    pub suspect_after_ms: u64,
+    /// Milliseconds of silence after which a node is dead.
+    pub dead_after_ms: u64,
     /// When a write is acknowledged.
     pub durability: DurabilityName,
     /// Milliseconds between two syncs, with `durability = "periodic"`.
@@ -103,6 +124,12 @@ pub struct Config {
     pub memory: ByteSize,
     /// Sizes of each core's storage.
     pub storage: Storage,
+    /// At which level is read, where nothing else is said.
+    pub read_consistency: Level,
+    /// At which level is written, where nothing else is said.
+    pub write_consistency: Level,
+    /// Milliseconds that a request waits for the replicas of its key.
+    pub replica_timeout_ms: u64,
     /// How large values are kept.
     pub value_log: ValueLog,
     /// What a client may ask for.
@@ -181,16 +208,29 @@ impl Default for Config {
             port: 6379,
             core_port: CORE_PORT,
             http_port: HTTP_PORT,
+            peer_port: PEER_PORT,
+            cluster_key: String::new(),
+            cluster_key_file: PathBuf::new(),
             announce_host: String::new(),
             announce_core_port: 0,
             cores: 0,
             pin: Vec::new(),
             node_id: 1,
+            join: Vec::new(),
+            rack: String::new(),
+            weight: 100,
+            replicas: 3,
+            gossip_interval_ms: 1000,
+            suspect_after_ms: 10_000,
+            dead_after_ms: 30_000,
             durability: DurabilityName::Sync,
             durability_interval_ms: 1000,
             password: String::new(),
             memory: ByteSize(0),
             storage: Storage::default(),
+            read_consistency: Level::One,
+            write_consistency: Level::One,
+            replica_timeout_ms: 5000,
             value_log: ValueLog::default(),
             limits: Limits::default(),
         }
@@ -321,6 +361,44 @@ impl ValueLog {
     }
 }
 
+impl Limits {
+    /// What must hold, and how it is said.
+    fn rules(&self) -> [(bool, &'static str); 7] {
+        [
+            (
+                (1..=3600).contains(&self.http_request_timeout_s),
+                "`limits.http-request-timeout-s` is 1 to 3600",
+            ),
+            (self.clients_max >= 1, "`limits.clients-max` is at least 1"),
+            (
+                fits(self.key_max, 1, 64 << 10),
+                "`limits.key-max` is 1 B to 64 KiB",
+            ),
+            (
+                fits(self.value_max, 1, VALUE_BYTES_MAX as u64),
+                "`limits.value-max` is 1 B to 512 MiB",
+            ),
+            (
+                fits(
+                    self.request_max,
+                    self.value_max.0 + self.key_max.0 + 1024,
+                    2 << 30,
+                ),
+                "`limits.request-max` is more than `limits.value-max` and `limits.key-max` \
+                 together, and at most 2 GiB",
+            ),
+            (
+                (8..=1 << 24).contains(&self.args_max),
+                "`limits.args-max` is 8 to 16777216",
+            ),
+            (
+                self.reply_max >= self.value_max,
+                "`limits.reply-max` is at least `limits.value-max`",
+            ),
+        ]
+    }
+}
+
 impl Config {
     /// Reads a configuration; what it does not name keeps its default.
     pub fn parse(text: &str) -> Result<Config> {
@@ -329,7 +407,6 @@ impl Config {
 
     /// Refuses what cannot work, naming the key.
     pub fn check(&self) -> Result<()> {
-        let limits = &self.limits;
         let pinned = self.pin.is_empty() || self.pin.len() == usize::from(self.cores);
         let rules = [
             (pinned, "`pin` names one CPU for each of `cores`, or none"),
@@ -351,10 +428,6 @@ impl Config {
                 "`http-port` is neither `port` nor that of a core",
             ),
             (
-                (1..=3600).contains(&limits.http_request_timeout_s),
-                "`limits.http-request-timeout-s` is 1 to 3600",
-            ),
-            (
                 self.announce_core_port == 0 || self.has_room(self.announce_core_port),
                 "`announce-core-port` and the ports behind it, one for each of `cores`, are at most \
                  65535",
@@ -371,42 +444,72 @@ impl Config {
                 self.durability_interval_ms > 0,
                 "`durability-interval-ms` is at least 1",
             ),
-            (
-                limits.clients_max >= 1,
-                "`limits.clients-max` is at least 1",
-            ),
-            (
-                fits(limits.key_max, 1, 64 << 10),
-                "`limits.key-max` is 1 B to 64 KiB",
-            ),
-            (
-                fits(limits.value_max, 1, VALUE_BYTES_MAX as u64),
-                "`limits.value-max` is 1 B to 512 MiB",
-            ),
-            (
-                fits(
-                    limits.request_max,
-                    limits.value_max.0 + limits.key_max.0 + 1024,
-                    2 << 30,
-                ),
-                "`limits.request-max` is more than `limits.value-max` and `limits.key-max` \
-                 together, and at most 2 GiB",
-            ),
-            (
-                (8..=1 << 24).contains(&limits.args_max),
-                "`limits.args-max` is 8 to 16777216",
-            ),
-            (
-                limits.reply_max >= limits.value_max,
-                "`limits.reply-max` is at least `limits.value-max`",
-            ),
         ];
         let sizes = (self.storage.rules(), self.value_log.rules());
-        let mut all = sizes.0.iter().chain(&sizes.1).chain(&rules);
+        let (cluster, limits) = (self.cluster_rules(), self.limits.rules());
+        let others = cluster.iter().chain(&limits);
+        let mut all = sizes.0.iter().chain(&sizes.1).chain(others).chain(&rules);
         match all.find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(Error::Setup(format!("configuration: {rule}"))),
             None => Ok(()),
         }
+    }
+
+    /// What must hold of the keys that are about the cluster.
+    fn cluster_rules(&self) -> [(bool, &'static str); 10] {
+        let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+        let is_place = |text: &String| {
+            let parts = text.rsplit_once(':');
+            parts.is_some_and(|(host, port)| {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                !host.is_empty() && is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        };
+        [
+            (self.node_id > 0, "`node-id` is 1 to 65535"),
+            (
+                self.ports_of_peers()
+                    .is_none_or(|first| self.has_peer_ports(first)),
+                "`peer-port` and the ports behind it, one for each of `cores`, are at most 65535, and none of them is used \
+                 otherwise",
+            ),
+            (
+                self.cluster_key.is_empty() || self.cluster_key_file.as_os_str().is_empty(),
+                "the key is `cluster-key` or in `cluster-key-file`, not both",
+            ),
+            (
+                (1..=3_600_000).contains(&self.replica_timeout_ms),
+                "`replica-timeout-ms` is 1 to 3600000",
+            ),
+            (
+                self.join.iter().all(is_place),
+                "`join` names nodes as \"HOST:PEER-PORT\"",
+            ),
+            (
+                self.join.len() <= JOIN_MAX,
+                "`join` names at most 64 nodes; one is enough",
+            ),
+            (
+                self.rack.len() <= RACK_BYTES_MAX && self.rack.bytes().all(is_name),
+                "`rack` is at most 64 letters, digits and the like, without quotes and spaces",
+            ),
+            (
+                (1..=WEIGHT_MAX).contains(&self.weight),
+                "`weight` is 1 to 100000",
+            ),
+            (
+                (1..=REPLICAS_MAX).contains(&self.replicas),
+                "`replicas` is 1 to 7",
+            ),
+            (
+                0 < self.gossip_interval_ms
+                    && self.gossip_interval_ms < self.suspect_after_ms
+                    && self.suspect_after_ms < self.dead_after_ms
+                    && self.dead_after_ms <= DEAD_AFTER_MS_MAX,
+                "`gossip-interval-ms` is less than `suspect-after-ms`, that less than `dead-after-ms`, and that at most \
+                 a day",
+            ),
+        ]
     }
 
     /// The first of the cores' own ports; `None`: they may be any. Whoever leaves `port` to chance
@@ -422,6 +525,18 @@ impl Config {
             true => 0,
             false => self.http_port,
         }
+    }
+
+    /// The first of the ports for other nodes; `None`: they may be any. Whoever leaves `port` to chance means these, too.
+    pub fn ports_of_peers(&self) -> Option<u16> {
+        let is_any = self.peer_port == 0 || (self.port == 0 && self.peer_port == PEER_PORT);
+        (!is_any).then_some(self.peer_port)
+    }
+
+    /// True if the ports from `first` on can be those for other nodes.
+    fn has_peer_ports(&self, first: u16) -> bool {
+        let mut own = (0..self.cores.max(1)).map(|core| first.saturating_add(core));
+        self.has_room(first) && own.all(|port| !self.is_taken(port) && port != self.port_of_http())
     }
 
     /// True if RESP is spoken at this port.
@@ -459,6 +574,12 @@ impl Config {
 pub const CORE_PORT: u16 = 16379;
 /// The port for HTTP, if nothing else is said.
 pub const HTTP_PORT: u16 = 8379;
+/// The port by which other nodes reach core 0, if nothing else is said.
+pub const PEER_PORT: u16 = 7379;
+/// Requests of one core to another node's core that are not answered yet, and those that are under way there.
+pub const PEER_REQUESTS_MAX: usize = 4096;
+/// Bytes that wait to be sent to another node's core, but for one frame, whatever its size.
+pub const PEER_WAITING_BYTES_MAX: usize = 8 << 20;
 /// The least pace at which a request over HTTP must arrive after `limits.http-request-timeout-s`.
 pub const HTTP_BYTES_PER_S: u64 = 64 << 10;
 /// Bytes of all fields in the head of a request over HTTP.
@@ -483,8 +604,23 @@ pub const VNODES_MAX: u32 = 16_384;
 pub const REPLICAS_MAX: u8 = 7;
 /// Most replicas of all vnodes together: what the cluster map has room for.
 pub const PLACEMENT_MAX: usize = 1 << 16;
+/// A replica that is late is raced by another after this time at the earliest, however fast it usually is.
+pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(1);
+/// And after this at the latest.
+pub const HEDGE_AFTER_MAX: Duration = Duration::from_millis(500);
+/// One in so many reads at ONE has all replicas of its key compared behind the answer: nobody else asks them all where
+/// all is read at ONE.
+pub const READ_REPAIR_ONE_IN: u32 = 64;
+/// So many of these are under way at once on a core; beyond it reads are not followed by one.
+pub const READ_REPAIRS_MAX: u32 = 16;
 /// Most nodes of a cluster.
 pub const NODES_MAX: usize = 1000;
+/// Nodes that a newcomer may name.
+const JOIN_MAX: usize = 64;
+/// The longest silence of a node that is not yet dead: a day.
+const DEAD_AFTER_MS_MAX: u64 = 86_400_000;
+/// Most nodes that keep the map as a register: as many as a register may have holders.
+pub const KEEPERS_MAX: usize = 5;
 /// How much a node may weigh.
 pub const WEIGHT_MAX: u32 = 100_000;
 /// Bytes of a rack's name.
@@ -556,7 +692,23 @@ mod tests {
                 "announce-core-port",
             ),
             ("http-port = 6379", "http-port"),
+            ("node-id = 0", "node-id"),
+            ("join = [\"10.0.0.1\"]", "join"),
+            ("join = [\"10.0.0.1:0\"]", "join"),
+            ("join = [\":7379\"]", "join"),
+            ("rack = \"a b\"", "rack"),
+            ("weight = 0", "weight"),
+            ("replicas = 8", "replicas"),
+            ("suspect-after-ms = 1000", "suspect-after-ms"),
+            ("dead-after-ms = 10000", "dead-after-ms"),
             ("http-port = 16380\ncores = 2", "http-port"),
+            ("peer-port = 6379", "peer-port"),
+            ("peer-port = 8378\ncores = 2", "peer-port"),
+            ("peer-port = 65535\ncores = 2", "peer-port"),
+            (
+                "cluster-key = \"a\"\ncluster-key-file = \"b\"",
+                "cluster-key",
+            ),
             ("announce-host = \"0.0.0.0\"", "announce-host"),
             ("announce-host = \"::\"", "announce-host"),
             ("announce-host = \"a b\"", "announce-host"),

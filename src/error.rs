@@ -41,8 +41,23 @@ pub enum Error {
     LogFailed,
     /// The log failed while this write was on its way to disk: it may or may not survive.
     Uncertain,
+    /// This would have been the cluster's first write, and not enough of its nodes have answered: it changed nothing.
+    Unopened,
     /// A queue is full. Nothing was done.
     Busy,
+    /// Fewer replicas are there than the level asks for. Nothing was done.
+    Unavailable {
+        /// How many the level asks for.
+        need: usize,
+        /// How many are there.
+        live: usize,
+    },
+    /// Too few replicas answered in time. Nothing was done, and nothing will be.
+    Unanswered,
+    /// Too few replicas acknowledged this write in time: it may appear or not, and once seen it stays.
+    InDoubt,
+    /// What reads before it writes needs one order of the writes on all replicas. Nothing was done.
+    NeedsOrder,
     /// The node cannot run as it is configured, or where it is. For the operator; ends the process.
     Setup(String),
 }
@@ -106,7 +121,14 @@ impl fmt::Display for Error {
             Error::DiskFails => write!(f, "the disk fails writes; they are tried again"),
             Error::LogFailed => write!(f, "the log failed; writes are refused until a restart"),
             Error::Uncertain => write!(f, "the log failed; this write may or may not survive"),
+            Error::Unopened => write!(f, "too few nodes have answered for the first write"),
             Error::Busy => write!(f, "too much work is queued"),
+            Error::Unavailable { need, live } => {
+                write!(f, "{need} replicas are needed, and {live} are there")
+            }
+            Error::Unanswered => write!(f, "too few replicas answered in time"),
+            Error::InDoubt => write!(f, "too few replicas acknowledged this write in time"),
+            Error::NeedsOrder => write!(f, "this needs one order of all replicas' writes"),
             Error::Setup(why) => write!(f, "{why}"),
         }
     }

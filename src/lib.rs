@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod http;
+pub mod membership;
 pub mod protocol;
 pub mod replication;
 pub mod rt;

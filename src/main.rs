@@ -1,8 +1,11 @@
 //! The `quoit` program: reads the configuration, checks the host, starts one shard per core. Or verifies
-//! a data directory (`quoit check`).
+//! a data directory (`quoit check`), or tells how a cluster is (`quoit status`).
+
+#[path = "main/status.rs"]
+mod status;
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -14,6 +17,7 @@ use quoit::cluster::ring::Map;
 use quoit::config::{CORES_MAX, Config, DurabilityName, MEMORY_CORE_MIN};
 use quoit::error::{Error, Result};
 use quoit::http;
+use quoit::membership;
 use quoit::rt::{self, CoreOptions};
 use quoit::shard::{self, NodeFacts};
 use quoit::storage::check::{self, Place, Summary, Told};
@@ -40,13 +44,15 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run a node (what happens without a subcommand, too).
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Verify all files of a data directory whose node is down, changing nothing. Each damaged place is
     /// a line on standard output. Exit code 0: sound; 1: damaged; 2: could not be checked.
     Check {
         /// The data directory.
         dir: PathBuf,
     },
+    /// Tell how the cluster of a running node is: its nodes, who of them is alive, and what they hold.
+    Status(status::Status),
 }
 
 /// What the command line and the environment may override.
@@ -70,6 +76,21 @@ struct Serve {
     /// Port for HTTP. 0: any free one.
     #[arg(long, value_name = "N", env = "QUOIT_HTTP_PORT")]
     http_port: Option<u16>,
+    /// Port by which other nodes reach core 0; each further core has the next one. 0: any free ones.
+    #[arg(long, value_name = "N", env = "QUOIT_PEER_PORT")]
+    peer_port: Option<u16>,
+    /// What the nodes of the cluster must know. (Better in the environment or a file: the command line of a
+    /// process is seen by every user of the machine.)
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "QUOIT_CLUSTER_KEY",
+        hide_env_values = true
+    )]
+    cluster_key: Option<String>,
+    /// File that it is read from instead.
+    #[arg(long, value_name = "FILE", env = "QUOIT_CLUSTER_KEY_FILE")]
+    cluster_key_file: Option<PathBuf>,
     /// Host by which cluster clients are told to reach the node; empty: the one that they came to.
     #[arg(long, value_name = "HOST", env = "QUOIT_ANNOUNCE_HOST")]
     announce_host: Option<String>,
@@ -85,9 +106,26 @@ struct Serve {
     /// Memory for data, of all cores together, such as 4GiB; 0B: half of what the machine has.
     #[arg(long, value_name = "SIZE", env = "QUOIT_MEMORY")]
     memory: Option<ByteSize>,
-    /// This node's number.
+    /// The number of a node that founds a cluster.
     #[arg(long, value_name = "ID", env = "QUOIT_NODE_ID")]
     node_id: Option<u16>,
+    /// A node of the cluster to join; may be given several times, or as a list.
+    #[arg(
+        long,
+        value_name = "HOST:PEER-PORT",
+        env = "QUOIT_JOIN",
+        value_delimiter = ','
+    )]
+    join: Option<Vec<String>>,
+    /// What fails together with this node.
+    #[arg(long, value_name = "NAME", env = "QUOIT_RACK")]
+    rack: Option<String>,
+    /// This node's share of the data, in proportion to the others'.
+    #[arg(long, value_name = "N", env = "QUOIT_WEIGHT")]
+    weight: Option<u32>,
+    /// Replicas of each key, in a cluster that this node founds.
+    #[arg(long, value_name = "N", env = "QUOIT_REPLICAS")]
+    replicas: Option<u8>,
     /// What clients must say with AUTH. (Better in the environment or the file: the command line
     /// of a process is seen by every user of the machine.)
     #[arg(long, env = "QUOIT_PASSWORD", hide_env_values = true)]
@@ -99,11 +137,16 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,glommio=off"))
         .init();
     let serve = match cli.command {
-        Some(Verb::Serve(serve)) => serve,
+        Some(Verb::Serve(serve)) => *serve,
         Some(Verb::Check { dir }) => return check_dir(dir),
+        Some(Verb::Status(status)) => return tell(status::run(status, IO_MEMORY_BYTES)),
         None => cli.serve,
     };
-    match configure(serve).and_then(run) {
+    tell(configure(serve).and_then(run))
+}
+
+fn tell(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("quoit: {error}");
@@ -128,11 +171,18 @@ fn configure(serve: Serve) -> Result<Config> {
     set(&mut config.port, serve.port);
     set(&mut config.core_port, serve.core_port);
     set(&mut config.http_port, serve.http_port);
+    set(&mut config.peer_port, serve.peer_port);
+    set(&mut config.cluster_key, serve.cluster_key);
+    set(&mut config.cluster_key_file, serve.cluster_key_file);
     set(&mut config.announce_host, serve.announce_host);
     set(&mut config.announce_core_port, serve.announce_core_port);
     set(&mut config.cores, serve.cores);
     set(&mut config.durability, serve.durability);
     set(&mut config.node_id, serve.node_id);
+    set(&mut config.join, serve.join);
+    set(&mut config.rack, serve.rack);
+    set(&mut config.weight, serve.weight);
+    set(&mut config.replicas, serve.replicas);
     set(&mut config.password, serve.password);
     set(&mut config.memory, serve.memory);
     if config.cores == 0 {
@@ -159,7 +209,14 @@ fn set<T>(key: &mut T, value: Option<T>) {
 fn run(mut config: Config) -> Result<()> {
     let cores = usize::from(config.cores);
     let host = rt::check_host(&config.dir, cores)?;
-    let (address, core_ports, http) = reserve_ports(&config)?;
+    let ports = reserve_ports(&config)?;
+    let Ports {
+        address,
+        core_ports,
+        peer_ports,
+        http,
+    } = ports;
+    let cluster_key = cluster_key(&config)?;
     if config.memory.0 == 0 {
         let least = MEMORY_CORE_MIN * cores as u64;
         config.memory = ByteSize((host.memory_bytes / 2).max(least));
@@ -181,6 +238,9 @@ fn run(mut config: Config) -> Result<()> {
         address,
         core_ports,
         http,
+        peer_ports,
+        join: resolve(&config.join)?,
+        cluster_key,
         run_id: run_id(),
         process_id: std::process::id(),
         os: format!("Linux {}", host.kernel),
@@ -212,24 +272,57 @@ fn run(mut config: Config) -> Result<()> {
     Ok(())
 }
 
-/// The shared address, the port of each core alone, and the address for HTTP. None is taken, and all are concrete.
-fn reserve_ports(config: &Config) -> Result<(SocketAddr, Vec<u16>, SocketAddr)> {
-    let shared = SocketAddr::new(config.bind, config.port);
-    let mut wanted = vec![shared];
-    for core in 0..config.cores {
-        let port = config.ports_of_cores().map_or(0, |first| first + core);
-        wanted.push(SocketAddr::new(config.bind, port));
-    }
-    let http = SocketAddr::new(config.bind, config.port_of_http());
-    wanted.push(http);
-    let reserved = rt::reserve_ports(&wanted).map_err(|error| in_use(error, shared, http))?;
-    let [shared, cores @ .., http] = &reserved[..] else {
-        unreachable!("as many are reserved as were wanted")
-    };
-    Ok((*shared, cores.iter().map(SocketAddr::port).collect(), *http))
+/// What a node listens on. None is taken, and all are concrete.
+struct Ports {
+    /// Of all cores.
+    address: SocketAddr,
+    /// Of each core alone.
+    core_ports: Vec<u16>,
+    /// Of each core, for other nodes.
+    peer_ports: Vec<u16>,
+    http: SocketAddr,
 }
 
-fn in_use(error: Error, shared: SocketAddr, http: SocketAddr) -> Error {
+fn reserve_ports(config: &Config) -> Result<Ports> {
+    let at = |port| SocketAddr::new(config.bind, port);
+    let cores = usize::from(config.cores);
+    let row = |first: Option<u16>| {
+        let port = move |core| at(first.map_or(0, |first| first + core));
+        (0..config.cores).map(port)
+    };
+    let mut wanted = vec![at(config.port), at(config.port_of_http())];
+    wanted.extend(row(config.ports_of_cores()));
+    wanted.extend(row(config.ports_of_peers()));
+    let reserved = rt::reserve_ports(&wanted).map_err(|error| in_use(error, &wanted, cores))?;
+    let [address, http, rows @ ..] = &reserved[..] else {
+        unreachable!("as many are reserved as were wanted")
+    };
+    let mut rows = rows
+        .chunks(cores)
+        .map(|row| row.iter().map(SocketAddr::port).collect());
+    Ok(Ports {
+        address: *address,
+        core_ports: rows.next().unwrap_or_default(),
+        peer_ports: rows.next().unwrap_or_default(),
+        http: *http,
+    })
+}
+
+/// What the nodes of the cluster must know.
+fn cluster_key(config: &Config) -> Result<Vec<u8>> {
+    let path = &config.cluster_key_file;
+    if path.as_os_str().is_empty() {
+        return Ok(config.cluster_key.clone().into_bytes());
+    }
+    let key = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    match key.trim_ascii() {
+        [] => Err(Error::Setup(format!("no key is in {}", path.display()))),
+        key => Ok(key.to_vec()),
+    }
+}
+
+/// `wanted` are the shared address, that for HTTP, those of the cores alone, and those for other nodes.
+fn in_use(error: Error, wanted: &[SocketAddr], cores: usize) -> Error {
     let Error::Io { source, what, .. } = &error else {
         return error;
     };
@@ -237,10 +330,14 @@ fn in_use(error: Error, shared: SocketAddr, http: SocketAddr) -> Error {
         return error;
     }
     let taken = what.display().to_string();
-    let (whose, option) = match () {
-        () if taken == shared.to_string() => ("", "--port"),
-        () if taken == http.to_string() => (" (for HTTP)", "--http-port"),
-        () => (" (of a single core)", "--core-port"),
+    let place = wanted
+        .iter()
+        .position(|address| address.to_string() == taken);
+    let (whose, option) = match place {
+        Some(0) => ("", "--port"),
+        Some(1) => (" (for HTTP)", "--http-port"),
+        Some(place) if place < 2 + cores => (" (of a single core)", "--core-port"),
+        _ => (" (for other nodes)", "--peer-port"),
     };
     Error::Setup(format!(
         "port {taken}{whose} is in use: stop what listens there, or choose another with {option}"
@@ -253,16 +350,31 @@ fn announce(facts: &NodeFacts) {
     let cores: Vec<String> = cores
         .map(|core| facts.address_of(core).to_string())
         .collect();
+    let peers = facts.peer_ports.iter();
+    let peers: Vec<String> = peers
+        .map(|port| SocketAddr::new(facts.address.ip(), *port).to_string())
+        .collect();
     let mut out = std::io::stdout();
     // Whoever started the node may have closed its output; it serves all the same.
     let _ = writeln!(
         out,
-        "ready redis={} cores={} http={}",
+        "ready redis={} cores={} http={} peers={}",
         facts.address,
         cores.join(","),
-        facts.http
+        facts.http,
+        peers.join(",")
     )
     .and_then(|()| out.flush());
+}
+
+/// Where the nodes are that are to be joined.
+fn resolve(names: &[String]) -> Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    for name in names {
+        let found = name.to_socket_addrs();
+        addresses.extend(found.map_err(|error| Error::io("find", name.as_ref(), error))?);
+    }
+    Ok(addresses)
 }
 
 fn run_id() -> String {
@@ -297,8 +409,10 @@ fn run_check(dir: PathBuf) -> Result<Summary> {
     let mut results = rt::run_cores(options, move |_: rt::Core<()>| {
         let dir = dir.clone();
         async move {
+            let known = membership::read_map(&dir).await;
             let ring = |cores: u16| -> check::Owner {
-                let map = Map::one_node(cores);
+                let known = known.clone().filter(|map| map.cores() == cores);
+                let map = known.unwrap_or_else(|| Map::one_node(cores));
                 Box::new(move |position| map.core_of(position))
             };
             let mut reporter = Reporter::default();

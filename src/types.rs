@@ -177,7 +177,8 @@ impl fmt::Display for Version {
 }
 
 /// How many replicas a request must have heard of. With one replica all of them mean the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Any one.
     #[default]

@@ -12,7 +12,6 @@
 
 #[path = "flips/author.rs"]
 mod author;
-#[allow(dead_code, reason = "the simulator's tests use more of it")]
 #[path = "sim/cluster.rs"]
 mod cluster;
 #[path = "flips/layout.rs"]
@@ -178,7 +177,7 @@ impl Fixture {
         assert_eq!(damaged, [], "{}: nothing is damaged", self.name);
         let summary = summary.expect("it can be checked");
         let kinds: BTreeSet<Kind> = self.files.keys().map(|path| Kind::of(path)).collect();
-        assert_eq!(kinds.len(), 7, "every kind of file is there: {kinds:?}");
+        assert_eq!(kinds.len(), 8, "every kind of file is there: {kinds:?}");
         assert!(
             summary.tables > 1 && summary.table_records > 50 && summary.pointers > 20,
             "{summary:?}"
@@ -297,7 +296,8 @@ impl Fixture {
             Kind::Values,
             Kind::Values,
             Kind::Moved,
-        ][chance.usize(..8)];
+            Kind::Cluster,
+        ][chance.usize(..9)];
         let of_kind: Vec<&PathBuf> = self
             .files
             .keys()
@@ -366,7 +366,10 @@ impl Fixture {
         };
         let is_live = || {
             let lists = |known: &Known| known.tables.contains(&name(path));
-            Kind::of(path) != Kind::Table || self.known.get(&dir_of(path)).is_some_and(lists)
+            // A node without CLUSTER is one from before there were clusters.
+            let is_named = Kind::of(path) != Kind::Cluster;
+            is_named && Kind::of(path) != Kind::Table
+                || self.known.get(&dir_of(path)).is_some_and(lists)
         };
         segment_of(path).map_or_else(is_live, known)
     }

@@ -9,7 +9,6 @@
 
 #[path = "flips/author.rs"]
 mod author;
-#[allow(dead_code, reason = "the simulator's tests use more of it")]
 #[path = "sim/cluster.rs"]
 mod cluster;
 mod common;

@@ -9,6 +9,8 @@ mod common;
 mod abuse;
 #[path = "server/commands.rs"]
 mod commands;
+#[path = "server/strangers.rs"]
+mod strangers;
 
 use std::path::Path;
 use std::process::Command;

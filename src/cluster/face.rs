@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::map::Holder;
 use super::ring::Map;
 use crate::types::{CoreId, Position, SLOTS, Slot, UnixMillis};
 
@@ -27,6 +28,8 @@ pub enum Port {
 pub enum Redirect {
     /// The keys of this slot are that core's.
     Moved(Slot, CoreId),
+    /// The keys of this slot are on other nodes, and that is the first of their holders.
+    Elsewhere(Slot, Holder),
     /// The keys are of several slots.
     CrossSlot,
 }
@@ -72,6 +75,8 @@ pub type Slots = (Slot, Slot);
 /// One core, as clients are told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seat {
+    /// The node's number.
+    pub node: u16,
     /// Which core it is.
     pub core: CoreId,
     /// Its name.
@@ -82,6 +87,8 @@ pub struct Seat {
     pub port: u16,
     /// The slots whose keys it owns, in order.
     pub slots: Vec<Slots>,
+    /// False if it is not asked at the moment.
+    pub is_there: bool,
 }
 
 impl Seat {
@@ -95,11 +102,13 @@ impl Seat {
 /// All cores of `node`, as `map` has them.
 pub fn seats(map: &Map, node: u16, host: &str, port: impl Fn(CoreId) -> u16) -> Vec<Seat> {
     let seat = |core| Seat {
+        node,
         core,
         name: name(node, core),
         host: host.to_owned(),
         port: port(core),
         slots: Vec::new(),
+        is_there: true,
     };
     let mut seats: Vec<Seat> = (0..map.cores()).map(CoreId).map(seat).collect();
     for run in map.runs() {
@@ -109,8 +118,8 @@ pub fn seats(map: &Map, node: u16, host: &str, port: impl Fn(CoreId) -> u16) -> 
     seats
 }
 
-/// CLUSTER NODES, of core `own`: a line for each core.
-pub fn nodes(seats: &[Seat], own: CoreId, epoch: u64, now: UnixMillis) -> String {
+/// CLUSTER NODES, of core `own` (its node's number, and its own): a line for each core.
+pub fn nodes(seats: &[Seat], own: (u16, CoreId), epoch: u64, now: UnixMillis) -> String {
     let mut text = String::new();
     for seat in seats {
         // Cores know of each other without a bus: its port is 0.
@@ -118,11 +127,12 @@ pub fn nodes(seats: &[Seat], own: CoreId, epoch: u64, now: UnixMillis) -> String
         if let Some(name) = seat.hostname() {
             let _ = write!(text, ",{name}");
         }
-        let (flags, heard) = match seat.core == own {
-            true => ("myself,master", 0),
-            false => ("master", now),
+        let (flags, heard, link) = match seat.is_there {
+            true if (seat.node, seat.core) == own => ("myself,master", 0, "connected"),
+            true => ("master", now, "connected"),
+            false => ("master,fail", 0, "disconnected"),
         };
-        let _ = write!(text, " {flags} - 0 {heard} {epoch} connected");
+        let _ = write!(text, " {flags} - 0 {heard} {epoch} {link}");
         for (first, last) in &seat.slots {
             let _ = match first == last {
                 true => write!(text, " {}", first.0),
@@ -134,16 +144,25 @@ pub fn nodes(seats: &[Seat], own: CoreId, epoch: u64, now: UnixMillis) -> String
     text
 }
 
-/// CLUSTER INFO: all slots have an owner that answers, or there would be nobody to say so.
-pub fn info(cores: usize, epoch: u64) -> String {
+/// CLUSTER INFO: how many slots have somebody who answers, and how many nodes there are.
+pub fn info(seats: &[Seat], epoch: u64) -> String {
+    let runs = seats.iter().flat_map(|seat| &seat.slots);
+    let served: u32 = runs
+        .map(|(first, last)| u32::from(last.0) - u32::from(first.0) + 1)
+        .sum();
+    let state = match served == SLOTS {
+        true => "ok",
+        false => "fail",
+    };
+    let size = seats.iter().filter(|seat| !seat.slots.is_empty()).count();
     let lines = [
-        ("cluster_state", "ok".to_owned()),
+        ("cluster_state", state.to_owned()),
         ("cluster_slots_assigned", SLOTS.to_string()),
-        ("cluster_slots_ok", SLOTS.to_string()),
+        ("cluster_slots_ok", served.to_string()),
         ("cluster_slots_pfail", "0".to_owned()),
-        ("cluster_slots_fail", "0".to_owned()),
-        ("cluster_known_nodes", cores.to_string()),
-        ("cluster_size", cores.to_string()),
+        ("cluster_slots_fail", (SLOTS - served).to_string()),
+        ("cluster_known_nodes", seats.len().to_string()),
+        ("cluster_size", size.to_string()),
         ("cluster_current_epoch", epoch.to_string()),
         ("cluster_my_epoch", epoch.to_string()),
         ("cluster_stats_messages_sent", "0".to_owned()),
@@ -255,28 +274,28 @@ mod tests {
     fn a_line_of_nodes_has_all_of_its_fields() {
         let (one, two) = (name(1, CoreId(0)), name(1, CoreId(1)));
         assert_eq!(
-            nodes(&seats(2, "127.0.0.1"), CoreId(1), 3, 99),
+            nodes(&seats(2, "127.0.0.1"), (1, CoreId(1)), 3, 99),
             format!(
                 "{one} 127.0.0.1:16379@0 master - 0 99 3 connected 0-8191\n\
                  {two} 127.0.0.1:16380@0 myself,master - 0 0 3 connected 8192-16383\n"
             )
         );
         assert_eq!(
-            nodes(&seats(1, "kv.example"), CoreId(0), 1, 0),
+            nodes(&seats(1, "kv.example"), (1, CoreId(0)), 1, 0),
             format!(
                 "{one} kv.example:16379@0,kv.example myself,master - 0 0 1 connected 0-16383\n"
             )
         );
         let mut single = seats(1, "::1");
         single[0].slots = vec![(Slot(7), Slot(7)), (Slot(9), Slot(10))];
-        let line = nodes(&single, CoreId(0), 1, 0);
+        let line = nodes(&single, (1, CoreId(0)), 1, 0);
         assert!(line.contains(" ::1:16379@0 "), "{line}");
         assert!(line.ends_with(" connected 7 9-10\n"), "{line}");
     }
 
     #[test]
     fn info_says_that_all_slots_are_served() {
-        let text = info(2, 5);
+        let text = info(&seats(2, "::1"), 5);
         for line in [
             "cluster_state:ok",
             "cluster_slots_assigned:16384",

@@ -3,7 +3,8 @@
 //! It is kept and sent as JSON, of at most `MAP_BYTES_MAX` bytes:
 //!
 //! ```text
-//! {"format":1,"cluster":"<32 hex digits>","epoch":7,"replicas":3,"retired":[4],
+//! {"format":1,"cluster":"<32 hex digits>","epoch":7,"author":"<16 hex digits>","open":true,"replicas":3,"retired":[4],
+//!  "keepers":{"set":3,"nodes":[1,2,3]},
 //!  "nodes":[{"id":1,"uuid":"<32 hex digits>","host":"10.0.0.1","port":6379,"core_port":16379,"peer_port":7379,
 //!            "http_port":8379,"rack":"a","weight":100,"cores":8,"state":"alive"}],
 //!  "placement":[[1,0,2,3,3,1]]}      for each vnode: node, core, node, core, ...; the first is its primary
@@ -11,7 +12,12 @@
 //!
 //! Invariants, of every map that there is ([`Stored::check`]): nodes are in the order of their numbers; no two
 //! have the same number, identity or address; no number is also a retired one. Every vnode has equally many
-//! holders, on different nodes that the map knows, on cores that those nodes have.
+//! holders, on different nodes that the map knows, on cores that those nodes have. Keepers are nodes of the map.
+//!
+//! The map is itself the value of a register (`replication/register`), whose holders are its *keepers*; so that no two
+//! changes ever make the same value, each bears its `author`, a number by chance. A map is *open* when its cluster holds
+//! data: until then nodes may join freely, as there is nothing that they would lack. (Texts from before there were these
+//! fields are open, and have no keepers.)
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ring::{Map, Vnode, Vnodes};
 use crate::config::{
-    CORES_MAX, MAP_BYTES_MAX, NODES_MAX, PLACEMENT_MAX, RACK_BYTES_MAX, REPLICAS_MAX, RETIRED_MAX,
-    WEIGHT_MAX, is_host,
+    CORES_MAX, KEEPERS_MAX, MAP_BYTES_MAX, NODES_MAX, PLACEMENT_MAX, RACK_BYTES_MAX, REPLICAS_MAX,
+    RETIRED_MAX, WEIGHT_MAX, is_host,
 };
 use crate::types::{CoreId, Position};
 
@@ -88,6 +94,16 @@ pub struct Holder {
     pub core: CoreId,
 }
 
+/// The nodes that hold the map as a register.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keepers {
+    /// Counts the changes of the set.
+    pub set: u64,
+    /// Sorted.
+    pub nodes: Vec<NodeId>,
+}
+
 /// Why a map is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid(pub String);
@@ -97,6 +113,9 @@ pub struct Invalid(pub String);
 pub struct ClusterMap {
     cluster: Uuid,
     epoch: u64,
+    author: u64,
+    is_open: bool,
+    keepers: Keepers,
     vnodes: Vnodes,
     replicas: u8,
     /// In the order of their numbers.
@@ -113,6 +132,9 @@ pub struct ClusterMap {
 pub(super) struct Parts {
     pub cluster: Uuid,
     pub epoch: u64,
+    pub author: u64,
+    pub is_open: bool,
+    pub keepers: Keepers,
     pub replicas: u8,
     pub nodes: Vec<Node>,
     pub retired: Vec<NodeId>,
@@ -120,7 +142,8 @@ pub(super) struct Parts {
 }
 
 impl ClusterMap {
-    /// The map of a cluster that has one node: the same cores hold the same vnodes as when it was alone.
+    /// The map of a cluster that has one node: the same cores hold the same vnodes as when it was alone. It holds no
+    /// data, and is kept by that node.
     pub fn first(
         cluster: Uuid,
         vnodes: Vnodes,
@@ -137,6 +160,12 @@ impl ClusterMap {
         ClusterMap::build(Parts {
             cluster,
             epoch: 1,
+            author: 0,
+            is_open: false,
+            keepers: Keepers {
+                set: 1,
+                nodes: vec![node.id],
+            },
             replicas,
             placement: vnodes.all().map(holders).collect(),
             nodes: vec![node],
@@ -147,11 +176,15 @@ impl ClusterMap {
     /// The map that `parts` make, if they are consistent.
     pub(super) fn build(parts: Parts) -> Result<ClusterMap, Invalid> {
         check_nodes(&parts.nodes, &parts.retired)?;
+        check_keepers(&parts)?;
         let vnodes = check_placement(&parts)?;
         let width = parts.placement[0].len();
         Ok(ClusterMap {
             cluster: parts.cluster,
             epoch: parts.epoch,
+            author: parts.author,
+            is_open: parts.is_open,
+            keepers: parts.keepers,
             vnodes,
             replicas: parts.replicas,
             nodes: parts.nodes,
@@ -169,6 +202,78 @@ impl ClusterMap {
     /// Counts the changes. The map with the highest epoch counts.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Which change has made it: no two have the same.
+    pub fn author(&self) -> u64 {
+        self.author
+    }
+
+    /// The same, made by this change.
+    pub fn authored(mut self, author: u64) -> ClusterMap {
+        self.author = author;
+        self
+    }
+
+    /// True once the cluster holds data: from then on nobody may join who lacks it.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// The map of the next epoch, in which the cluster holds data.
+    pub fn opened(&self) -> ClusterMap {
+        ClusterMap {
+            epoch: self.epoch + 1,
+            is_open: true,
+            ..self.clone()
+        }
+    }
+
+    /// Who keeps the map.
+    pub fn keepers(&self) -> &Keepers {
+        &self.keepers
+    }
+
+    /// The map of the next epoch, kept by `node`, too; `None` if it is no node of it, or keeps it already.
+    pub fn kept_by(&self, node: NodeId) -> Option<ClusterMap> {
+        let place = self.keepers.nodes.binary_search(&node).err()?;
+        self.node(node)?;
+        let mut map = self.clone();
+        map.epoch += 1;
+        map.keepers.set += 1;
+        map.keepers.nodes.insert(place, node);
+        (map.keepers.nodes.len() <= KEEPERS_MAX).then_some(map)
+    }
+
+    /// The map of the next epoch of a node that is alone and has changed: its cores hold what they hold without a cluster.
+    pub fn alone_again(&self, node: Node) -> Result<ClusterMap, Invalid> {
+        let is_alone = self.nodes.len() == 1 && self.nodes[0].id == node.id;
+        if !is_alone {
+            return invalid("others would have to move".to_owned());
+        }
+        let first = ClusterMap::first(self.cluster, self.vnodes, self.replicas, node)?;
+        Ok(ClusterMap {
+            epoch: self.epoch + 1,
+            is_open: self.is_open,
+            keepers: self.keepers.clone(),
+            retired: self.retired.clone(),
+            ..first
+        })
+    }
+
+    /// The map of the next epoch, in which a node is somewhere else, and else as it was.
+    pub fn readdressed(&self, node: Node) -> Result<ClusterMap, Invalid> {
+        let place = self.nodes.binary_search_by_key(&node.id, |node| node.id);
+        let share = |node: &Node| (node.uuid, node.weight, node.cores, node.state);
+        let known = place.map(|place| &self.nodes[place]);
+        if !known.is_ok_and(|known| share(known) == share(&node) && known.rack == node.rack) {
+            return invalid("its share would change".to_owned());
+        }
+        let mut map = self.clone();
+        map.epoch += 1;
+        map.nodes[place.expect("it is known")] = node;
+        check_nodes(&map.nodes, &map.retired)?;
+        Ok(map)
     }
 
     /// The arcs of the ring.
@@ -246,6 +351,9 @@ impl ClusterMap {
             format: FORMAT,
             cluster: self.cluster,
             epoch: self.epoch,
+            author: Author(self.author),
+            open: self.is_open,
+            keepers: self.keepers.clone(),
             replicas: self.replicas,
             retired: self.retired.clone(),
             nodes: self.nodes.clone(),
@@ -278,6 +386,9 @@ impl ClusterMap {
         ClusterMap::build(Parts {
             cluster: stored.cluster,
             epoch: stored.epoch,
+            author: stored.author.0,
+            is_open: stored.open,
+            keepers: stored.keepers,
             replicas: stored.replicas,
             placement: stored.placement.iter().map(holders).collect(),
             nodes: stored.nodes,
@@ -298,11 +409,26 @@ struct Stored {
     format: u32,
     cluster: Uuid,
     epoch: u64,
+    #[serde(default)]
+    author: Author,
+    #[serde(default = "is_open_by_default")]
+    open: bool,
+    #[serde(default)]
+    keepers: Keepers,
     replicas: u8,
     retired: Vec<NodeId>,
     nodes: Vec<Node>,
     placement: Vec<Vec<u16>>,
 }
+
+fn is_open_by_default() -> bool {
+    true
+}
+
+/// As text, for numbers in JSON may have 53 bits only.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct Author(u64);
 
 impl Node {
     /// True if it is to have a share of the vnodes.
@@ -352,6 +478,18 @@ pub(super) fn check_nodes(nodes: &[Node], retired: &[NodeId]) -> Result<(), Inva
     match nodes.is_sorted_by(|one, next| one.id < next.id) {
         true => Ok(()),
         false => invalid("nodes are out of order".to_owned()),
+    }
+}
+
+fn check_keepers(parts: &Parts) -> Result<(), Invalid> {
+    let Keepers { set, nodes } = &parts.keepers;
+    let is_known = |id: &NodeId| parts.nodes.iter().any(|node| node.id == *id);
+    let is_sorted = nodes.is_sorted_by(|one, next| one < next);
+    let is_some = *set > 0 && (1..=KEEPERS_MAX).contains(&nodes.len());
+    let is_none = *set == 0 && nodes.is_empty();
+    match is_none || (is_some && is_sorted && nodes.iter().all(is_known)) {
+        true => Ok(()),
+        false => invalid("no set of keepers".to_owned()),
     }
 }
 
@@ -406,6 +544,24 @@ impl std::error::Error for Invalid {}
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
+    }
+}
+
+impl From<Author> for String {
+    fn from(author: Author) -> String {
+        format!("{:016x}", author.0)
+    }
+}
+
+impl TryFrom<String> for Author {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Author, Invalid> {
+        let is_digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match u64::from_str_radix(&text, 16) {
+            Ok(number) if is_digits => Ok(Author(number)),
+            _ => invalid("an author is 16 hexadecimal digits".to_owned()),
+        }
     }
 }
 

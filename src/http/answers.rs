@@ -106,7 +106,12 @@ pub fn failure(failed: &Error) -> Response {
         Error::DiskFails => (503, "disk_fails"),
         Error::LogFailed => (503, "log_failed"),
         Error::Uncertain => (503, "unknown"),
+        Error::Unopened => (503, "unopened"),
         Error::Busy => (503, "busy"),
+        Error::Unavailable { .. } => (503, "unavailable"),
+        Error::Unanswered => (503, "unanswered"),
+        Error::InDoubt => (408, "unknown"),
+        Error::NeedsOrder => (501, "needs_order"),
         Error::Io { .. } | Error::Corrupt { .. } | Error::Setup(_) => (500, "storage"),
     };
     named_error(status, name, &Told::of(failed).text)

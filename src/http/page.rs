@@ -23,7 +23,7 @@ pub fn page(shard: &Shard, figures: &Figures) -> String {
          {}. Keys are at <code>/kv/KEY</code>, figures for Prometheus at <a href=\"/metrics\">/metrics</a>, its \
          health at <a href=\"/health\">/health</a>.</p>\n<table>\n",
         env!("CARGO_PKG_VERSION"),
-        shard.config().node_id,
+        shard.node().0,
         facts.address,
         facts.http,
         shard.config().durability.name(),

@@ -117,7 +117,10 @@ impl KvRequest {
         let mut request = KvRequest {
             key,
             method: head.method,
-            level: Level::default(),
+            level: match head.method {
+                Method::Put | Method::Delete => shard.config().write_consistency,
+                _ => shard.config().read_consistency,
+            },
             ttl_s: None,
             condition: Condition {
                 if_match: head
@@ -159,7 +162,7 @@ impl KvRequest {
                 return Err(no(400, "A parameter is there twice."));
             }
         }
-        self.level = level.unwrap_or_default();
+        self.level = level.unwrap_or(self.level);
         Ok(())
     }
 

@@ -1,22 +1,27 @@
 //! What nodes say to each other: frames out of bytes that come in pieces of any size, and back.
 //!
 //! frame  := length u32 | crc u32 | version u8 | kind u8 | id u64 | deadline u32 | epoch u64 | body
-//! length := bytes after the crc; crc := crc32c of them; deadline := milliseconds left, 0 of an answer
+//! length := bytes after the crc; crc := crc32c of them; deadline := milliseconds since the handshake, 0 of an answer
 //!
 //! Little endian; bodies are drawn in `message` and `handshake`. `id` pairs a request with its answer; answers come in any
 //! order. `epoch` is that of the sender's cluster map. A connection begins with a handshake, whose frames never change
-//! their form; `version` of all others is the one that it agreed on.
+//! their form; `version` of all others is the one that it agreed on. Both sides count from its last message, who sends that
+//! from when it does, so a request that the network holds back for long is known to be too late when it comes, whatever
+//! the clocks show. The count begins anew after 2^32.
 //!
 //! Invariants: nothing is allocated from a declared length; before the handshake is done a frame is at most
 //! [`GREETING_BYTES_MAX`] and no more than that is asked for; what is decoded is well-formed to the last byte. Bytes that are
 //! no frame end the connection: who has lost count must begin anew.
 
 use std::fmt;
+use std::time::Duration;
 
 pub mod handshake;
 pub mod message;
+mod owned;
 
 pub use message::{Answer, Certainty, Held, Message, Mutation, Request, Subject, Want};
+pub use owned::{OwnedAnswer, OwnedRequest};
 
 /// The newest version of the protocol that is spoken here.
 pub const VERSION: u8 = 1;
@@ -30,6 +35,8 @@ pub const HEADER_BYTES: usize = PREFIX_BYTES + REST_BYTES;
 const PREFIX_BYTES: usize = 4 + 4;
 const REST_BYTES: usize = 1 + 1 + 8 + 4 + 8;
 const _: () = assert!(HEADER_BYTES == 30);
+/// Deadline and epoch, which end the header.
+const STAMP_BYTES: usize = 4 + 8;
 
 /// Most bytes of a frame before both sides have proved themselves.
 pub const GREETING_BYTES_MAX: usize = 4 << 10;
@@ -76,7 +83,7 @@ impl Limits {
 pub struct Frame<'a> {
     /// Of the request, and of its answer.
     pub id: u64,
-    /// Milliseconds that are left of a request; what has none left need not be done.
+    /// Until when a request is to be done: see [`deadline_in`].
     pub deadline_ms: u32,
     /// Of the sender's map.
     pub epoch: u64,
@@ -190,24 +197,48 @@ fn decode<'a>(content: &'a [u8], limits: &Limits) -> Result<Frame<'a>, PeerError
 /// Appends the bytes of `frame`, in the version that was agreed on, to `out`. Those of the handshake need none.
 pub fn encode(frame: &Frame<'_>, version: u8, out: &mut Vec<u8>) {
     let start = out.len();
-    let kind = frame.message.kind();
+    encode_unstamped(frame.id, &frame.message, version, out);
+    stamp(&mut out[start..], frame.deadline_ms, frame.epoch);
+}
+
+/// The same, but what is not known before it is sent: no frame until it is stamped.
+pub fn encode_unstamped(id: u64, message: &Message<'_>, version: u8, out: &mut Vec<u8>) {
+    let start = out.len();
+    let kind = message.kind();
     out.extend_from_slice(&[0; PREFIX_BYTES]);
     out.push(match message::is_greeting(kind) {
         true => GREETING_VERSION,
         false => version,
     });
     out.push(kind);
-    out.extend_from_slice(&frame.id.to_le_bytes());
-    out.extend_from_slice(&frame.deadline_ms.to_le_bytes());
-    out.extend_from_slice(&frame.epoch.to_le_bytes());
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&[0; STAMP_BYTES]);
     assert!(out.len() - start == HEADER_BYTES);
-    frame.message.encode(out);
-    let content = &out[start + PREFIX_BYTES..];
-    let length =
-        u32::try_from(content.len()).expect("keys and values are limited where they enter");
-    let crc = crc32c::crc32c(content);
+    message.encode(out);
+    let length = u32::try_from(out.len() - start - PREFIX_BYTES)
+        .expect("keys and values are limited where they enter");
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
-    out[start + 4..start + PREFIX_BYTES].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Milliseconds that are left of a request with this deadline, so long after the handshake. 0: it is not to be done any more.
+pub fn deadline_in(deadline_ms: u32, since_handshake: Duration) -> u32 {
+    let left = deadline_ms.wrapping_sub(since_handshake.as_millis() as u32); // as far as it counts
+    match left <= DEADLINE_MS_MAX {
+        true => left,
+        false => 0,
+    }
+}
+
+/// The furthest deadline that can be told: twelve days.
+pub const DEADLINE_MS_MAX: u32 = 1 << 30;
+
+/// Makes what [`encode_unstamped`] has appended a frame.
+pub fn stamp(frame: &mut [u8], deadline_ms: u32, epoch: u64) {
+    let stamp = &mut frame[HEADER_BYTES - STAMP_BYTES..HEADER_BYTES];
+    stamp[..4].copy_from_slice(&deadline_ms.to_le_bytes());
+    stamp[4..].copy_from_slice(&epoch.to_le_bytes());
+    let crc = crc32c::crc32c(&frame[PREFIX_BYTES..]);
+    frame[4..PREFIX_BYTES].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// What is left to be decoded.

@@ -1,5 +1,6 @@
 //! Versions; one operation over the replicas of its key; and the register that several nodes hold.
 
 pub mod clock;
+pub mod coordinate;
 pub mod quorum;
 pub mod register;

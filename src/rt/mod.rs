@@ -15,7 +15,7 @@ pub mod sync;
 mod uring;
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -210,6 +210,32 @@ pub enum Bug {
     ConditionUnlatched,
     /// After a re-sharding the numbers of segments begin anew.
     NumbersAgain,
+    /// An answer of another node is given to the request that has waited longest.
+    AnswersByOrder,
+    /// A request is sent, and done, though its deadline has passed.
+    DeadlineIgnored,
+    /// Who has not proved himself may send a frame of any length.
+    GreetingUncapped,
+    /// Requests are read from a connection though nobody takes the answers.
+    AnswersPileUp,
+    /// A replica answers before what it wrote is synced.
+    ReplicaUnsynced,
+    /// A replica stores what comes, whatever it has.
+    OlderOverwrites,
+    /// A write above ONE takes its version without hearing the clocks of a majority.
+    NoBarrier,
+    /// What was lost on its way to a replica is sent again under another version.
+    Restamped,
+    /// Tombstones that hide nothing are dropped though a replica elsewhere may not have heard of them.
+    TombstoneForgotten,
+    /// A small file that is written anew gets its name before its bytes are synced.
+    RenamedUnsynced,
+    /// A keeper of the map answers before what it has promised is on disk.
+    PromisedUnwritten,
+    /// A half of the map's keepers is taken for a majority.
+    HalfOfKeepers,
+    /// A node joins though the cluster holds data.
+    JoinedLate,
 }
 
 /// True in a simulated world that has `bug` planted.
@@ -617,6 +643,18 @@ impl Stream {
         }
     }
 
+    /// One attempt to write: as much as there is room for, at least one byte.
+    pub fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match &mut self.0 {
+            StreamKind::Real(stream) => stream.poll_write(context, bytes),
+            StreamKind::Sim(stream) => stream.poll_write(context, bytes),
+        }
+    }
+
     /// Writes all of it.
     pub async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match &mut self.0 {
@@ -656,6 +694,17 @@ impl Stream {
             StreamKind::Real(stream) => stream.shutdown().await,
             StreamKind::Sim(stream) => stream.shutdown(),
         }
+    }
+}
+
+/// The address of `host`, a name or an address, and `port`.
+pub async fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, port));
+    }
+    match sim::current() {
+        Some(_) => Err(std::io::ErrorKind::NotFound.into()), // there are no names in simulated worlds
+        None => uring::resolve(host, port).await,
     }
 }
 

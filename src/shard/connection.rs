@@ -18,10 +18,13 @@ use smallvec::SmallVec;
 
 use super::ahead::{AHEAD_MAX, Ahead};
 use super::dispatch::{Fits, Round};
+use super::refusal::reply_refusal;
+use super::replicated::is_read;
 use super::session::{Next, Session};
 use super::siblings::Message;
 use super::{Shard, Stage, files};
 use crate::cluster::face::Port;
+use crate::error::Error;
 use crate::protocol::command::{Command, CommandError, Spec};
 use crate::protocol::resp::{Parsed, Parser};
 use crate::protocol::{ArgView, Args};
@@ -438,6 +441,12 @@ impl Shard {
         }
         if let Err(CommandError::Arity("exec")) = parsed {
             session.discard(); // as in Redis: it says EXECABORT
+        }
+        let needs_order = |command: &Command<'_>| self.is_clustered() && !is_read(command);
+        if session.is_queueing() && parsed.as_ref().is_ok_and(needs_order) {
+            session.spoil();
+            round.reply(|reply| reply_refusal(&Error::NeedsOrder, reply));
+            return None;
         }
         if session.is_queueing() {
             return session.queue(args, &parsed, round, &self.config.limits);

@@ -23,9 +23,6 @@ use crate::types::CoreId;
 /// A re-sharding says so often how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// The data directory is this node's: core 0 has the lock, and all know what is in force.
-pub type Claimed = (Option<rt::DirLock>, Identity);
-
 /// How the store of core `id` of `cores` is to be.
 pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
     let (storage, values) = (&config.storage, &config.value_log);
@@ -73,11 +70,10 @@ pub async fn open_store(id: CoreId, cores: u16, config: &Config) -> Result<Opene
     Store::open(&dir, store_options(id, cores, config)).await
 }
 
-/// Makes the data directory this node's, for `cores` cores, or sees that it is, whatever that takes.
-/// `None`: the node was asked to stop before that was done.
-pub async fn claim(config: &Config, cores: u16) -> Result<Option<Claimed>> {
+/// Creates the data directory, if need be, and keeps all others out of it.
+pub async fn lock(config: &Config) -> Result<rt::DirLock> {
     rt::create_dir_all(&config.dir).await?;
-    let lock = rt::lock_file(&config.dir.join("LOCK"))
+    rt::lock_file(&config.dir.join("LOCK"))
         .await
         .map_err(|error| match &error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
@@ -88,9 +84,14 @@ pub async fn claim(config: &Config, cores: u16) -> Result<Option<Claimed>> {
                 ))
             }
             _ => error,
-        })?;
+        })
+}
+
+/// Makes the data directory, which is locked, that of `node`, for `cores` cores, or sees that it is, whatever that takes.
+/// `None`: the node was asked to stop before that was done.
+pub async fn claim(config: &Config, cores: u16, node: u16) -> Result<Option<Identity>> {
     let wanted = Identity {
-        node: config.node_id,
+        node,
         cores,
         vnodes: VNODES,
         generation: 0,
@@ -110,7 +111,7 @@ pub async fn claim(config: &Config, cores: u16) -> Result<Option<Claimed>> {
         log::warn!("{error}; the next start removes what a re-sharding has left");
     }
     if found.cores == cores {
-        return Ok(Some((Some(lock), found)));
+        return Ok(Some(found));
     }
     let resharded = async { reshard(config, found, cores).await.map(Some) };
     let stopped = async {
@@ -118,8 +119,7 @@ pub async fn claim(config: &Config, cores: u16) -> Result<Option<Claimed>> {
         log::info!("stopped before the data was laid out for {cores} cores: it is as it was");
         Ok(None)
     };
-    let identity = future::or(resharded, stopped).await?;
-    Ok(identity.map(|identity| (Some(lock), identity)))
+    future::or(resharded, stopped).await
 }
 
 /// Removes `folders`, which certainly do not count.

@@ -15,11 +15,12 @@ use std::rc::Rc;
 
 use super::Shard;
 use super::execute::{Ran, Replying};
-use super::kv::Begun;
+use super::kv::{Begun, Outcome};
 use super::kv_command::{self, Levels};
 use super::latches::Wants;
 use super::plan::{Asker, Plan};
 use super::refusal::reply_refusal;
+use super::replicated::{Asked, Kind, Turn, Turns};
 use super::siblings::{self, Commands, Job, Replies};
 use super::transaction::{Refused, Work};
 use crate::cluster::face::Port;
@@ -34,7 +35,7 @@ use crate::rt;
 use crate::rt::sync::Answer;
 use crate::storage::Lookup;
 use crate::storage::record::KeyRef;
-use crate::types::{CoreId, KeyHash, Lsn, UnixMillis};
+use crate::types::{CoreId, KeyHash, Level, Lsn, UnixMillis};
 
 /// The commands of one turn, and where their replies are.
 pub struct Round {
@@ -51,8 +52,10 @@ pub struct Round {
     values_to_come: usize,
     /// The last record of this core that a reply depends on.
     lsn: Lsn,
-    /// Of KV commands that name none.
+    /// Of commands that name none.
     levels: Levels,
+    /// Of commands on replicated keys.
+    turns: Turns,
 }
 
 struct Piece {
@@ -92,10 +95,11 @@ impl Round {
             values_to_come: 0,
             lsn,
             levels: Levels::default(),
+            turns: Turns::default(),
         }
     }
 
-    /// The same, with these levels for KV commands that name none.
+    /// The same, with these levels for commands that name none.
     pub fn at_levels(mut self, levels: Levels) -> Round {
         self.levels = levels;
         self
@@ -135,9 +139,16 @@ impl Round {
             return self.reply(|reply| reply.error(KEY_TOO_LARGE));
         }
         let key = KeyRef::of(command.key);
-        let core = shard.map.core_of(key.position);
-        if core != shard.id {
-            return self.send(shard, core, args);
+        if shard.is_clustered() {
+            if self.needs_replicas(shard, command, &key) {
+                return self.ask_replicas(shard, args, command, key.hash);
+            }
+            shard.repair_now_and_then(command.key);
+        } else {
+            let core = shard.map.core_of(key.position);
+            if core != shard.id {
+                return self.send(shard, core, args);
+            }
         }
         let mut to = Replying {
             out: &mut self.out,
@@ -165,6 +176,10 @@ impl Round {
     ) -> Fits {
         if command.parts().any(|part| !shard.key_fits(&part)) {
             self.reply(|reply| reply.error(KEY_TOO_LARGE));
+            return Fits::Taken;
+        }
+        if shard.is_clustered() {
+            self.ask_replicas_of_all(shard, args, command);
             return Fits::Taken;
         }
         if command.len() == 1
@@ -207,6 +222,9 @@ impl Round {
         if let Some(refusal) = shard.refuse_kv(command) {
             return self.reply(|reply| reply.error(refusal));
         }
+        if shard.is_clustered() {
+            return self.ask_replicas_by_kv(shard, command, level);
+        }
         let core = shard.map.core_of(KeyRef::of(command.key).position);
         if core != shard.id {
             // Behind what goes to that core already: commands on one key keep their order.
@@ -221,14 +239,66 @@ impl Round {
             }
             Begun::Refused(error) => self.reply(|reply| reply_refusal(&error, reply)),
             Begun::Later(task) => self.elsewhere(Source::Later(rt::spawn(async move {
-                let mut out = Vec::new();
-                let mut reply = Reply::new(&mut out, protocol);
-                match task.await {
-                    Ok(outcome) => kv_command::reply(&outcome, &mut reply),
-                    Err(error) => reply_refusal(&error, &mut reply),
-                }
-                out
+                reply_kv(task.await, protocol)
             }))),
+        }
+    }
+
+    /// False of a read at ONE that this core can answer by itself, as if it were the only replica.
+    fn needs_replicas(&self, shard: &Shard, command: &KeyCommand<'_>, key: &KeyRef<'_>) -> bool {
+        let is_own = Kind::of(&command.op) == Kind::Read
+            && self.levels.read == Level::One
+            && self.turns.is_free(key.hash);
+        !(is_own && shard.holds(key.position))
+    }
+
+    fn ask_replicas(
+        &mut self,
+        shard: &Rc<Shard>,
+        args: ArgView<'_>,
+        command: &KeyCommand<'_>,
+        key: KeyHash,
+    ) {
+        if Kind::of(&command.op) == Kind::NeedsOrder {
+            return self.reply(|reply| reply_refusal(&Error::NeedsOrder, reply));
+        }
+        self.values_to_come += usize::from(answers_with_value(&command.op));
+        let (asked, turn) = (self.asked(args), self.turns.next(key));
+        let replying = Rc::clone(shard).run_replicated(asked, turn);
+        self.elsewhere(Source::Later(rt::spawn(replying)));
+    }
+
+    fn ask_replicas_of_all(
+        &mut self,
+        shard: &Rc<Shard>,
+        args: ArgView<'_>,
+        command: &KeysCommand<'_>,
+    ) {
+        if command.merge() == Merge::Array {
+            self.values_to_come += command.len();
+        }
+        let turn = |part: KeyCommand<'_>| self.turns.next(KeyHash::of(part.key));
+        let turns: Vec<Turn> = command.parts().map(turn).collect();
+        let replying = Rc::clone(shard).run_replicated_parts(self.asked(args), turns);
+        self.elsewhere(Source::Later(rt::spawn(replying)));
+    }
+
+    fn ask_replicas_by_kv(&mut self, shard: &Rc<Shard>, command: &KvCommand<'_>, level: Level) {
+        self.values_to_come += usize::from(matches!(command.op, KvOp::Get));
+        let turn = self.turns.next(KeyHash::of(command.key));
+        let operation = kv_command::operation(command, level);
+        let (shard, protocol) = (Rc::clone(shard), self.protocol);
+        self.elsewhere(Source::Later(rt::spawn(async move {
+            turn.come().await;
+            reply_kv(shard.kv_replicated(operation).await, protocol)
+        })));
+    }
+
+    fn asked(&self, args: ArgView<'_>) -> Asked {
+        Asked {
+            args: OwnedArgs::from_view(args),
+            protocol: self.protocol,
+            levels: self.levels,
         }
     }
 
@@ -450,6 +520,16 @@ impl Said {
     fn all(bytes: Vec<u8>) -> Said {
         Said { bytes, rest: None }
     }
+}
+
+fn reply_kv(done: Result<Outcome>, protocol: Protocol) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut reply = Reply::new(&mut out, protocol);
+    match done {
+        Ok(outcome) => kv_command::reply(&outcome, &mut reply),
+        Err(error) => reply_refusal(&error, &mut reply),
+    }
+    out
 }
 
 fn say_uncertain(out: &mut Vec<u8>, protocol: Protocol) {

@@ -4,6 +4,8 @@
 use super::Shard;
 use super::connection::Client;
 use crate::cluster::face::{self, Port, Redirect, Seat};
+use crate::cluster::faces;
+use crate::cluster::map::{Holder, Node};
 use crate::protocol::ArgView;
 use crate::protocol::command::{Cluster, Spec};
 use crate::protocol::reply::Reply;
@@ -29,7 +31,7 @@ impl Shard {
     pub(super) fn redirect(&self, port: Port, spec: &Spec, args: ArgView<'_>) -> Option<Redirect> {
         match port {
             Port::Shared => None,
-            Port::Core => face::judge(&self.map, self.id, slots(spec, args)),
+            Port::Core => self.judge(slots(spec, args)),
         }
     }
 
@@ -44,9 +46,21 @@ impl Shard {
             Port::Shared => None,
             Port::Core => {
                 let slots = known.flat_map(|(spec, args)| slots(spec, args));
-                face::judge(&self.map, self.id, slots)
+                self.judge(slots)
             }
         }
+    }
+
+    fn judge(&self, slots: impl Iterator<Item = Slot>) -> Option<Redirect> {
+        let Some(view) = self.view().filter(|_| self.is_clustered()) else {
+            return face::judge(&self.map, self.id, slots);
+        };
+        let own = Holder {
+            node: view.own,
+            core: self.id,
+        };
+        let is_there = |node| view.may_be_asked(node);
+        faces::judge(&view.map, own, is_there, slots)
     }
 
     /// Counts a command that was not served, and says why in Redis's words.
@@ -60,6 +74,17 @@ impl Shard {
                 let (host, port) = (self.host_for(client), self.port_of(owner));
                 format!("MOVED {} {host}:{port}", slot.0)
             }
+            Redirect::Elsewhere(slot, owner) => {
+                let view = self.view();
+                let node = view.as_ref().and_then(|view| view.map.node(owner.node));
+                let host = node.map_or_else(String::new, |node| self.host_of(node, client));
+                let port = node.map_or(0, |node| self.first_port_of(node));
+                format!(
+                    "MOVED {} {host}:{}",
+                    slot.0,
+                    port.saturating_add(owner.core.0)
+                )
+            }
         }
     }
 
@@ -70,29 +95,53 @@ impl Shard {
         client: &Client,
         reply: &mut Reply<'_>,
     ) {
-        let seats = || {
-            let host = self.host_for(client);
-            face::seats(&self.map, self.config.node_id, &host, |core| {
-                self.port_of(core)
-            })
+        let node = self.place.node.0;
+        let view = self.view().filter(|_| self.is_clustered());
+        let epoch = view.as_ref().map_or(self.epoch, |view| view.map.epoch());
+        let seats = || match &view {
+            Some(view) => faces::seats(
+                &view.map,
+                |node| view.may_be_asked(node),
+                |node| self.host_of(node, client),
+                |node| self.first_port_of(node),
+            ),
+            None => {
+                let host = self.host_for(client);
+                face::seats(&self.map, node, &host, |core| self.port_of(core))
+            }
         };
         match question {
             Cluster::Slots => reply_slots(&seats(), reply),
             Cluster::Shards => reply_shards(&seats(), reply),
             Cluster::Nodes => {
-                let text = face::nodes(&seats(), self.id, self.epoch, rt::wall_ms());
+                let text = face::nodes(&seats(), (node, self.id), epoch, rt::wall_ms());
                 reply.verbatim("txt", &text);
             }
             Cluster::Info => {
-                let cores = usize::from(self.map.cores());
-                reply.verbatim("txt", &face::info(cores, self.epoch));
+                reply.verbatim("txt", &face::info(&seats(), epoch));
             }
             Cluster::MyId => {
-                let name = face::name(self.config.node_id, self.id);
+                let name = face::name(node, self.id);
                 reply.bulk(name.as_bytes());
             }
             Cluster::KeySlot(key) => reply.integer(i64::from(Slot::of(key).0)),
             Cluster::Links => reply.array(0),
+        }
+    }
+
+    /// Where clients find `node`: this one as they came to it.
+    fn host_of(&self, node: &Node, client: &Client) -> String {
+        match node.id == self.place.node {
+            true => self.host_for(client),
+            false => node.host.clone(),
+        }
+    }
+
+    /// Where clients find core 0 of `node`.
+    fn first_port_of(&self, node: &Node) -> u16 {
+        match node.id == self.place.node {
+            true => self.port_of(CoreId(0)),
+            false => node.core_port,
         }
     }
 

@@ -7,7 +7,9 @@ use super::face::mode;
 use super::report::{Report, total};
 use super::session::REDIS_VERSION;
 use crate::cluster::face::Port;
+use crate::cluster::map::State;
 use crate::config::DurabilityName;
+use crate::membership::gossiping;
 use crate::protocol::ArgView;
 use crate::rt;
 use crate::storage::cache::CacheStats;
@@ -33,9 +35,7 @@ const SECTIONS: &[(&str, Section)] = &[
     ("cpu", cpu),
     ("modules", |_, _, _| {}),
     ("errorstats", |_, _, _| {}),
-    ("cluster", |_, asked, out| {
-        line(out, "cluster_enabled", u8::from(asked.port == Port::Core));
-    }),
+    ("cluster", cluster),
     ("keyspace", keyspace),
     ("quoit", quoit),
 ];
@@ -171,6 +171,48 @@ fn cpu(_: &Shard, _: &Asked, out: &mut String) {
     let (user, system) = rt::cpu_seconds();
     line(out, "used_cpu_sys", format_args!("{system:.6}"));
     line(out, "used_cpu_user", format_args!("{user:.6}"));
+}
+
+/// Redis has one line here; the others tell of all nodes, and `quoit status` reads them.
+fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
+    line(out, "cluster_enabled", u8::from(asked.port == Port::Core));
+    let Some(view) = shard.place.view() else {
+        return; // before clients can connect
+    };
+    let map = &view.map;
+    let keepers: Vec<String> = map
+        .keepers()
+        .nodes
+        .iter()
+        .map(|id| id.0.to_string())
+        .collect();
+    line(out, "cluster_id", map.cluster());
+    line(out, "cluster_node", view.own.0);
+    line(out, "cluster_epoch", map.epoch());
+    line(out, "cluster_replicas", map.copies());
+    line(out, "cluster_replicas_wanted", map.replicas());
+    line(out, "cluster_holds_data", u8::from(map.is_open()));
+    line(out, "cluster_map_kept_by", keepers.join(" "));
+    line(out, "cluster_nodes", map.nodes().len());
+    for node in map.nodes() {
+        let standing = match view.standings.get(&node.id) {
+            Some(standing) => gossiping::name(*standing),
+            None => "self",
+        };
+        let held = map.held_by(node.id).count() as f64;
+        let share = held * 100.0 / f64::from(map.vnodes().count());
+        let state = match node.state {
+            State::Joining => "joining",
+            State::Alive => "member",
+            State::Leaving => "leaving",
+            State::Dead => "removed",
+        };
+        let text = format!(
+            "address={}:{},peers={}:{},state={state},standing={standing},rack={},weight={},cores={},holds_percent={share:.1}",
+            node.host, node.port, node.host, node.peer_port, node.rack, node.weight, node.cores
+        );
+        line(out, &format!("node{}", node.id.0), text);
+    }
 }
 
 /// An estimate: records that newer ones supersede are counted until they are merged.

@@ -73,9 +73,10 @@ impl Shard {
     ) -> Result<()> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         let mut next = 0u64;
+        let map = self.key_map();
         let run_from = |position| match port {
-            Port::Shared => Some(self.map.run_of(position)),
-            Port::Core => self.map.run_from(self.id, position),
+            Port::Shared => Some(map.run_of(position)),
+            Port::Core => map.run_from(self.id, position),
         };
         let from = u32::try_from(scan.cursor).ok().map(Position);
         if let Some(from) = from

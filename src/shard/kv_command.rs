@@ -6,12 +6,13 @@ use super::Shard;
 use super::dispatch::KEY_TOO_LARGE;
 use super::evaluate::TOO_LONG;
 use super::kv::{Condition, Deed, Operation, Outcome, Part, Versions};
+use crate::config::Config;
 use crate::protocol::OwnedArgs;
 use crate::protocol::command::{KvCommand, KvOp};
 use crate::protocol::reply::Reply;
 use crate::types::Level;
 
-/// The levels of a connection's KV commands, where they name none.
+/// The levels of a connection's commands, where they name none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Levels {
     /// Of reads.
@@ -21,6 +22,14 @@ pub struct Levels {
 }
 
 impl Levels {
+    /// Those that are configured.
+    pub fn configured(config: &Config) -> Levels {
+        Levels {
+            read: config.read_consistency,
+            write: config.write_consistency,
+        }
+    }
+
     /// The level of `command`.
     pub fn of(self, command: &KvCommand<'_>) -> Level {
         let own = match command.op.is_write() {

@@ -6,6 +6,7 @@
 //! tells cluster clients which core to ask.
 
 mod ahead;
+mod cluster;
 mod connection;
 mod directory;
 mod dispatch;
@@ -19,9 +20,13 @@ pub mod kv;
 mod kv_command;
 mod latch_table;
 pub mod latches;
+mod links;
 mod outside;
+mod place;
 mod plan;
 mod refusal;
+mod replica;
+mod replicated;
 mod report;
 mod session;
 mod settings;
@@ -46,9 +51,11 @@ use crate::rt;
 use crate::rt::sync::Signal;
 use crate::storage::Store;
 use crate::types::{CoreId, UnixMillis, Version};
+use cluster::Cluster;
 use connection::Clients;
 use execute::Replying;
 use latch_table::LatchTable;
+use place::Place;
 use siblings::{Job, Message, Said, Siblings};
 use transaction::{Refused, Reserved, Token};
 
@@ -71,6 +78,8 @@ pub struct Shard {
     clock: RefCell<Clock>,
     latches: Rc<LatchTable>,
     siblings: Siblings,
+    cluster: Cluster,
+    place: Place,
     /// Transactions for which latches are reserved here.
     reserved: RefCell<BTreeMap<Token, Reserved>>,
     token_next: Cell<u64>,
@@ -140,6 +149,8 @@ impl Shard {
                 Message::Answer(id, said) => self.siblings.answered(id, said),
                 Message::Clients(count) => self.clients.note_others(from, count),
                 Message::Begin(_) => {} // it was waited for before there was a shard
+                Message::View(view) => self.take_view(view),
+                Message::Heard(event) => self.hear_of_here(event),
                 Message::Leave => {
                     self.siblings.has_left(from);
                     self.advance(Stage::Stopping);
@@ -173,6 +184,9 @@ impl Shard {
                 Said::Done(true)
             }
             Job::Kv(operation) => Said::Kv(self.kv_here(*operation).await),
+            Job::Replica(request, deadline) => {
+                Said::Replica(self.replica_answer(&request.view(), deadline).await)
+            }
             Job::Alone(work) => Said::Ran(self.start_alone(*work).await),
             Job::Watch(keys) => Said::Watched(self.watch_states(&keys).await),
             Job::Read(args, asker) => {
@@ -206,6 +220,8 @@ impl Shard {
             }
             Job::Ready => Said::Done(self.is_ready_here()),
             Job::Report => Said::Report(Box::new(self.report())),
+            Job::OpenCluster => Said::Done(self.open_cluster().await),
+            Job::RaiseCeiling(needed) => Said::Ceiling(self.raise_ceiling_here(needed).await),
             Job::ResetStatistics => {
                 self.counters.borrow_mut().reset();
                 Said::Done(true)

@@ -3,8 +3,10 @@
 use std::rc::Rc;
 
 use super::connection::Buffer;
+use super::place::Place;
 use super::siblings::{Job, Said};
 use super::{NodeFacts, Shard, Stage, session};
+use crate::cluster::map::NodeId;
 use crate::config::Config;
 use crate::rt;
 use crate::types::CoreId;
@@ -23,6 +25,16 @@ impl Shard {
     /// Which core this is.
     pub fn id(&self) -> CoreId {
         self.id
+    }
+
+    /// The node's number.
+    pub fn node(&self) -> NodeId {
+        self.place.node
+    }
+
+    /// The node's place in its cluster.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// How many cores the node has.

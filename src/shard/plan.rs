@@ -157,7 +157,8 @@ impl Plan {
 }
 
 /// The request that does to one key what `args` does to several.
-fn single_part(args: ArgView<'_>, part: &KeyCommand<'_>) -> OwnedArgs {
+/// The part `part` of the request `args` as a request of its own.
+pub fn single_part(args: ArgView<'_>, part: &KeyCommand<'_>) -> OwnedArgs {
     let mut single = OwnedArgs::new();
     match &part.op {
         KeyOp::Set(set) => {

@@ -42,7 +42,36 @@ impl Told {
                 "The log failed while this write was on its way to disk: it may or may not \
                  survive. Restart the node once the disk is well.",
             ),
+            Error::Unopened => (
+                "MISCONF",
+                "Before its first write a cluster has to agree that it holds data, and too few of the nodes that keep \
+                 its map have answered: this write was refused and changed nothing. The next one tries again.",
+            ),
             Error::Busy => ("BUSY", "Too much work is queued. Nothing was done."),
+            Error::Unavailable { need, live } => {
+                let text = format!(
+                    "Too few replicas of this key are there: {live}, and this level needs {need}. \
+                     Nothing was done."
+                );
+                return Told {
+                    code: "NOREPLICAS",
+                    text: text.into(),
+                };
+            }
+            Error::Unanswered => (
+                "NOREPLICAS",
+                "Too few replicas of this key have answered in time. Nothing was done.",
+            ),
+            Error::InDoubt => (
+                "UNKNOWN",
+                "Too few replicas have acknowledged this write in time: it may or may not \
+                 appear, and once seen it stays.",
+            ),
+            Error::NeedsOrder => (
+                "ERR",
+                "This reads before it writes, which needs one order of all replicas' writes, and \
+                 this cluster does not have that yet. Nothing was done.",
+            ),
             Error::Io { .. } | Error::Corrupt { .. } | Error::Setup(_) => {
                 let text = format!("The stored data could not be read: {error}");
                 return Told {

@@ -8,15 +8,17 @@ use std::rc::Rc;
 
 use super::Shard;
 use super::connection::{About, Client};
-use super::dispatch::{Round, reply_refused};
+use super::dispatch::{Fits, Round, reply_refused};
 use super::face::mode;
 use super::info::Asked;
 use super::kv_command::Levels;
 use super::plan::{Asker, Plan};
+use super::refusal::reply_refusal;
 use super::siblings::{Job, Said};
 use super::transaction::{Refused, WatchState};
 use crate::cluster::face::Port;
 use crate::config::{self, CLIENT_NAME_BYTES_MAX};
+use crate::error::Error;
 use crate::protocol::command::{
     Client as ClientCommand, ClientFilter, ClientInfo, Command, CommandError, Hello, Login,
     Session as SessionCommand, StoreCommand, parse,
@@ -42,7 +44,7 @@ pub struct Session {
     limits: Limits,
     multi: Option<Multi>,
     watches: Vec<Watched>,
-    /// Of its KV commands.
+    /// Of its commands.
     pub levels: Levels,
 }
 
@@ -81,7 +83,7 @@ impl Session {
             limits: limits(authenticated, &config.limits),
             multi: None,
             watches: Vec::new(),
-            levels: Levels::default(),
+            levels: Levels::configured(config),
         }
     }
 
@@ -279,7 +281,7 @@ impl Session {
         self.limits = limits(self.authenticated, &config.limits);
         self.multi = None;
         self.watches.clear();
-        self.levels = Levels::default();
+        self.levels = Levels::configured(config);
         *self.client.about.borrow_mut() = About {
             protocol: 2,
             ..About::default()
@@ -290,6 +292,7 @@ impl Session {
 /// What a queued argument costs besides its bytes.
 const ARG_BYTES: usize = 16;
 const QUEUE_TOO_LARGE: &str = "ERR The transaction is larger than limits.request-max";
+const NOT_ALL_KEYS: &str = "ERR This node holds a part of the cluster's keys, and asking all nodes for theirs is not there yet";
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
 /// Commands that [`Session::answer_simply`] answers.
@@ -388,6 +391,9 @@ impl Shard {
             SessionCommand::Discard => {
                 session.discard();
                 Reply::new(out, session.protocol).ok();
+            }
+            SessionCommand::Watch(_) if self.is_clustered() => {
+                reply_refusal(&Error::NeedsOrder, &mut Reply::new(out, session.protocol));
             }
             SessionCommand::Watch(keys) => self.watch(session, keys, out).await,
             SessionCommand::Cluster(question) => {
@@ -513,6 +519,9 @@ impl Shard {
             return Reply::new(out, protocol)
                 .error("EXECABORT Transaction discarded because of previous errors.");
         }
+        if self.is_clustered() {
+            return Box::pin(self.read_in_turn(session, &multi.queued, out)).await;
+        }
         let is_own = |args: &OwnedArgs| matches!(parse(args.view()), Ok(Command::Session(_)));
         let own: Vec<bool> = multi.queued.iter().map(is_own).collect();
         let (mine, theirs): (Vec<_>, Vec<_>) =
@@ -541,6 +550,43 @@ impl Shard {
                         .next()
                         .expect("the plan gives a reply for each command");
                     out.extend_from_slice(&reply);
+                }
+            }
+        }
+    }
+
+    /// EXEC where keys have replicas on other nodes: reads, one after the other.
+    async fn read_in_turn(
+        self: &Rc<Self>,
+        session: &mut Session,
+        queued: &[OwnedArgs],
+        out: &mut Vec<u8>,
+    ) {
+        Reply::new(out, session.protocol).array(queued.len());
+        for args in queued {
+            let command = match parse(args.view()) {
+                Ok(command) => command,
+                Err(error) => {
+                    error.reply(&mut Reply::new(out, session.protocol));
+                    continue;
+                }
+            };
+            match &command {
+                Command::Session(_) => self.answer_queued(session, args, out).await,
+                Command::Store(command) => {
+                    out.extend_from_slice(&self.run_store(args, command, session.asker()).await);
+                }
+                command => {
+                    let round = Round::new(session.protocol, Vec::new());
+                    let mut round = round.at_levels(session.levels);
+                    let fits = round.take(self, args.view(), command);
+                    assert!(matches!(fits, Fits::Taken), "it is on keys");
+                    let mut said = round.finish(self).await;
+                    out.extend_from_slice(&said.bytes);
+                    while let Some(rest) = said.rest {
+                        said = rest.finish(self).await;
+                        out.extend_from_slice(&said.bytes);
+                    }
                 }
             }
         }
@@ -646,13 +692,23 @@ impl Shard {
         asker: Asker,
     ) -> Vec<u8> {
         let protocol = asker.protocol;
+        if self.is_clustered() && !self.has_all_keys() {
+            let mut out = Vec::new();
+            Reply::new(&mut out, protocol).error(NOT_ALL_KEYS);
+            return out;
+        }
+        if self.is_clustered() && matches!(command, StoreCommand::Flush) {
+            let mut out = Vec::new();
+            reply_refusal(&Error::NeedsOrder, &mut Reply::new(&mut out, protocol));
+            return out;
+        }
         if matches!(command, StoreCommand::Flush) {
             return match self.run_alone(args.clone(), asker).await {
                 Ok(reply) => reply,
                 Err(refused) => reply_refused(&refused, protocol),
             };
         }
-        let plan = Plan::of(&self.map, self.id, vec![args.clone()], asker);
+        let plan = Plan::of(&self.key_map(), self.id, vec![args.clone()], asker);
         self.counters.borrow_mut().crossed += plan.crossing(self.id);
         let mut replies = std::collections::BTreeMap::new();
         let asked: Vec<_> = plan

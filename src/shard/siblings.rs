@@ -5,18 +5,23 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::kv::{Operation, Outcome as KvOutcome};
+use super::place::Beginning;
 use super::plan::Asker;
 use super::report::Report;
 use super::transaction::{Refused, Token, WatchState, Work};
+use crate::cluster::peers::Event;
 use crate::error::Error;
+use crate::membership::View;
+use crate::protocol::peer::{OwnedAnswer, OwnedRequest};
 use crate::protocol::reply::Protocol;
 use crate::protocol::resp::OwnedArgs;
 use crate::rt::Outbox;
 use crate::rt::sync::{Answer as AnswerSlot, Answerer, answer_slot};
 use crate::shard::latches::Wants;
-use crate::storage::identity::Identity;
 use crate::types::{CoreId, UnixMillis, Version};
 
 /// What travels between cores.
@@ -28,7 +33,11 @@ pub enum Message {
     /// The sender has this many clients now.
     Clients(usize),
     /// From core 0: the data directory is this node's, and this in force; open your part.
-    Begin(Identity),
+    Begin(Beginning),
+    /// From core 0: the cluster is seen like this now.
+    View(Arc<View>),
+    /// To core 0: this was heard of another node.
+    Heard(Event),
     /// The sender takes no more clients: the node is to end.
     Leave,
 }
@@ -45,6 +54,8 @@ pub enum Job {
     Finish(Token, Verdict),
     /// Carry out this operation on a key of yours.
     Kv(Box<Operation>),
+    /// Answer this as a replica, until this moment.
+    Replica(OwnedRequest, Duration),
     /// Reserve, run and finish: the whole transaction is this core's.
     Alone(Box<Work>),
     /// The state of these keys, for WATCH.
@@ -63,6 +74,10 @@ pub enum Job {
     Ready,
     /// Describe yourself.
     Report,
+    /// Of core 0: have the cluster know that it holds data.
+    OpenCluster,
+    /// Of core 0: let versions up to this time be made for replicated writes.
+    RaiseCeiling(UnixMillis),
     /// Count from zero again.
     ResetStatistics,
 }
@@ -95,6 +110,8 @@ pub enum Said {
     Ran(Result<Vec<Vec<u8>>, Refused>),
     /// What became of the operation.
     Kv(Result<KvOutcome, Error>),
+    /// As a replica.
+    Replica(OwnedAnswer),
     /// The states of the keys.
     Watched(Result<Vec<WatchState>, Refused>),
     /// A reply's bytes.
@@ -103,6 +120,8 @@ pub enum Said {
     Prepared(Vec<bool>),
     /// The report.
     Report(Box<Report>),
+    /// Versions below this time may be made; `None`: no more than before.
+    Ceiling(Option<UnixMillis>),
     /// All that was prepared is decided, and no version that is stored here is above this one;
     /// `None`: this core is to end.
     Opened(Option<Version>),

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use futures_lite::future;
 
+use super::cluster::Cluster;
 use super::connection::Clients;
+use super::links::Way;
+use super::place::{self, Beginning, Claim, Place};
 use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
 use super::{Shard, Stage, directory};
@@ -16,6 +19,7 @@ use crate::cluster::face::Port;
 use crate::cluster::ring::Map;
 use crate::config::Config;
 use crate::error::Result;
+use crate::membership::Begun;
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue, Stream};
 use crate::storage::{Opened, Store, Undecided};
@@ -39,6 +43,12 @@ pub struct NodeFacts {
     pub core_ports: Vec<u16>,
     /// Where it speaks HTTP.
     pub http: SocketAddr,
+    /// The port by which other nodes reach each core, on the same address.
+    pub peer_ports: Vec<u16>,
+    /// Where the nodes are that it is to join.
+    pub join: Vec<SocketAddr>,
+    /// What nodes of its cluster prove to each other that they know.
+    pub cluster_key: Vec<u8>,
     /// 40 hexadecimal digits that no other start has.
     pub run_id: String,
     /// The process, for INFO.
@@ -68,18 +78,24 @@ pub async fn run(
             .for_each(|other| siblings.tell(*other, message()));
     };
     let begun = match id {
-        CoreId(0) => directory::claim(&config, core.count).await,
+        CoreId(0) => place::begin(&config, &facts, core.count).await,
         _ => Ok(told_to_begin(&mut inboxes).await),
     };
-    let Ok(Some((lock, folders))) = begun else {
+    let Ok(Some(Claim {
+        lock,
+        beginning,
+        begun,
+    })) = begun
+    else {
         if id == CoreId(0) {
             tell_all(&|| Message::Leave);
         }
         return begun.map(|_| ()); // of the others' ends core 0 says why
     };
     if id == CoreId(0) {
-        tell_all(&|| Message::Begin(folders));
+        tell_all(&|| Message::Begin(beginning));
     }
+    let folders = beginning.identity;
     let dir = config.dir.join(folders.folder(id).name());
     let options = directory::store_options(id, core.count, &config);
     let opened = match Store::open(&dir, options).await {
@@ -89,37 +105,17 @@ pub async fn run(
             return Err(error);
         }
     };
-    let Opened {
-        store,
-        undecided,
-        prepared,
-        version_max,
-        ..
-    } = opened;
-    let shard = Rc::new(Shard {
-        id,
-        map: Map::one_node(core.count),
-        epoch: u64::from(folders.generation) + 1,
-        clock: RefCell::new(Clock::new(config.node_id, id.0, version_max)),
-        facts,
-        store,
-        latches: Rc::default(),
+    let (shard, undecided) = make(
+        (id, core.count),
+        (config, facts),
         siblings,
-        reserved: RefCell::new(BTreeMap::new()),
-        token_next: Cell::new(0),
-        prepared_before: prepared,
-        clients: Clients::new(id, core.count),
-        counters: RefCell::new(Counters::default()),
-        stage: Cell::new(Stage::Opening),
-        staged: rt::sync::Signal::default(),
-        started: rt::now(),
-        config,
-    });
+        (beginning, opened),
+    );
     let receivers: Vec<_> = inboxes
         .into_iter()
         .map(|inbox| rt::spawn(Rc::clone(&shard).receive(inbox)))
         .collect();
-    let served = serve(&shard, undecided, http, ready).await;
+    let served = serve(&shard, (undecided, begun), http, ready).await;
     let stopped = shard.stop().await;
     if lock.is_some() {
         // Each receives until its core has ended: nobody else may open the data before that.
@@ -129,6 +125,52 @@ pub async fn run(
     served.and(stopped)
 }
 
+/// A core whose data is open. Nobody writes to it before the cluster knows that there is data.
+fn make(
+    (id, count): (CoreId, u16),
+    (config, facts): (Rc<Config>, NodeFacts),
+    siblings: Siblings,
+    (beginning, opened): (Beginning, Opened),
+) -> (Rc<Shard>, Vec<Undecided>) {
+    let identity = beginning.identity;
+    let Opened {
+        store,
+        undecided,
+        prepared,
+        version_max,
+        ..
+    } = opened;
+    store.close_for_writes();
+    store.keep_deleted(true); // until it is known that nobody else has it
+    let mut clock = Clock::new(identity.node, id.0, version_max);
+    clock.observe(Version {
+        clock: beginning.ceiling << 16,
+        ..Version::ZERO
+    });
+    let shard = Shard {
+        id,
+        map: Map::one_node(count),
+        epoch: u64::from(identity.generation) + 1,
+        clock: RefCell::new(clock),
+        place: Place::new(id, &config, beginning),
+        facts,
+        store,
+        latches: Rc::default(),
+        siblings,
+        cluster: Cluster::default(),
+        reserved: RefCell::new(BTreeMap::new()),
+        token_next: Cell::new(0),
+        prepared_before: prepared,
+        clients: Clients::new(id, count),
+        counters: RefCell::new(Counters::default()),
+        stage: Cell::new(Stage::Opening),
+        staged: rt::sync::Signal::default(),
+        started: rt::now(),
+        config,
+    };
+    (Rc::new(shard), undecided)
+}
+
 async fn all_done(tasks: Vec<rt::Task<()>>) {
     for task in tasks {
         task.await;
@@ -136,17 +178,21 @@ async fn all_done(tasks: Vec<rt::Task<()>>) {
 }
 
 /// Waits for core 0's word that the data directory is this node's, and which folders in it count.
-async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<directory::Claimed> {
+async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<Claim> {
     let first = inboxes.iter_mut().find(|inbox| inbox.from() == CoreId(0))?;
     match first.recv().await {
-        Some(Message::Begin(identity)) => Some((None, identity)),
+        Some(Message::Begin(beginning)) => Some(Claim {
+            lock: None,
+            beginning,
+            begun: None,
+        }),
         _ => None,
     }
 }
 
 async fn serve(
     shard: &Rc<Shard>,
-    undecided: Vec<Undecided>,
+    (undecided, begun): (Vec<Undecided>, Option<Begun>),
     http: HttpFace,
     ready: impl FnOnce(),
 ) -> Result<()> {
@@ -173,9 +219,20 @@ async fn serve(
         shard.clock.borrow_mut().observe(seen);
     }
     shard.store.drop_log().await?;
+    let peers = shard.make_links();
+    shard.use_links(Rc::clone(&peers));
+    if let Some(begun) = begun {
+        let way = Way {
+            peers: Rc::downgrade(&peers),
+        };
+        shard.take_place(begun, Rc::new(way)).await?;
+    }
+    future::or(shard.has_place(), shard.reached(Stage::Stopping)).await;
+    rt::spawn(Rc::clone(shard).open_when_wanted());
     let shared = Listener::bind(shard.facts.address)?;
     let own = Listener::bind(shard.facts.address_of(shard.id))?;
     let web = Listener::bind(shard.facts.http)?;
+    let for_peers = Listener::bind(shard.facts.peer_address_of(shard.id))?;
     rt::spawn(Rc::clone(shard).settle_transactions());
     rt::spawn_in(Queue::Background, Rc::clone(shard).sweep_expired());
     if shard.config.limits.idle_timeout_s > 0 {
@@ -187,6 +244,15 @@ async fn serve(
     rt::spawn(Rc::clone(shard).accept(shared, on(Port::Shared)));
     rt::spawn(Rc::clone(shard).accept(own, on(Port::Core)));
     rt::spawn(Rc::clone(shard).accept(web, http));
+    let serve_peer = |shard: Rc<Shard>, stream| {
+        let peers = shard.links().map(Rc::clone);
+        rt::spawn(async move {
+            if let Some(peers) = peers {
+                peers.serve(stream, shard).await;
+            }
+        })
+    };
+    rt::spawn(Rc::clone(shard).accept(for_peers, serve_peer));
     if shard.id == CoreId(0) {
         rt::spawn_in(Queue::Background, Rc::clone(shard).watch_files());
     }
@@ -203,6 +269,12 @@ async fn serve(
 }
 
 impl NodeFacts {
+    /// Where core `core` listens for other nodes.
+    pub fn peer_address_of(&self, core: CoreId) -> SocketAddr {
+        let port = self.peer_ports[usize::from(core.0)];
+        SocketAddr::new(self.address.ip(), port)
+    }
+
     /// Where core `core` alone listens.
     pub fn address_of(&self, core: CoreId) -> SocketAddr {
         let port = self.core_ports[usize::from(core.0)];
@@ -291,6 +363,9 @@ impl Shard {
         let is_in_use = || self.clients.count_all() > 0 || self.siblings.left() < others;
         while is_in_use() && rt::now() < deadline {
             rt::sleep(Duration::from_millis(5)).await;
+        }
+        if let Some(peers) = self.links() {
+            peers.close();
         }
         self.store.stop().await
     }

@@ -46,6 +46,9 @@ impl Store {
         if self.has_failed() || state.stopping {
             return Admission::Failed;
         }
+        if self.is_closed_for_writes() {
+            return Admission::Wait;
+        }
         if state.frozen.len() >= FROZEN_MAX {
             return state.flush_refused.unwrap_or(Admission::Wait);
         }
@@ -122,6 +125,7 @@ impl Store {
     }
 
     async fn wait_admitted_to(&self, log: Option<&Wal>, batch: &Batch) -> Result<()> {
+        self.wait_open().await?;
         self.wait_at_gate(self.batch_tree_bytes(batch), self.batch_large_bytes(batch))
             .await;
         loop {

@@ -19,6 +19,7 @@ use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest};
 use super::merge::Item;
 use super::record::{KeyRef, Record};
 use super::recover;
+use super::sealed;
 use super::sstable::{TableId, verify as table};
 use super::wal::format::{Entry, SegmentId, Stream};
 use super::wal::verify as log;
@@ -120,6 +121,7 @@ pub async fn check(
         );
     }
     let identity = checker.read_identity(dir).await;
+    checker.check_sealed(dir).await;
     checker.name_strangers(dir, &names);
     let is_left_over =
         |folder: &Folder| identity.is_some_and(|identity| identity.is_left_over(*folder));
@@ -220,10 +222,20 @@ impl Checker<'_> {
         None
     }
 
+    /// Verifies the small files of the node's cluster, if it has them.
+    async fn check_sealed(&mut self, dir: &Path) {
+        for kind in sealed::KINDS {
+            if let Err(error) = sealed::read(dir, kind).await {
+                self.failed(&kind.path(dir), error);
+            }
+        }
+    }
+
     /// Names what is neither a core's directory nor a file that a node makes.
     fn name_strangers(&mut self, dir: &Path, names: &[String]) {
-        let is_known =
-            |name: &str| name == identity::NAME || name == LOCK || Folder::parse(name).is_some();
+        let is_sealed = |name: &str| sealed::KINDS.iter().any(|kind| kind.name == name);
+        let is_own = |name: &str| name == identity::NAME || name == LOCK || is_sealed(name);
+        let is_known = |name: &str| is_own(name) || Folder::parse(name).is_some();
         for name in names.iter().filter(|name| !is_known(name)) {
             let what = match name.ends_with(".tmp") {
                 true => "half written: nothing needs it",

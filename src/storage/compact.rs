@@ -142,7 +142,8 @@ impl Store {
         while !self.state.borrow().stopping {
             let infos = self.table_infos();
             let plan = match compaction::plan(&infos, &self.options.compaction, rt::wall_ms()) {
-                Plan::Idle if is_at_rest => self.plan_at_rest(&infos),
+                // What would come of it is that tombstones go.
+                Plan::Idle if is_at_rest && !self.keeps_deleted.get() => self.plan_at_rest(&infos),
                 plan => plan,
             };
             if is_failing || plan == Plan::Idle {
@@ -241,6 +242,7 @@ impl Store {
                 rules: Rules {
                     cleared: state.cleared,
                     now: rt::wall_ms(),
+                    keeps_deleted: self.keeps_deleted.get(),
                 },
                 table_bytes_max: self.options.compaction.table_bytes,
                 compression: self.options.compression,

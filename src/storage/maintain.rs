@@ -329,7 +329,7 @@ impl Store {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        if !below.may_contain(&key).await {
+        if !self.keeps_deleted.get() && !below.may_contain(&key).await {
             self.forget(meta.version);
             return None;
         }

@@ -32,12 +32,14 @@ pub mod manifest;
 pub mod memtable;
 pub mod merge;
 mod open;
+mod opening;
 mod reckon;
 pub mod record;
 mod recover;
 pub mod reshard;
 mod resident;
 pub mod scan;
+pub mod sealed;
 pub mod sstable;
 mod sweep;
 pub mod vlog;
@@ -61,6 +63,7 @@ use compress::Packer;
 use levels::Levels;
 use manifest::Manifest;
 use memtable::{Inserted, Memtable};
+use opening::Opening;
 use record::{KeyRef, Record};
 use resident::Residence;
 use vlog::{ValueSizes, Values};
@@ -98,6 +101,8 @@ pub struct Store {
     moved_last: Cell<Lsn>,
     /// Held by whoever appends to `moved` and waits for what has its place.
     moving: Cell<bool>,
+    /// There are replicas that may not have heard of what was deleted here.
+    keeps_deleted: Cell<bool>,
     fate: Rc<Fate>,
     /// From here on there are parts of transactions of which only a restart can tell whether they
     /// hold; [`NO_DOUBT`] while there are none.
@@ -108,6 +113,7 @@ pub struct Store {
     /// Held while a manifest is written: one at a time.
     installing: Cell<bool>,
     pace: Pace,
+    opening: Opening,
     caches: Rc<Caches>,
     residence: Residence,
     /// For large values.

@@ -17,6 +17,7 @@ use super::levels::Levels;
 use super::maintain::Edit;
 use super::manifest::Manifest;
 use super::memtable::Inserted;
+use super::opening::Opening;
 use super::recover::{self, Heard, Recovered, without_cleared};
 use super::resident::{Residence, load_first};
 use super::sstable::{Table, TableId};
@@ -238,12 +239,14 @@ impl Start<'_> {
             moved,
             moved_last: Cell::new(Lsn(0)),
             moving: Cell::new(false),
+            keeps_deleted: Cell::new(false),
             fate,
             doubtful: Cell::new(NO_DOUBT),
             state: RefCell::new(self.state(floor_without_log, leftover)),
             changed: Signal::default(),
             installing: Cell::new(false),
             pace: Pace::default(),
+            opening: Opening::default(),
             caches: Rc::new(Caches::new(0)),
             residence: Residence::default(),
             packer: RefCell::default(),

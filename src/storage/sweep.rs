@@ -10,6 +10,13 @@ use super::record::{KeyRef, Record};
 use crate::types::{KeyHash, Position, UnixMillis, Version};
 
 impl Store {
+    /// Says whether there are replicas elsewhere that may not have heard of what was deleted or has expired here.
+    /// While there are, tombstones are not dropped, though they hide nothing here: a replica that comes back with the
+    /// older value would bring it back.
+    pub fn keep_deleted(&self, keeps: bool) {
+        self.keeps_deleted.set(keeps);
+    }
+
     /// Takes expired records out of the active memtable where nothing older could then be seen:
     /// looks at up to `entries_max` from `from` on, and says where to go on.
     pub async fn sweep_expired(
@@ -18,6 +25,9 @@ impl Store {
         now: UnixMillis,
         entries_max: usize,
     ) -> Position {
+        if self.keeps_deleted.get() {
+            return Position(0);
+        }
         let (mut expired, next) = self.find_expired(from, now, entries_max);
         let (mut filters, epoch) = {
             let state = self.state.borrow();

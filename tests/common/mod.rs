@@ -57,6 +57,7 @@ impl Launch {
                 ("--port", "0".into()),
                 ("--core-port", "0".into()),
                 ("--http-port", "0".into()),
+                ("--peer-port", "0".into()),
                 ("--cores", "2".into()),
             ],
             through: Vec::new(),
@@ -69,6 +70,12 @@ impl Launch {
     pub fn with(mut self, option: &'static str, value: impl ToString) -> Launch {
         self.options.retain(|(name, _)| *name != option);
         self.options.push((option, value.to_string()));
+        self
+    }
+
+    /// Without this option: its default holds, or what the configuration file says.
+    pub fn without(mut self, option: &'static str) -> Launch {
+        self.options.retain(|(name, _)| *name != option);
         self
     }
 
@@ -138,6 +145,7 @@ impl Launch {
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             cores: Vec::new(),
             http: SocketAddr::from(([0, 0, 0, 0], 0)),
+            peers: Vec::new(),
             ready_after: Duration::ZERO,
             stderr: self.stderr.clone(),
         };
@@ -145,15 +153,17 @@ impl Launch {
         node.ready_after = begun.elapsed();
         let addresses = said.as_ref().ok().and_then(|said| {
             let (shared, rest) = said.strip_prefix("ready redis=")?.split_once(" cores=")?;
-            let (cores, http) = rest.split_once(" http=")?;
+            let (cores, rest) = rest.split_once(" http=")?;
+            let (http, peers) = rest.split_once(" peers=")?;
             let cores: Option<Vec<_>> = cores.split(',').map(|word| word.parse().ok()).collect();
-            Some((shared.parse().ok()?, cores?, http.parse().ok()?))
+            let peers: Option<Vec<_>> = peers.split(',').map(|word| word.parse().ok()).collect();
+            Some((shared.parse().ok()?, cores?, http.parse().ok()?, peers?))
         });
-        let Some((address, cores, http)) = addresses else {
+        let Some((address, cores, http, peers)) = addresses else {
             let ended = wait(&mut node.process, Duration::from_secs(1));
             return Err((ended.and_then(|status| status.code()), self.said()));
         };
-        (node.address, node.cores, node.http) = (address, cores, http);
+        (node.address, node.cores, node.http, node.peers) = (address, cores, http, peers);
         Ok(node)
     }
 
@@ -240,6 +250,8 @@ pub struct Node {
     pub cores: Vec<SocketAddr>,
     /// Where it speaks HTTP.
     pub http: SocketAddr,
+    /// Where each core listens for other nodes.
+    pub peers: Vec<SocketAddr>,
     /// How long it took to say `ready`.
     pub ready_after: Duration,
     stderr: PathBuf,

@@ -28,6 +28,7 @@ pub type Files = BTreeMap<PathBuf, Rc<Vec<u8>>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Identity,
+    Cluster,
     Lock,
     Manifest,
     Table,
@@ -40,6 +41,7 @@ impl Kind {
     pub fn of(path: &Path) -> Kind {
         match name(path).as_str() {
             "NODE" => Kind::Identity,
+            "CLUSTER" | "CLOCK" => Kind::Cluster,
             "LOCK" => Kind::Lock,
             "MANIFEST" => Kind::Manifest,
             other if other.ends_with(".table") => Kind::Table,
@@ -137,7 +139,7 @@ pub fn lay_out(files: &Files, known: &BTreeMap<PathBuf, Known>) -> BTreeMap<Path
             Kind::Lock => Layout::default(),
             // What the manifest does not name is left from a crash.
             Kind::Table if !known[&dir_of(path)].tables.contains(&name(path)) => Layout::default(),
-            Kind::Identity | Kind::Manifest | Kind::Table => Layout {
+            Kind::Identity | Kind::Cluster | Kind::Manifest | Kind::Table => Layout {
                 stored: std::iter::once(0..bytes.len()).collect(),
                 is_measured: true,
                 ..Layout::default()

@@ -4,6 +4,8 @@
 //! A client here is a user's program: it sends requests, takes replies, and finds its connection
 //! broken when the node goes down. What it was not told is unknown to it.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +30,10 @@ pub const NODE: NodeId = NodeId(1);
 const PORT: u16 = 6379;
 const CORE_PORT: u16 = 16379;
 const HTTP_PORT: u16 = 8379;
+/// Where core 0 listens for other nodes; the other cores' ports follow.
+pub const PEER_PORT: u16 = 7379;
+/// What nodes of its cluster must know.
+pub const CLUSTER_KEY: &[u8] = b"the cluster's key";
 /// Virtual time within which a node must be up, or gone.
 const START_MAX: Duration = Duration::from_secs(3600);
 /// Virtual time after which a reply that has not come never will.
@@ -62,6 +68,8 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     values.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
     config.storage.compression = [Compression::Lz4, Compression::None][chance.usize(..2)];
     config.storage.index_share_percent = [0, 1, 40][chance.usize(..3)];
+    // A network here may be slower than any for which a request is late.
+    config.limits.http_request_timeout_s = 3600;
     config.check().expect("these sizes are allowed");
     config
 }
@@ -164,6 +172,9 @@ impl Node {
             address: NODE.address(PORT),
             core_ports: (0..config.cores).map(|core| CORE_PORT + core).collect(),
             http: NODE.address(HTTP_PORT),
+            peer_ports: (0..config.cores).map(|core| PEER_PORT + core).collect(),
+            join: Vec::new(),
+            cluster_key: CLUSTER_KEY.to_vec(),
             run_id: "0".repeat(40),
             process_id: 1,
             os: "a simulated one".to_owned(),

@@ -19,7 +19,9 @@ use std::fmt;
 
 use self::placing::{Placing, Seat, Site};
 use self::shares::{Candidate, Demand};
-use super::map::{ClusterMap, Holder, Invalid, Node, NodeId, Parts, check_nodes, check_replicas};
+use super::map::{
+    ClusterMap, Holder, Invalid, Keepers, Node, NodeId, Parts, check_nodes, check_replicas,
+};
 use super::ring::Vnode;
 use crate::config::RETIRED_MAX;
 use crate::types::CoreId;
@@ -43,8 +45,10 @@ pub enum Refused {
     Taken(NodeId),
     /// There is no such node.
     Unknown(NodeId),
-    /// No node would have a share.
+    /// No node would have a share, or keep the map.
     Nobody,
+    /// Only one keeper of the map may go at a time.
+    Keepers,
     /// The map would be none.
     Invalid(Invalid),
 }
@@ -71,6 +75,9 @@ pub fn change(map: &ClusterMap, changes: &[Change]) -> Result<ClusterMap, Refuse
     if sharing.is_empty() {
         return Err(Refused::Nobody);
     }
+    if roll.keepers.set > map.keepers().set + 1 {
+        return Err(Refused::Keepers);
+    }
     check_nodes(&nodes, &roll.retired)?;
     check_replicas(roll.replicas, map.vnodes())?;
     let demand = Demand {
@@ -80,6 +87,9 @@ pub fn change(map: &ClusterMap, changes: &[Change]) -> Result<ClusterMap, Refuse
     Ok(ClusterMap::build(Parts {
         cluster: map.cluster(),
         epoch: map.epoch() + 1,
+        author: 0,
+        is_open: map.is_open(),
+        keepers: roll.keepers,
         replicas: roll.replicas,
         placement: place(map, &sharing, demand),
         nodes,
@@ -130,6 +140,7 @@ struct Roll {
     nodes: BTreeMap<NodeId, Node>,
     retired: Vec<NodeId>,
     replicas: u8,
+    keepers: Keepers,
 }
 
 impl Roll {
@@ -139,6 +150,7 @@ impl Roll {
             nodes: map.nodes().iter().map(entry).collect(),
             retired: map.retired().to_vec(),
             replicas: map.replicas(),
+            keepers: map.keepers().clone(),
         }
     }
 
@@ -154,6 +166,7 @@ impl Roll {
             }
             Change::Remove(id) => {
                 self.nodes.remove(id).ok_or(Refused::Unknown(*id))?;
+                self.keepers.dismiss(*id)?;
                 if self.retired.len() == RETIRED_MAX {
                     self.retired.remove(0);
                 }
@@ -161,6 +174,21 @@ impl Roll {
             }
             Change::Replicas(count) => self.replicas = *count,
         }
+        Ok(())
+    }
+}
+
+impl Keepers {
+    /// Without `node`, if it is one of them. The caller sees to it that the set changes by one.
+    fn dismiss(&mut self, node: NodeId) -> Result<(), Refused> {
+        let Ok(place) = self.nodes.binary_search(&node) else {
+            return Ok(());
+        };
+        if self.nodes.len() == 1 {
+            return Err(Refused::Nobody);
+        }
+        self.nodes.remove(place);
+        self.set += 1;
         Ok(())
     }
 }
@@ -218,6 +246,7 @@ impl fmt::Display for Refused {
             Refused::Taken(NodeId(id)) => write!(f, "the number {id} is another node's, or was"),
             Refused::Unknown(NodeId(id)) => write!(f, "there is no node {id}"),
             Refused::Nobody => write!(f, "no node would be left to hold the data"),
+            Refused::Keepers => write!(f, "one keeper of the map goes at a time"),
             Refused::Invalid(why) => write!(f, "{why}"),
         }
     }

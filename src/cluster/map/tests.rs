@@ -105,6 +105,12 @@ fn the_bounds_of_its_parts_keep_a_map_within_its_own() {
     let map = ClusterMap::build(Parts {
         cluster: Uuid(u128::MAX),
         epoch: u64::MAX,
+        author: u64::MAX,
+        is_open: true,
+        keepers: Keepers {
+            set: u64::MAX,
+            nodes: numbers.take(KEEPERS_MAX).map(NodeId).collect(),
+        },
         replicas: 4,
         retired: retired.collect(),
         placement: vec![(0..4).map(holder).collect(); 16_384],
@@ -196,7 +202,7 @@ fn a_map_that_was_garbled_is_refused_or_sound() {
             match chance(3) {
                 0 => bytes[at] = b"0123456789[]{},:\"-eabc"[chance(22)],
                 1 => drop(bytes.remove(at)),
-                _ => bytes.truncate(at.max(1)),
+                _ => bytes.truncate(at.max(4)), // something is left to garble
             }
         }
         let Ok(garbled) = String::from_utf8(bytes) else {
@@ -208,4 +214,48 @@ fn a_map_that_was_garbled_is_refused_or_sound() {
         }
     }
     assert!(refused > 1000, "only {refused} were refused");
+}
+
+/// Else a cluster that holds data would be taken for an empty one, and be joined by who lacks it.
+#[test]
+fn a_text_without_the_newer_fields_is_open_and_has_no_keepers() {
+    let mut text: Value = serde_json::from_str(&three().to_json()).expect("it is JSON");
+    for field in ["open", "author", "keepers"] {
+        let fields = text.as_object_mut().expect("an object");
+        assert!(fields.remove(field).is_some(), "{field}");
+    }
+    let map = ClusterMap::from_json(&text.to_string()).expect("an older map");
+    assert!(map.is_open() && map.keepers() == &Keepers::default() && map.author() == 0);
+}
+
+/// Else two neighbouring sets of keepers might have no majority in common, or nobody in it would exist.
+#[test]
+fn keepers_are_nodes_of_the_map_and_change_by_one() {
+    let map = three();
+    assert!(!map.is_open(), "it is new");
+    assert_eq!(map.keepers().nodes, [NodeId(1)]);
+    let two = map.kept_by(NodeId(3)).expect("it is a node");
+    assert_eq!((two.epoch(), two.keepers().set), (map.epoch() + 1, 2));
+    assert_eq!(two.kept_by(NodeId(3)), None, "it is one already");
+    assert_eq!(two.kept_by(NodeId(9)), None, "nobody knows it");
+    let without = change(&two, &[Change::Remove(NodeId(1))]).expect("two are left");
+    assert_eq!(without.keepers().nodes, [NodeId(3)]);
+    assert_eq!(without.keepers().set, 3);
+    let both = [Change::Remove(NodeId(1)), Change::Remove(NodeId(3))];
+    assert!(change(&two, &both).is_err(), "nobody would keep the map");
+    let last = change(&map, &[Change::Remove(NodeId(1))]);
+    assert!(last.is_err(), "nobody would keep the map");
+    let open = two.opened().authored(77);
+    assert!(open.is_open() && open.author() == 77 && open.epoch() == two.epoch() + 1);
+    assert_eq!(ClusterMap::from_json(&open.to_json()), Ok(open.clone()));
+    let next = change(&open, &[Change::Replicas(2)]).expect("it may");
+    assert!(
+        next.is_open() && next.author() == 0,
+        "what follows stays open"
+    );
+    let text = open.to_json().replace("\"nodes\":[1,3]", "\"nodes\":[1,4]");
+    assert!(
+        ClusterMap::from_json(&text).is_err(),
+        "a keeper nobody knows"
+    );
 }

@@ -9,6 +9,9 @@
 //! proofs. The key itself is never sent; an old proof proves nothing, as each side adds a nonce; and one side's
 //! cannot be sent back as the other's. Both versions that were offered are under it, so nobody in between can talk
 //! the two into an older one. Without a key anybody can prove this; what keeps others away is then the network.
+//!
+//! Who is no node of any cluster yet connects with a side of zeros but for the nonce ([`Side::newcomer`]), knows the key
+//! all the same, and may ask for nothing but to be let in.
 
 use std::fmt;
 
@@ -80,6 +83,8 @@ pub enum Refusal {
     SameNode(u16),
     /// It is not the node that was to be reached.
     OtherNode(u16),
+    /// It is that node, but not the core that was to be reached.
+    OtherCore(CoreId),
     /// It does not know the key.
     Proof,
 }
@@ -96,6 +101,9 @@ impl fmt::Display for Refusal {
             }
             Refusal::SameNode(node) => write!(f, "it is node {node}, as we are"),
             Refusal::OtherNode(node) => write!(f, "it is node {node}, and not the one expected"),
+            Refusal::OtherCore(core) => {
+                write!(f, "it is core {}, and not the one expected", core.0)
+            }
             Refusal::Proof => write!(f, "it does not know the cluster's key"),
         }
     }
@@ -114,13 +122,13 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 pub struct Connecting {
     hello: Hello,
-    /// The node that is to be reached, if it is known which one that is.
-    wanted: Option<u16>,
+    /// The node and core that are to be reached, if it is known which these are.
+    wanted: Option<(u16, CoreId)>,
 }
 
 impl Connecting {
-    /// Send the message. `wanted` is the node at that address, if the map says one.
-    pub fn start(side: Side, wanted: Option<u16>) -> (Connecting, Hello) {
+    /// Send the message. `wanted` are the node and the core at that address, if the map says so.
+    pub fn start(side: Side, wanted: Option<(u16, CoreId)>) -> (Connecting, Hello) {
         let hello = Hello {
             oldest: VERSION_OLDEST,
             newest: VERSION,
@@ -141,9 +149,10 @@ impl Connecting {
             let (oldest, newest) = (version, version);
             return Err(Refusal::Version { oldest, newest });
         }
-        let is_other = self.wanted.is_some_and(|wanted| wanted != side.node);
-        if is_other {
-            return Err(Refusal::OtherNode(side.node));
+        match self.wanted {
+            Some((node, _)) if node != side.node => return Err(Refusal::OtherNode(side.node)),
+            Some((_, core)) if core != side.core => return Err(Refusal::OtherCore(side.core)),
+            _ => {}
         }
         verify(key, Role::Accepting, (&self.hello, welcome), &welcome.proof)?;
         let proof = prove(key, Role::Connecting, (&self.hello, welcome));
@@ -191,8 +200,10 @@ impl Accepting {
     }
 }
 
+/// Two nodes of one cluster, or a newcomer and a node. `own` is of who judges.
 fn meet(own: &Side, other: &Side) -> Result<(), Refusal> {
     match () {
+        () if own.is_newcomer() != other.is_newcomer() => Ok(()),
         () if own.cluster != other.cluster => Err(Refusal::Cluster),
         () if own.node == other.node => Err(Refusal::SameNode(own.node)),
         () => Ok(()),
@@ -235,6 +246,22 @@ fn verify(
 }
 
 impl Side {
+    /// Of who belongs to no cluster yet.
+    pub fn newcomer(nonce: [u8; NONCE_BYTES]) -> Side {
+        Side {
+            cluster: [0; CLUSTER_BYTES],
+            node: 0,
+            core: CoreId(0),
+            epoch: 0,
+            nonce,
+        }
+    }
+
+    /// True if it belongs to no cluster yet. (No node of a cluster has the number 0.)
+    pub fn is_newcomer(&self) -> bool {
+        self.cluster == [0; CLUSTER_BYTES] && self.node == 0
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.cluster);
         out.extend_from_slice(&self.node.to_le_bytes());

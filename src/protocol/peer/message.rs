@@ -7,6 +7,7 @@
 //! gossip   := bytes                                                      gossip := bytes
 //! register := subject | bytes                                            register := bytes
 //! map      := at least u64                                               map := epoch u64 | bytes
+//! join     := bytes                                                      map := epoch u64 | bytes
 //! ping     :=                                                            pong :=
 //!
 //! any request may be answered by: busy | stale epoch := epoch u64 | not mine | failed := is certain u8 | text
@@ -77,6 +78,8 @@ pub enum Request<'a> {
         /// The epoch.
         at_least: u64,
     },
+    /// To let the sender, who is no node of the cluster yet, in: what it says of itself. The answer is the map with it.
+    Join(&'a [u8]),
     /// To show that it is there.
     Ping,
 }
@@ -180,6 +183,7 @@ const GOSSIP: u8 = 20;
 const REGISTER: u8 = 21;
 const MAP: u8 = 22;
 const PING: u8 = 23;
+const JOIN: u8 = 24;
 
 const DONE: u8 = 64;
 const HOLDS: u8 = 65;
@@ -199,7 +203,7 @@ pub(super) fn is_greeting(kind: u8) -> bool {
 }
 
 pub(super) fn is_known(kind: u8) -> bool {
-    is_greeting(kind) || (WRITE..=PING).contains(&kind) || (DONE..=FAILED).contains(&kind)
+    is_greeting(kind) || (WRITE..=JOIN).contains(&kind) || (DONE..=FAILED).contains(&kind)
 }
 
 impl<'a> Message<'a> {
@@ -229,7 +233,7 @@ impl<'a> Message<'a> {
             HELLO => Hello::decode(reader).map(Message::Hello),
             WELCOME => Welcome::decode(reader).map(Message::Welcome),
             PROOF => reader.array().map(Message::Proof),
-            WRITE..=PING => Request::decode(kind, reader).map(Message::Request),
+            WRITE..=JOIN => Request::decode(kind, reader).map(Message::Request),
             DONE..=FAILED => Answer::decode(kind, reader).map(Message::Answer),
             _ => None,
         }
@@ -237,7 +241,7 @@ impl<'a> Message<'a> {
 }
 
 impl<'a> Request<'a> {
-    fn kind(&self) -> u8 {
+    pub(super) fn kind(&self) -> u8 {
         match self {
             Request::Write(_) => WRITE,
             Request::Read { .. } => READ,
@@ -247,10 +251,11 @@ impl<'a> Request<'a> {
             Request::Register { .. } => REGISTER,
             Request::Map { .. } => MAP,
             Request::Ping => PING,
+            Request::Join(_) => JOIN,
         }
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Request::Write(mutation) => mutation.encode(out),
             Request::Read { key, want, now } => {
@@ -270,7 +275,7 @@ impl<'a> Request<'a> {
                 out.extend_from_slice(&core.0.to_le_bytes());
                 mutation.encode(out);
             }
-            Request::Gossip(bytes) => out.extend_from_slice(bytes),
+            Request::Gossip(bytes) | Request::Join(bytes) => out.extend_from_slice(bytes),
             Request::Register { subject, request } => {
                 match subject {
                     Subject::Map => out.push(0),
@@ -286,7 +291,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    fn decode(kind: u8, reader: &mut Reader<'a>) -> Option<Request<'a>> {
+    pub(super) fn decode(kind: u8, reader: &mut Reader<'a>) -> Option<Request<'a>> {
         Some(match kind {
             WRITE => Request::Write(Mutation::decode(reader)?),
             READ => Request::Read {
@@ -315,6 +320,7 @@ impl<'a> Request<'a> {
                 at_least: reader.u64()?,
             },
             PING => Request::Ping,
+            JOIN => Request::Join(reader.rest()),
             _ => return None,
         })
     }
@@ -331,7 +337,7 @@ impl<'a> Answer<'a> {
         Answer::Failed { certainty, text }
     }
 
-    fn kind(&self) -> u8 {
+    pub(super) fn kind(&self) -> u8 {
         match self {
             Answer::Done => DONE,
             Answer::Holds(_) => HOLDS,
@@ -347,7 +353,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Answer::Holds(held) => {
                 put_meta(out, held.meta);
@@ -370,7 +376,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    fn decode(kind: u8, reader: &mut Reader<'a>) -> Option<Answer<'a>> {
+    pub(super) fn decode(kind: u8, reader: &mut Reader<'a>) -> Option<Answer<'a>> {
         Some(match kind {
             DONE => Answer::Done,
             HOLDS => Answer::Holds(Held::decode(reader)?),

@@ -87,6 +87,7 @@ fn message<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Message<'a> {
             at_least: chance.u64(..),
         }),
         Message::Request(Request::Ping),
+        Message::Request(Request::Join(value)),
         Message::Answer(Answer::Done),
         Message::Answer(Answer::Holds(held)),
         Message::Answer(Answer::Holds(Held {
@@ -158,7 +159,7 @@ fn every_message_comes_back_however_its_bytes_are_cut() {
             "seed {seed}"
         );
     }
-    assert_eq!(kinds.len(), 22, "a kind was never made");
+    assert_eq!(kinds.len(), 23, "a kind was never made");
 }
 
 /// Else a peer, or whoever takes its place, could end the process, or have one message taken for another.
@@ -296,6 +297,19 @@ fn the_text_of_a_failure_is_cut_between_characters() {
     };
     assert_eq!(text.len(), TEXT_BYTES);
 }
+/// Else what was held back in the network would be done late, or nothing any more after seven weeks.
+#[test]
+fn a_deadline_passes_and_the_count_begins_anew() {
+    let ms = |ms: u64| Duration::from_millis(ms);
+    assert_eq!(deadline_in(100, ms(40)), 60);
+    assert_eq!(deadline_in(100, ms(100)), 0);
+    assert_eq!(deadline_in(100, ms(5_000)), 0);
+    let late = (1 << 32) - 10;
+    assert_eq!(deadline_in(20, ms(late)), 30, "it began anew in between");
+    assert_eq!(deadline_in(20, ms(late + 31)), 0);
+    assert_eq!(deadline_in(u32::MAX, ms(late + 20)), 0);
+}
+
 const TEXT_BYTES: usize = message::TEXT_BYTES_MAX;
 
 fn two(chance: &mut fastrand::Rng) -> (Side, Side) {
@@ -308,7 +322,7 @@ fn two(chance: &mut fastrand::Rng) -> (Side, Side) {
 fn two_nodes_with_one_key_prove_themselves_to_each_other() {
     for key in [KEY, b""] {
         let (one, other) = two(&mut fastrand::Rng::with_seed(1));
-        let (connecting, hello) = Connecting::start(one, Some(2));
+        let (connecting, hello) = Connecting::start(one, Some((2, other.core)));
         let (accepting, welcome) = Accepting::on_hello(other, &hello, key).expect("it may");
         let (peer, proof) = connecting.on_welcome(&welcome, key).expect("it is proven");
         let version = VERSION;
@@ -384,7 +398,7 @@ fn whatever_was_said_is_under_the_proof() {
 #[test]
 fn nodes_that_must_not_talk_say_why() {
     let (one, other) = two(&mut fastrand::Rng::with_seed(4));
-    let (connecting, hello) = Connecting::start(one, Some(3));
+    let (connecting, hello) = Connecting::start(one, Some((3, other.core)));
     let accept = |side: Side, hello: Hello| Accepting::on_hello(side, &hello, KEY).map(|_| ());
     let mut stranger = other;
     stranger.cluster = [8; 16];
@@ -409,7 +423,41 @@ fn nodes_that_must_not_talk_say_why() {
         Err(Refusal::OtherNode(2)),
         "the address is another's now"
     );
+    let wrong_core = CoreId(other.core.0 ^ 1);
+    let (connecting, hello) = Connecting::start(one, Some((2, wrong_core)));
+    let (_, welcome) = Accepting::on_hello(other, &hello, KEY).expect("it may");
+    let refused = connecting.on_welcome(&welcome, KEY).map(|_| ());
+    assert_eq!(refused, Err(Refusal::OtherCore(other.core)));
     let newer = Hello { newest, ..hello };
     let (_, welcome) = Accepting::on_hello(other, &newer, KEY).expect("it may");
     assert_eq!(welcome.version, VERSION, "the newest that both speak");
+}
+
+/// Else nobody could come into a cluster; or who has no place in it would need no key.
+#[test]
+fn who_belongs_to_no_cluster_yet_may_talk_to_a_node_that_knows_the_key() {
+    let (_, node) = two(&mut fastrand::Rng::with_seed(5));
+    let newcomer = Side::newcomer([3; 32]);
+    assert!(newcomer.is_newcomer() && !node.is_newcomer());
+    let (connecting, hello) = Connecting::start(newcomer, None);
+    let (accepting, welcome) = Accepting::on_hello(node, &hello, KEY).expect("it may");
+    let (_, proof) = connecting
+        .on_welcome(&welcome, KEY)
+        .expect("any cluster is welcome");
+    let peer = accepting
+        .clone()
+        .on_proof(&proof, KEY)
+        .expect("it knows the key");
+    assert!(peer.side.is_newcomer());
+    let (_, welcome) = Accepting::on_hello(node, &hello, b"another").expect("it may");
+    let (connecting, _) = Connecting::start(newcomer, None);
+    let refused = connecting.on_welcome(&welcome, KEY).map(|_| ());
+    assert_eq!(refused, Err(Refusal::Proof));
+    let twin = Accepting::on_hello(newcomer, &hello, KEY).map(|_| ());
+    assert_eq!(twin, Err(Refusal::SameNode(0)), "two that belong nowhere");
+    let mut stranger = newcomer;
+    stranger.node = 4;
+    let hello = Connecting::start(stranger, None).1;
+    let refused = Accepting::on_hello(node, &hello, KEY).map(|_| ());
+    assert_eq!(refused, Err(Refusal::Cluster), "a number without a cluster");
 }

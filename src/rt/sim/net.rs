@@ -451,7 +451,12 @@ impl Stream {
         Poll::Pending
     }
 
-    fn poll_write(&self, context: &mut PollContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    /// Writes some of `bytes`.
+    pub fn poll_write(
+        &self,
+        context: &mut PollContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let executor = &self.world.executor;
         let (chance, now) = (&executor.chance, executor.now());
         let faults = self.world.net.faults.borrow();

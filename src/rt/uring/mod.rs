@@ -41,7 +41,7 @@ pub use host::{
     HostReport, check_host, cpu_count, cpu_seconds, open_files, pins_for, resident_bytes,
 };
 pub use mail::{Inbox, Mail, Outbox};
-pub use net::{Listener, Stream, reserve_ports};
+pub use net::{Listener, Stream, reserve_ports, resolve};
 pub use stop::{request_stop, stopping};
 
 /// Submissions that a ring takes at once; deeper ones gained nothing.

@@ -4,13 +4,13 @@
 //! and buffered streams (8 KiB for each idle connection).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWriteExt};
+use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use glommio::net::{TcpListener, TcpStream};
 
 use super::{host, into_io};
@@ -63,6 +63,15 @@ impl Stream {
         Pin::new(&mut self.0).poll_read(context, buffer)
     }
 
+    /// Writes as much as there is room for. Only readiness is awaited.
+    pub fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
     /// Writes all of it.
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await
@@ -88,6 +97,14 @@ impl Stream {
         // It fails only if the connection is gone, and then there is nobody to tell.
         let _ = self.0.shutdown(Shutdown::Write).await;
     }
+}
+
+/// Asks the system for the address of a name, on a thread that may wait.
+pub async fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    let asked = (host.to_owned(), port);
+    let find = move || asked.to_socket_addrs().map(|mut found| found.next());
+    let found = glommio::executor().spawn_blocking(find).await?;
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The addresses that the cores are to listen on: `addresses`, or for those with port 0 ones with a

@@ -17,7 +17,7 @@ use crate::storage::wal::Admission;
 use crate::storage::{Batch, Found, Lookup, Peek, Want};
 use crate::types::{Lsn, UnixMillis};
 
-/// This node is the only replica of its keys.
+/// Where no other node holds the key.
 const REPLICAS: u8 = 1;
 
 /// An operation that has taken its place among those on its key.
@@ -43,6 +43,9 @@ enum Attempt {
 impl Shard {
     /// Carries out `operation` on whichever core owns its key. Its sizes were checked.
     pub async fn kv(self: &Rc<Self>, operation: Operation) -> Result<Outcome> {
+        if self.is_clustered() {
+            return self.kv_replicated(operation).await;
+        }
         let core = self.map.core_of(KeyRef::of(&operation.key).position);
         if core == self.id {
             return self.kv_here(operation).await;

@@ -3,7 +3,7 @@
 //! Of one key only the newest record lives on. Records at or below the version of the last FLUSHALL go.
 //! An expired record becomes a tombstone of the same version, for it may hide older records;
 //! tombstones go where they hide nothing: where no table below the outputs may have the key, by its
-//! range and filter. The values in the value log of what goes are garbage. What is below stays the same
+//! range and filter, and no replica may have it either. The values in the value log of what goes are garbage. What is below stays the same
 //! while a merge runs, but for what a FLUSHALL takes out: merges run one at a time, and a flush comes on top.
 
 use std::path::{Path, PathBuf};
@@ -33,6 +33,8 @@ pub struct Rules {
     pub cleared: Version,
     /// Records that have expired by then are dead.
     pub now: UnixMillis,
+    /// Tombstones stay, and what has expired becomes one: a replica may not have heard of it.
+    pub keeps_deleted: bool,
 }
 
 /// A merge to be run.
@@ -108,7 +110,8 @@ impl Job {
             position: item.position,
             ..KeyRef::of(item.record.key())
         };
-        if !below.may_contain(&key).await || rt::planted(Bug::TombstoneTooEarly) {
+        let is_needed = self.rules.keeps_deleted || below.may_contain(&key).await;
+        if !is_needed || rt::planted(Bug::TombstoneTooEarly) {
             *forgotten = meta.version.max(*forgotten);
             return None;
         }

@@ -161,7 +161,11 @@ fn a_merge_writes_what_a_naive_one_would_and_clients_see_no_difference() {
                 clock: cleared,
                 coordinator: 5,
             };
-            let rules = Rules { cleared, now: NOW };
+            let rules = Rules {
+                cleared,
+                now: NOW,
+                keeps_deleted: false,
+            };
             let table_bytes_max = [1, 5_000, u64::MAX][random.usize(0..3)];
             let before = visible(&tables, cleared);
             let open = open_all(&tables).await;
@@ -256,7 +260,11 @@ fn what_a_merge_gives_up_of_the_value_log_is_what_it_reads_and_does_not_write() 
                 inputs: Levels::new(open[start..].to_vec()),
                 below: Levels::new(open[..start].to_vec()),
                 level: 1,
-                rules: Rules { cleared, now: NOW },
+                rules: Rules {
+                    cleared,
+                    now: NOW,
+                    keeps_deleted: false,
+                },
                 table_bytes_max: 5_000,
                 compression: Compression::Lz4,
                 caches: Rc::new(Caches::new(0)),
@@ -296,6 +304,7 @@ fn of_one_version_at_two_places_a_merge_keeps_the_newer_one() {
         let rules = Rules {
             cleared: Version::ZERO,
             now: NOW,
+            keeps_deleted: false,
         };
         let job = Job {
             dir: dir(),
@@ -330,7 +339,11 @@ fn a_merge_of_what_is_dead_writes_nothing() {
             clock: 7,
             coordinator: 0,
         };
-        let rules = Rules { cleared, now: NOW };
+        let rules = Rules {
+            cleared,
+            now: NOW,
+            keeps_deleted: false,
+        };
         let job = Job {
             dir: dir(),
             inputs: Levels::new(inputs),
@@ -350,6 +363,50 @@ fn a_merge_of_what_is_dead_writes_nothing() {
     });
 }
 
+/// Else a replica that was away and comes back would bring back what was deleted or has expired.
+#[test]
+fn what_is_deleted_stays_a_tombstone_while_a_replica_may_not_know() {
+    for keeps_deleted in [true, false] {
+        on(&world(1, &[]), async move {
+            let deleted = Meta {
+                tombstone: true,
+                ..meta(5)
+            };
+            let expired = Meta {
+                expiry: NOW,
+                ..meta(6)
+            };
+            let tables = [
+                vec![item(b"k", b"", deleted)],
+                vec![item(b"l", b"v", expired)],
+            ];
+            let job = Job {
+                dir: dir(),
+                inputs: Levels::new(open_all(&tables).await),
+                below: Levels::default(),
+                level: 0,
+                rules: Rules {
+                    cleared: Version::ZERO,
+                    now: NOW,
+                    keeps_deleted,
+                },
+                table_bytes_max: u64::MAX,
+                compression: Compression::Lz4,
+                caches: Rc::new(Caches::new(0)),
+            };
+            let (_, all) = merge_and_read(job).await;
+            let metas: Vec<Meta> = all.iter().map(|item| item.record.meta()).collect();
+            let kept = [5, 6].map(|clock| Meta {
+                tombstone: true,
+                ..meta(clock)
+            });
+            let wanted = if keeps_deleted { &kept[..] } else { &[] };
+            // The order is that of the keys' positions.
+            assert!(metas.len() == wanted.len() && wanted.iter().all(|one| metas.contains(one)));
+        });
+    }
+}
+
 /// Inputs of a few MB with keys in turn, so that a merge reads and writes for a while.
 async fn big_job() -> Job {
     let table = |first: u32| {
@@ -363,6 +420,7 @@ async fn big_job() -> Job {
     let rules = Rules {
         cleared: Version::ZERO,
         now: NOW,
+        keeps_deleted: false,
     };
     Job {
         dir: dir(),

@@ -1,0 +1,207 @@
+//! `quoit status`: asks a running node how its cluster is, and tells people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use clap::Args;
+use futures_lite::future;
+use quoit::error::{Error, Result};
+use quoit::rt::{self, CoreOptions, Stream};
+
+/// With `--watch` it asks so often.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// A node that takes longer to answer is not there.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// A longer answer is none.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Which node is asked, and how.
+#[derive(Args, Clone)]
+pub struct Status {
+    /// Where the node is.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port of its clients.
+    #[arg(long, value_name = "N", default_value_t = 6379)]
+    port: u16,
+    /// Its password.
+    #[arg(long, env = "QUOIT_PASSWORD", hide_env_values = true)]
+    password: Option<String>,
+    /// Ask again each second, until the node goes or you do.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Asks, and writes down what the node says.
+pub fn run(status: Status, io_memory_bytes: usize) -> Result<()> {
+    let program = std::env::current_exe();
+    let options = CoreOptions {
+        pins: vec![None],
+        io_memory_bytes,
+        probe_dir: program.map_err(|error| Error::io("find", "this program".as_ref(), error))?,
+        without_kick: false,
+    };
+    let mut results = rt::run_cores(options, move |_: rt::Core<()>| {
+        let status = status.clone();
+        async move {
+            loop {
+                let text = describe(&ask(&status).await?);
+                let clear = if status.watch { "\x1b[H\x1b[2J" } else { "" };
+                let mut out = std::io::stdout();
+                let written = write!(out, "{clear}{text}").and_then(|()| out.flush());
+                if !status.watch || written.is_err() {
+                    return Ok(());
+                }
+                let stopped = async {
+                    rt::stopping().await;
+                    true
+                };
+                let waited = async {
+                    rt::sleep(WATCH_EVERY).await;
+                    false
+                };
+                if future::or(stopped, waited).await {
+                    return Ok(());
+                }
+            }
+        }
+    })?;
+    results.pop().expect("there is one core")
+}
+
+async fn ask(status: &Status) -> Result<String> {
+    let address = SocketAddr::new(status.host, status.port);
+    let late = async {
+        rt::sleep(ANSWER_MAX).await;
+        Err(Error::Setup(format!("{address} does not answer")))
+    };
+    future::or(ask_at(address, status.password.as_deref()), late).await
+}
+
+async fn ask_at(address: SocketAddr, password: Option<&str>) -> Result<String> {
+    let mut stream = Stream::connect(address).await?;
+    let failed = |error| Error::io("ask", address.to_string().as_ref(), error);
+    let mut request = String::new();
+    for words in [
+        password.map(|password| vec!["AUTH", password]),
+        Some(vec!["INFO", "cluster"]),
+    ] {
+        for words in words.iter() {
+            let _ = write!(request, "*{}\r\n", words.len());
+            for word in words {
+                let _ = write!(request, "${}\r\n{word}\r\n", word.len());
+            }
+        }
+    }
+    stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    let mut input = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        let count = stream.read(&mut piece).await.map_err(failed)?;
+        input.extend_from_slice(&piece[..count]);
+        let refused = |text: &str| Error::Setup(format!("{address} says: {}", text.trim_end()));
+        let text = String::from_utf8_lossy(&input).into_owned();
+        match answer(&text) {
+            Answer::Info(info) => return Ok(info.to_owned()),
+            Answer::Refused(why) => return Err(refused(why)),
+            Answer::Incomplete if count == 0 || input.len() > ANSWER_BYTES_MAX => {
+                return Err(refused("nothing that is understood"));
+            }
+            Answer::Incomplete => {}
+        }
+    }
+}
+
+enum Answer<'a> {
+    Info(&'a str),
+    Refused(&'a str),
+    Incomplete,
+}
+
+/// What the replies so far say: perhaps one to AUTH, and then a string.
+fn answer(text: &str) -> Answer<'_> {
+    let Some((line, rest)) = text.split_once("\r\n") else {
+        return Answer::Incomplete;
+    };
+    match line.split_at_checked(1) {
+        Some(("-", why)) => Answer::Refused(why),
+        Some(("+", _)) => answer(rest),
+        Some(("$", length)) => match length.parse().ok().and_then(|end| rest.get(..end)) {
+            Some(info) => Answer::Info(info),
+            None => Answer::Incomplete,
+        },
+        _ => Answer::Refused("something else than was asked"),
+    }
+}
+
+/// The section of INFO, for people.
+fn describe(info: &str) -> String {
+    let lines: BTreeMap<&str, &str> = info
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .collect();
+    let get = |name: &str| lines.get(name).copied().unwrap_or("?");
+    let data = match get("cluster_holds_data") {
+        "0" => "no data yet: nodes can join",
+        _ => "it holds data: no more nodes can join",
+    };
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "cluster {}, epoch {} of its map, which is kept by node {}\n{} nodes; {} of {} replicas of each key; {data}\n",
+        get("cluster_id"),
+        get("cluster_epoch"),
+        get("cluster_map_kept_by").replace(' ', ", "),
+        get("cluster_nodes"),
+        get("cluster_replicas"),
+        get("cluster_replicas_wanted"),
+    );
+    let fields = [
+        "address",
+        "peers",
+        "standing",
+        "state",
+        "rack",
+        "weight",
+        "cores",
+        "holds_percent",
+    ];
+    let mut rows = vec![vec![
+        "node", "address", "peers", "is", "state", "rack", "weight", "cores", "holds %",
+    ]];
+    let mut nodes: Vec<(u16, &str)> = lines
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix("node")?.parse().ok()?, *value)))
+        .collect();
+    nodes.sort_unstable();
+    let numbers: Vec<String> = nodes.iter().map(|(number, _)| number.to_string()).collect();
+    for (number, (_, value)) in numbers.iter().zip(&nodes) {
+        let parts: BTreeMap<&str, &str> = value
+            .split(',')
+            .filter_map(|part| part.split_once('='))
+            .collect();
+        let mut row = vec![number.as_str()];
+        row.extend(
+            fields
+                .iter()
+                .map(|field| parts.get(field).copied().unwrap_or("?")),
+        );
+        rows.push(row);
+    }
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        let _ = writeln!(out, "{}", cells.join("  ").trim_end());
+    }
+    out
+}

@@ -1,0 +1,147 @@
+//! Several real nodes on one machine: three lines of configuration make a cluster, and it notices who goes and comes back.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Launch, Node, PATIENCE, QUOIT, free_ports, scratch};
+
+/// Cores of each node.
+const CORES: u16 = 2;
+
+/// How node `number` of a cluster is started whose peers' ports begin at `peers`.
+fn launch(dir: &Path, number: u16, peers: u16) -> Launch {
+    let own = dir.join(format!("node-{number}"));
+    std::fs::create_dir_all(&own).expect("the test's directory is writable");
+    let join = match number {
+        1 => String::new(),
+        _ => format!("join = [\"127.0.0.1:{peers}\"]\n"),
+    };
+    let port = peers + (number - 1) * CORES;
+    let times = "gossip-interval-ms = 100\nsuspect-after-ms = 1000\ndead-after-ms = 3000\n";
+    Launch::new(&own)
+        .config(&format!(
+            "{join}peer-port = {port}\nrack = \"r{number}\"\n{times}"
+        ))
+        .without("--peer-port")
+}
+
+/// One field of one node, as `node` tells it in INFO.
+fn field(node: &Node, number: u16, name: &str) -> String {
+    let info = node.client().ask("INFO cluster").text();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("node{number}:")));
+    let parts = line.unwrap_or_default().split(',');
+    let value = parts
+        .filter_map(|part| part.split_once('='))
+        .find(|(key, _)| *key == name);
+    value.map_or_else(String::new, |(_, value)| value.to_owned())
+}
+
+/// Waits until it is so; there is an end to patience.
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: this never comes");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn sees(node: &Node, number: u16, standing: &str) -> bool {
+    field(node, number, "standing") == standing
+}
+
+/// Else people would need a hand-made map, or a hand to bring a node back, or ask nodes that are gone.
+#[test]
+fn three_nodes_form_a_cluster_that_notices_who_goes_and_comes_back() {
+    let dir = scratch();
+    let peers = free_ports(3 * CORES);
+    let one = launch(dir.path(), 1, peers).start();
+    let two = launch(dir.path(), 2, peers).start();
+    let three = launch(dir.path(), 3, peers).start();
+    for node in [&one, &two, &three] {
+        wait_for("a map of three, kept by three", || {
+            let info = node.client().ask("INFO cluster").text();
+            info.contains("cluster_nodes:3") && info.contains("cluster_map_kept_by:1 2 3")
+        });
+    }
+    for (node, others) in [(&one, [2, 3]), (&two, [1, 3]), (&three, [1, 2])] {
+        for other in others {
+            wait_for("they see each other", || sees(node, other, "alive"));
+        }
+    }
+    assert_eq!(field(&one, 3, "rack"), "r3");
+    assert_eq!(field(&two, 2, "standing"), "self");
+    let status = Command::new(QUOIT)
+        .args(["status", "--port", &two.address.port().to_string()])
+        .output()
+        .expect("it runs");
+    let told = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(
+        status.status.success() && told.contains("3 nodes"),
+        "{told}"
+    );
+    assert!(
+        told.contains("3 of 3 replicas") && told.contains("alive"),
+        "{told}"
+    );
+
+    three.kill();
+    wait_for("it is missed", || {
+        !sees(&one, 3, "alive") && !sees(&two, 3, "alive")
+    });
+    wait_for("it is dead", || {
+        sees(&one, 3, "dead") && sees(&two, 3, "dead")
+    });
+    let three = launch(dir.path(), 3, peers).start();
+    for node in [&one, &two] {
+        wait_for("it is back", || sees(node, 3, "alive"));
+    }
+    wait_for("it knows the others", || {
+        sees(&three, 1, "alive") && sees(&three, 2, "alive")
+    });
+    let said = one.said();
+    assert!(
+        said.contains("node 3 is dead") && said.contains("node 3 is alive"),
+        "{said}"
+    );
+}
+
+/// Else a node would lack what was written before it came.
+#[test]
+fn who_comes_after_the_first_write_is_told_why_it_cannot_join() {
+    let dir = scratch();
+    let peers = free_ports(2 * CORES);
+    let one = launch(dir.path(), 1, peers).start();
+    assert_eq!(one.client().ask("SET key value").text(), "OK");
+    let (code, said) = launch(dir.path(), 2, peers).refused();
+    assert!(code.is_some_and(|code| code != 0), "{said}");
+    assert!(said.contains("holds data already"), "{said}");
+}
+
+/// Else a write could be done of which the cluster does not know, so that others could join without it.
+#[test]
+fn the_first_write_waits_for_most_keepers_of_the_map() {
+    let dir = scratch();
+    let peers = free_ports(3 * CORES);
+    let one = launch(dir.path(), 1, peers).start();
+    let two = launch(dir.path(), 2, peers).start();
+    let three = launch(dir.path(), 3, peers).start();
+    wait_for("a map that is kept by three", || {
+        let info = one.client().ask("INFO cluster").text();
+        info.contains("cluster_map_kept_by:1 2 3")
+    });
+    two.kill();
+    three.kill();
+    let refused = one.client().ask("SET key value").text();
+    assert!(refused.starts_with(|first: char| first.is_ascii_uppercase()) && refused != "OK");
+    assert_eq!(one.info("cluster_holds_data"), 0, "{refused}");
+    let _two = launch(dir.path(), 2, peers).start();
+    wait_for("a write, now that two of three are there", || {
+        one.client().ask("SET key value").text() == "OK"
+    });
+    assert_eq!(one.info("cluster_holds_data"), 1);
+}

@@ -1,0 +1,182 @@
+//! Nodes form a cluster, join it, keep its map and watch each other, in a simulated world with faults.
+//!
+//! Each test is a function of a seed: `SEED=n` runs that one, `QUOIT_SEEDS=n` that many.
+
+#[path = "membership/world.rs"]
+mod world;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use quoit::rt::Bug;
+use world::{Scene, Verdict};
+
+/// Seeds within which a planted bug must be found.
+const FINDING_SEEDS: u64 = 400;
+
+fn for_seeds(test: &str, default: u64, simulate: impl Fn(u64) -> Verdict<u64>) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("QUOIT_SEEDS").unwrap_or(default),
+    };
+    let _ = env_logger::builder().is_test(false).try_init();
+    let (began, count) = (Instant::now(), seeds.end - seeds.start);
+    for seed in seeds {
+        let repeat = format!("repeat with: SEED={seed} cargo test --test membership {test}");
+        let trace = simulate(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}\n{repeat}"));
+        if seed % 16 == 0 || count == 1 {
+            assert_eq!(
+                simulate(seed),
+                Ok(trace),
+                "seed {seed} is not the same twice"
+            );
+        }
+    }
+    println!(
+        "{test}: {count} seeds in {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+}
+
+/// They form and join in any order, while machines go down and come back and the network is cut; nobody writes.
+fn forming(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    let mut scene = Scene::new(seed, planted);
+    let is_calm = scene.chance.u8(..4) == 0;
+    for _ in 0..scene.chance.usize(10..60) {
+        let machine = scene.chance.u16(1..=scene.count());
+        match scene.chance.u8(..10) {
+            0..4 => scene.start(machine),
+            4 if !is_calm => scene.end(machine),
+            5 if !is_calm => scene.cut(),
+            6 => scene.world.heal_all(),
+            _ => scene.want_port(machine),
+        }
+        let (most, chance) = (
+            [20, 300, 5_000][scene.chance.usize(..3)],
+            scene.chance.u64(..),
+        );
+        scene.run(most, chance)?;
+    }
+    let map = scene.agree(&BTreeSet::new())?;
+    if map.nodes().len() != usize::from(scene.count()) {
+        return Err(format!("{} of {} are in", map.nodes().len(), scene.count()));
+    }
+    Ok(scene.world.trace_hash())
+}
+
+/// The same, but that at some moment some nodes want to write: whoever is not in by then stays out.
+fn opening(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    let mut scene = Scene::new(seed, planted);
+    let moment = scene.chance.usize(0..30);
+    for step in 0..40 {
+        let machine = scene.chance.u16(1..=scene.count());
+        if step >= moment && scene.chance.u8(..4) == 0 {
+            scene.want_data(machine);
+        }
+        match scene.chance.u8(..10) {
+            0..5 => scene.start(machine),
+            5 => scene.end(machine),
+            6 => scene.cut(),
+            7 => scene.world.heal_all(),
+            _ => {}
+        }
+        let (most, chance) = (
+            [20, 300, 3_000][scene.chance.usize(..3)],
+            scene.chance.u64(..),
+        );
+        scene.run(most, chance)?;
+    }
+    scene.agree(&BTreeSet::new())?;
+    Ok(scene.world.trace_hash())
+}
+
+/// All are in; then a minority loses its disks, and the rest must go on with what was decided.
+fn amnesia(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    let mut scene = Scene::new(seed, planted);
+    let map = scene.agree(&BTreeSet::new())?;
+    let keepers = map.keepers().nodes.len();
+    let mut lost = BTreeSet::new();
+    for _ in 0..keepers / 2 {
+        // Not the first, which would found another cluster: that one has a test of its own.
+        let machine = scene.chance.u16(2..=scene.count());
+        if lost.insert(machine) {
+            scene.want_port(1);
+            let chance = scene.chance.u64(..);
+            scene.run(200, chance)?;
+            scene.replace_disk(machine);
+            scene.start(machine);
+        }
+        for _ in 0..5 {
+            let (one, chance) = (scene.chance.u16(1..=scene.count()), scene.chance.u64(..));
+            if !lost.contains(&one) {
+                scene.want_port(one);
+            }
+            scene.run(2_000, chance)?;
+        }
+    }
+    for machine in &lost {
+        if let Some(number) = scene.number(*machine) {
+            return Err(format!(
+                "machine {machine} is node {} without its disk",
+                number.0
+            ));
+        }
+    }
+    scene.agree(&lost)?;
+    Ok(scene.world.trace_hash())
+}
+
+/// Else nodes would have different maps for ever, or two maps would count at once, or one would need a hand.
+#[test]
+fn nodes_form_one_cluster_whatever_happens_on_the_way() {
+    for_seeds("nodes_form_one_cluster", 60, |seed| forming(seed, &[]));
+}
+
+/// Else a replica would lack what was written before it came.
+#[test]
+fn nobody_joins_a_cluster_that_holds_data() {
+    for_seeds("nobody_joins", 60, |seed| opening(seed, &[]));
+}
+
+/// Else a keeper that has forgotten its promises could make two maps of one epoch.
+#[test]
+fn who_has_lost_its_disk_is_nobody_in_the_old_cluster() {
+    for_seeds("who_has_lost_its_disk", 40, |seed| amnesia(seed, &[]));
+}
+
+/// Else a node that nobody asks anything would wear its disk out, or keep a core awake.
+#[test]
+fn a_node_that_is_alone_and_idle_writes_nothing_and_does_nothing() {
+    let mut scene = Scene::new(1, &[]);
+    scene.start(1);
+    scene.world.run_for(Duration::from_secs(60));
+    let looked = |scene: &Scene| (scene.written_bytes(1), scene.world.polls());
+    let before = looked(&scene);
+    assert!(before.0 > 0, "it has founded a cluster");
+    scene.world.run_for(Duration::from_secs(3_600));
+    assert_eq!(looked(&scene), before);
+}
+
+/// A simulation that finds nothing proves nothing: with these bugs it finds something.
+#[test]
+fn planted_bugs_of_membership_are_found() {
+    type Simulate = fn(u64, &[Bug]) -> Verdict<u64>;
+    let _ = env_logger::builder().is_test(false).try_init();
+    let cases: [(Bug, Simulate); 4] = [
+        (Bug::PromisedUnwritten, forming),
+        (Bug::NoDirectorySync, forming),
+        (Bug::HalfOfKeepers, forming),
+        (Bug::JoinedLate, opening),
+    ];
+    for (bug, simulate) in cases {
+        let is_found = |seed: &u64| {
+            let run = AssertUnwindSafe(|| simulate(*seed, &[bug]));
+            !matches!(catch_unwind(run), Ok(Ok(_)))
+        };
+        let found = (0..FINDING_SEEDS).find(is_found);
+        println!("{bug:?}: found by seed {found:?}");
+        assert!(found.is_some(), "{bug:?} is not found");
+    }
+}
