@@ -10,6 +10,8 @@ use std::rc::Rc;
 use crate::checkers::{Counter, Moment, Register, Value, WriteId};
 use crate::cluster::{Client, Verdict};
 
+/// Errors, where the disk fails, after which a write was certainly not done.
+const NOT_DONE: [&str; 3] = ["log_failed", "disk_fails", "unopened"];
 const KEYS: usize = 5;
 const COUNTERS: usize = 3;
 /// Requests that are sent at once, at most.
@@ -193,7 +195,7 @@ impl Ledger {
         match step.meaning {
             _ if !self.may_fail => Err(format!("{}: {text}", step.key)),
             _ if is("unknown") => Ok(()),
-            Meaning::Write(id, _) if is("log_failed") || is("disk_fails") => {
+            Meaning::Write(id, _) if NOT_DONE.into_iter().any(is) => {
                 self.refused += 1;
                 self.failed += u64::from(is("log_failed"));
                 self.register(&step.key).refuse(id);
@@ -348,11 +350,7 @@ async fn raise(ledger: &Shared, client: &mut Client, chance: &mut fastrand::Rng)
             ledger.counter(&key).refuse();
             Ok(())
         }
-        503 if ledger.may_fail
-            && ["log_failed", "disk_fails"]
-                .iter()
-                .any(|name| text.contains(name)) =>
-        {
+        503 if ledger.may_fail && NOT_DONE.iter().any(|name| text.contains(name)) => {
             ledger.refused += 1;
             ledger.counter(&key).refuse();
             Ok(())
