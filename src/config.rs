@@ -13,6 +13,11 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::types::Level;
 
+mod cluster;
+
+use cluster::host_and_port;
+pub use cluster::{Cluster, ETCD_PREFIX_BYTES_MAX, Metadata, etcd_endpoint};
+
 /// The manual, as shipped.
 pub const MANUAL: &str = include_str!("../config.toml");
 
@@ -108,6 +113,10 @@ pub struct Config {
     pub weight: u32,
     /// How many replicas each key of a cluster has that this node founds.
     pub replicas: u8,
+    /// Arcs of the ring of a cluster that this node founds. No key of the file: simulations have many clusters, and small
+    /// rings.
+    #[serde(skip)]
+    pub vnodes: u32,
     /// Milliseconds between two rounds of gossip.
     pub gossip_interval_ms: u64,
     /// Milliseconds of silence after which a node is suspect.
@@ -122,6 +131,8 @@ pub struct Config {
     pub password: String,
     /// Memory for data, of all cores together; 0: half of what the machine has.
     pub memory: ByteSize,
+    /// Where the cluster's map is kept.
+    pub cluster: Cluster,
     /// Sizes of each core's storage.
     pub storage: Storage,
     /// At which level is read, where nothing else is said.
@@ -220,6 +231,7 @@ impl Default for Config {
             rack: String::new(),
             weight: 100,
             replicas: 3,
+            vnodes: VNODES,
             gossip_interval_ms: 1000,
             suspect_after_ms: 10_000,
             dead_after_ms: 30_000,
@@ -227,6 +239,7 @@ impl Default for Config {
             durability_interval_ms: 1000,
             password: String::new(),
             memory: ByteSize(0),
+            cluster: Cluster::default(),
             storage: Storage::default(),
             read_consistency: Level::One,
             write_consistency: Level::One,
@@ -447,7 +460,8 @@ impl Config {
         ];
         let sizes = (self.storage.rules(), self.value_log.rules());
         let (cluster, limits) = (self.cluster_rules(), self.limits.rules());
-        let others = cluster.iter().chain(&limits);
+        let metadata = self.cluster.rules();
+        let others = metadata.iter().chain(&cluster).chain(&limits);
         let mut all = sizes.0.iter().chain(&sizes.1).chain(others).chain(&rules);
         match all.find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(Error::Setup(format!("configuration: {rule}"))),
@@ -456,15 +470,8 @@ impl Config {
     }
 
     /// What must hold of the keys that are about the cluster.
-    fn cluster_rules(&self) -> [(bool, &'static str); 10] {
+    fn cluster_rules(&self) -> [(bool, &'static str); 11] {
         let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
-        let is_place = |text: &String| {
-            let parts = text.rsplit_once(':');
-            parts.is_some_and(|(host, port)| {
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                !host.is_empty() && is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0)
-            })
-        };
         [
             (self.node_id > 0, "`node-id` is 1 to 65535"),
             (
@@ -482,8 +489,13 @@ impl Config {
                 "`replica-timeout-ms` is 1 to 3600000",
             ),
             (
-                self.join.iter().all(is_place),
+                self.join.iter().all(|text| host_and_port(text).is_some()),
                 "`join` names nodes as \"HOST:PEER-PORT\"",
+            ),
+            (
+                self.join.is_empty() || self.cluster.metadata == Metadata::Register,
+                "`join` is for clusters that keep their map themselves: with `cluster.metadata` = \"etcd\" nodes find each \
+                 other by the map in etcd",
             ),
             (
                 self.join.len() <= JOIN_MAX,
@@ -696,6 +708,26 @@ mod tests {
             ("join = [\"10.0.0.1\"]", "join"),
             ("join = [\"10.0.0.1:0\"]", "join"),
             ("join = [\":7379\"]", "join"),
+            ("[cluster]\nmetadata = \"etcd\"", "cluster.etcd"),
+            ("[cluster]\netcd = [\"http://a:1\"]", "cluster.metadata"),
+            (
+                "cluster = { metadata = \"etcd\", etcd = [\"https://a:2379\"] }",
+                "TLS",
+            ),
+            (
+                "cluster = { metadata = \"etcd\", etcd = [\"http://a\"] }",
+                "cluster.etcd",
+            ),
+            (
+                "cluster = { metadata = \"etcd\", etcd = [\"http://a:1/v3\"] }",
+                "cluster.etcd",
+            ),
+            (
+                "join = [\"a:1\"]\ncluster = { metadata = \"etcd\", etcd = [\"http://a:1\"] }",
+                "join",
+            ),
+            ("[cluster]\netcd-prefix = \"a/\"", "etcd-prefix"),
+            ("[cluster]\netcd-user = \"a\"", "etcd-password"),
             ("rack = \"a b\"", "rack"),
             ("weight = 0", "weight"),
             ("replicas = 8", "replicas"),

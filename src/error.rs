@@ -41,7 +41,7 @@ pub enum Error {
     LogFailed,
     /// The log failed while this write was on its way to disk: it may or may not survive.
     Uncertain,
-    /// This would have been the cluster's first write, and not enough of its nodes have answered: it changed nothing.
+    /// This would have been the cluster's first write, and not enough of those that keep its map have answered: it changed nothing.
     Unopened,
     /// A queue is full. Nothing was done.
     Busy,
@@ -121,7 +121,10 @@ impl fmt::Display for Error {
             Error::DiskFails => write!(f, "the disk fails writes; they are tried again"),
             Error::LogFailed => write!(f, "the log failed; writes are refused until a restart"),
             Error::Uncertain => write!(f, "the log failed; this write may or may not survive"),
-            Error::Unopened => write!(f, "too few nodes have answered for the first write"),
+            Error::Unopened => write!(
+                f,
+                "the first write needs the cluster's map changed, and too few have answered that keep it"
+            ),
             Error::Busy => write!(f, "too much work is queued"),
             Error::Unavailable { need, live } => {
                 write!(f, "{need} replicas are needed, and {live} are there")

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use quoit::cluster::ring::Map;
-use quoit::config::{CORES_MAX, Config, DurabilityName, MEMORY_CORE_MIN};
+use quoit::config::{CORES_MAX, Config, DurabilityName, MEMORY_CORE_MIN, Metadata};
 use quoit::error::{Error, Result};
 use quoit::http;
 use quoit::membership;
@@ -117,6 +117,32 @@ struct Serve {
         value_delimiter = ','
     )]
     join: Option<Vec<String>>,
+    /// Where the cluster's map is kept: by its nodes, or in etcd.
+    #[arg(long, env = "QUOIT_METADATA")]
+    metadata: Option<Metadata>,
+    /// A member of etcd; may be given several times, or as a list.
+    #[arg(
+        long,
+        value_name = "http://HOST:PORT",
+        env = "QUOIT_ETCD",
+        value_delimiter = ','
+    )]
+    etcd: Option<Vec<String>>,
+    /// What this cluster's keys in etcd begin with.
+    #[arg(long, value_name = "TEXT", env = "QUOIT_ETCD_PREFIX")]
+    etcd_prefix: Option<String>,
+    /// The user of etcd.
+    #[arg(long, value_name = "NAME", env = "QUOIT_ETCD_USER")]
+    etcd_user: Option<String>,
+    /// Its password. (Better in the environment or the file: the command line of a process is seen by every
+    /// user of the machine.)
+    #[arg(
+        long,
+        value_name = "PASSWORD",
+        env = "QUOIT_ETCD_PASSWORD",
+        hide_env_values = true
+    )]
+    etcd_password: Option<String>,
     /// What fails together with this node.
     #[arg(long, value_name = "NAME", env = "QUOIT_RACK")]
     rack: Option<String>,
@@ -180,6 +206,11 @@ fn configure(serve: Serve) -> Result<Config> {
     set(&mut config.durability, serve.durability);
     set(&mut config.node_id, serve.node_id);
     set(&mut config.join, serve.join);
+    set(&mut config.cluster.metadata, serve.metadata);
+    set(&mut config.cluster.etcd, serve.etcd);
+    set(&mut config.cluster.etcd_prefix, serve.etcd_prefix);
+    set(&mut config.cluster.etcd_user, serve.etcd_user);
+    set(&mut config.cluster.etcd_password, serve.etcd_password);
     set(&mut config.rack, serve.rack);
     set(&mut config.weight, serve.weight);
     set(&mut config.replicas, serve.replicas);
@@ -286,14 +317,14 @@ struct Ports {
 fn reserve_ports(config: &Config) -> Result<Ports> {
     let at = |port| SocketAddr::new(config.bind, port);
     let cores = usize::from(config.cores);
-    let row = |first: Option<u16>| {
-        let port = move |core| at(first.map_or(0, |first| first + core));
-        (0..config.cores).map(port)
-    };
-    let mut wanted = vec![at(config.port), at(config.port_of_http())];
-    wanted.extend(row(config.ports_of_cores()));
-    wanted.extend(row(config.ports_of_peers()));
-    let reserved = rt::reserve_ports(&wanted).map_err(|error| in_use(error, &wanted, cores))?;
+    let row = |first: Option<u16>| (at(first.unwrap_or(0)), config.cores);
+    let wanted = [
+        (at(config.port), 1),
+        (at(config.port_of_http()), 1),
+        row(config.ports_of_cores()),
+        row(config.ports_of_peers()),
+    ];
+    let reserved = rt::reserve_rows(&wanted).map_err(|error| in_use(error, &wanted))?;
     let [address, http, rows @ ..] = &reserved[..] else {
         unreachable!("as many are reserved as were wanted")
     };
@@ -321,8 +352,8 @@ fn cluster_key(config: &Config) -> Result<Vec<u8>> {
     }
 }
 
-/// `wanted` are the shared address, that for HTTP, those of the cores alone, and those for other nodes.
-fn in_use(error: Error, wanted: &[SocketAddr], cores: usize) -> Error {
+/// `wanted` are the shared port, that for HTTP, the row of the cores alone, and the row for other nodes.
+fn in_use(error: Error, wanted: &[(SocketAddr, u16)]) -> Error {
     let Error::Io { source, what, .. } = &error else {
         return error;
     };
@@ -330,14 +361,16 @@ fn in_use(error: Error, wanted: &[SocketAddr], cores: usize) -> Error {
         return error;
     }
     let taken = what.display().to_string();
-    let place = wanted
-        .iter()
-        .position(|address| address.to_string() == taken);
+    let place = wanted.iter().position(|(first, length)| {
+        let mut ports = (first.port()..=u16::MAX).take(usize::from(*length));
+        ports.any(|port| SocketAddr::new(first.ip(), port).to_string() == taken)
+    });
     let (whose, option) = match place {
         Some(0) => ("", "--port"),
         Some(1) => (" (for HTTP)", "--http-port"),
-        Some(place) if place < 2 + cores => (" (of a single core)", "--core-port"),
-        _ => (" (for other nodes)", "--peer-port"),
+        Some(2) => (" (of a single core)", "--core-port"),
+        Some(_) => (" (for other nodes)", "--peer-port"),
+        None => return error,
     };
     Error::Setup(format!(
         "port {taken}{whose} is in use: stop what listens there, or choose another with {option}"

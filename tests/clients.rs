@@ -7,6 +7,8 @@ mod common;
 
 #[path = "clients/cluster.rs"]
 mod cluster;
+#[path = "clients/several.rs"]
+mod several;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -145,3 +145,18 @@ fn the_first_write_waits_for_most_keepers_of_the_map() {
     });
     assert_eq!(one.info("cluster_holds_data"), 1);
 }
+
+/// Else others would look for its cores where they are not: they are told the first port of each row.
+#[test]
+fn ports_that_are_left_to_chance_are_rows() {
+    let dir = scratch();
+    let node = Launch::new(dir.path()).with("--cores", 4).start();
+    for row in [&node.peers, &node.cores] {
+        let ports: Vec<u16> = row.iter().map(|address| address.port()).collect();
+        assert_eq!(ports.len(), 4);
+        assert!(
+            ports.windows(2).all(|two| two[0] + 1 == two[1]),
+            "{ports:?}"
+        );
+    }
+}

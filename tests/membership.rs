@@ -2,6 +2,8 @@
 //!
 //! Each test is a function of a seed: `SEED=n` runs that one, `QUOIT_SEEDS=n` that many.
 
+#[path = "membership/etcd.rs"]
+mod etcd;
 #[path = "membership/world.rs"]
 mod world;
 
@@ -128,6 +130,71 @@ fn amnesia(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     Ok(scene.world.trace_hash())
 }
 
+/// They found, join and come back by etcd, in any order, while machines and members of etcd go down and come back, the
+/// network is cut, and etcd loses requests and answers. `data`: some of them want to write, and whoever comes later
+/// stays out.
+fn in_etcd(seed: u64, planted: &[Bug], data: bool) -> Verdict<u64> {
+    let mut scene = Scene::in_etcd(seed, planted);
+    let is_calm = scene.chance.u8(..4) == 0;
+    if !is_calm {
+        let faults = [0, 20, 100, 180][scene.chance.usize(..4)];
+        scene.disturb_etcd(faults);
+    }
+    let moment = scene.chance.usize(0..30);
+    for step in 0..scene.chance.usize(10..50) {
+        let machine = scene.chance.u16(1..=scene.count());
+        if data && step >= moment && scene.chance.u8(..4) == 0 {
+            scene.want_data(machine);
+        }
+        match scene.chance.u8(..13) {
+            0..5 => scene.start(machine),
+            5 if !is_calm => scene.end(machine),
+            6 if !is_calm => scene.cut(),
+            7 if !is_calm => scene.cut_from_etcd(machine),
+            8 if !is_calm => {
+                let all = scene.chance.u8(..4) == 0;
+                scene.end_etcd(all);
+            }
+            9 => scene.start_etcd(),
+            10 => scene.world.heal_all(),
+            _ => scene.want_port(machine),
+        }
+        let (most, chance) = (
+            [20, 300, 5_000][scene.chance.usize(..3)],
+            scene.chance.u64(..),
+        );
+        scene.run(most, chance)?;
+    }
+    let map = scene.agree(&BTreeSet::new())?;
+    if !data && map.nodes().len() != usize::from(scene.count()) {
+        return Err(format!("{} of {} are in", map.nodes().len(), scene.count()));
+    }
+    Ok(scene.world.trace_hash())
+}
+
+/// All are in; then some lose their disks, whoever they are, and must not come back as somebody else.
+fn amnesia_in_etcd(seed: u64) -> Verdict<u64> {
+    let mut scene = Scene::in_etcd(seed, &[]);
+    scene.agree(&BTreeSet::new())?;
+    let mut lost = BTreeSet::new();
+    for _ in 1..scene.count() {
+        let (machine, chance) = (scene.chance.u16(1..=scene.count()), scene.chance.u64(..));
+        if lost.len() + 1 < usize::from(scene.count()) && lost.insert(machine) {
+            scene.replace_disk(machine);
+            scene.start(machine);
+        }
+        scene.run(2_000, chance)?;
+    }
+    let agreed = scene.agree(&lost);
+    let back = lost
+        .iter()
+        .find(|machine| scene.number(**machine).is_some());
+    match back {
+        Some(machine) => Err(format!("machine {machine} is a node without its disk")),
+        None => agreed.map(|_| scene.world.trace_hash()),
+    }
+}
+
 /// Else nodes would have different maps for ever, or two maps would count at once, or one would need a hand.
 #[test]
 fn nodes_form_one_cluster_whatever_happens_on_the_way() {
@@ -144,6 +211,61 @@ fn nobody_joins_a_cluster_that_holds_data() {
 #[test]
 fn who_has_lost_its_disk_is_nobody_in_the_old_cluster() {
     for_seeds("who_has_lost_its_disk", 40, |seed| amnesia(seed, &[]));
+}
+
+/// Else two that come at once would found two clusters, or what etcd has done without saying so would count as another's.
+#[test]
+fn nodes_find_one_cluster_in_etcd_whatever_happens_on_the_way() {
+    for_seeds("nodes_find_one_cluster", 60, |seed| {
+        in_etcd(seed, &[], false)
+    });
+}
+
+/// Else a replica would lack what was written before it came.
+#[test]
+fn nobody_comes_by_etcd_into_a_cluster_that_holds_data() {
+    for_seeds("nobody_comes_by_etcd", 60, |seed| in_etcd(seed, &[], true));
+}
+
+/// Else an empty node would stand in the place of one that had data, or found a second cluster beside the first.
+#[test]
+fn who_has_lost_its_disk_is_not_let_in_by_etcd() {
+    for_seeds("who_has_lost_its_disk_is_not_let_in", 20, amnesia_in_etcd);
+}
+
+/// Else nodes would stop, or not start, because of something that only changes of the map need; or write before it is known
+/// that there is data.
+#[test]
+fn while_etcd_is_away_nodes_come_back_and_nothing_is_changed() {
+    let minutes = Duration::from_secs(600);
+    for seed in 0..10 {
+        let mut scene = Scene::in_etcd(seed, &[]);
+        let map = scene.agree(&BTreeSet::new()).expect("a cluster");
+        scene.end_etcd(true);
+        let machine = scene.chance.u16(1..=scene.count());
+        scene.end(machine);
+        scene.start(machine);
+        let is_back = scene.world.run_until(|| scene.sees_all(machine), minutes);
+        assert!(is_back, "seed {seed}: it does not come back");
+        scene.want_data(machine);
+        scene.world.run_for(Duration::from_secs(30));
+        assert!(
+            !scene.book.borrow().is_open,
+            "seed {seed}: nobody has noted it"
+        );
+        scene.start_etcd();
+        scene.world.run_for(Duration::from_secs(30));
+        scene.want_data(machine);
+        let is_open = scene
+            .world
+            .run_until(|| scene.book.borrow().is_open, minutes);
+        assert!(is_open, "seed {seed}: the first write is never possible");
+        let after = scene.agree(&BTreeSet::new()).expect("a cluster");
+        assert!(
+            after.is_open() && after.nodes() == map.nodes(),
+            "seed {seed}"
+        );
+    }
 }
 
 /// Else a node that nobody asks anything would wear its disk out, or keep a core awake.
@@ -164,11 +286,20 @@ fn a_node_that_is_alone_and_idle_writes_nothing_and_does_nothing() {
 fn planted_bugs_of_membership_are_found() {
     type Simulate = fn(u64, &[Bug]) -> Verdict<u64>;
     let _ = env_logger::builder().is_test(false).try_init();
-    let cases: [(Bug, Simulate); 4] = [
+    let cases: [(Bug, Simulate); 7] = [
         (Bug::PromisedUnwritten, forming),
         (Bug::NoDirectorySync, forming),
         (Bug::HalfOfKeepers, forming),
         (Bug::JoinedLate, opening),
+        (Bug::CreatedUnchecked, |seed, planted| {
+            in_etcd(seed, planted, false)
+        }),
+        (Bug::UnknownIsRefused, |seed, planted| {
+            in_etcd(seed, planted, false)
+        }),
+        (Bug::OlderMapTaken, |seed, planted| {
+            in_etcd(seed, planted, true)
+        }),
     ];
     for (bug, simulate) in cases {
         let is_found = |seed: &u64| {

@@ -1,36 +1,42 @@
 //! A node as a replica: another one sends it records and asks what it holds, while it loses its power again and again.
 //!
-//! The other node is this test: it sends records with versions in any order, some of them twice, and remembers what it was
-//! told. `SEED=n` runs that seed, `QUOIT_SEEDS=n` so many; a failure prints the line that repeats it.
+//! The other node is this test: it sends records, tombstones and what has expired, with versions in any order, some of them
+//! twice, and remembers what it was told. Both are one cluster: the node may not forget what is deleted or has expired.
+//! `SEED=n` runs that seed, `QUOIT_SEEDS=n` so many; a failure prints the line that repeats it.
 
 #[path = "sim/cluster.rs"]
 mod cluster;
+#[path = "sim/peer.rs"]
+mod peer;
+#[path = "common/seeds.rs"]
+mod seeds;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use cluster::{CLUSTER_KEY, End, NODE, Node, PEER_PORT, Verdict, config};
-use quoit::cluster::map::{Holder, NodeId};
-use quoit::cluster::peers::{Event, Identity, PeerAddress, PeerLimits, Peers, Unanswered};
-use quoit::cluster::ring::Map;
-use quoit::protocol::peer::handshake::{Connecting, Side};
-use quoit::protocol::peer::{
-    self, Answer, Certainty, Frame, Limits, Message, Mutation, OwnedAnswer, Parsed, Request, Want,
-};
+use cluster::{End, NODE, Node, Verdict, config, launch, peer_address_of};
+use quoit::cluster::map::{ClusterMap, NodeId};
+use quoit::cluster::peers::{Peers, Unanswered};
+use quoit::protocol::peer::{Answer, Certainty, Mutation, OwnedAnswer, Request, Want};
 use quoit::rt::sim::{self, Options, World};
-use quoit::rt::{self, Bug, Core, Stream};
+use quoit::rt::{self, Bug, Core};
 use quoit::types::{CoreId, Meta, Position, Version};
+use seeds::Test;
 
 /// The node that this test plays.
 const OTHER: sim::NodeId = sim::NodeId(9);
+/// Its number in the cluster.
+const OTHER_NUMBER: NodeId = NodeId(2);
 const KEYS: u64 = 12;
 const SEEDS: u64 = 25;
 /// Seeds within which each planted bug must be found.
 const FINDING_SEEDS: u64 = 200;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// The moment of all reads.
+const NOW: u64 = 1000;
 
 /// What is known of one key: what the node must have, and what it may have.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +51,10 @@ struct Known {
 struct Ledger {
     keys: RefCell<BTreeMap<u64, Known>>,
     wrong: RefCell<Option<String>>,
-    done: std::cell::Cell<u64>,
-    read: std::cell::Cell<u64>,
+    done: Cell<u64>,
+    read: Cell<u64>,
+    /// Reads that told of a tombstone, or of what has expired.
+    dead: Cell<u64>,
 }
 
 impl Ledger {
@@ -62,99 +70,55 @@ fn key_of(number: u64) -> Vec<u8> {
 /// What is written with a version: that alone decides.
 fn record_of(number: u64, version: Version) -> (Meta, Vec<u8>) {
     let mut chance = fastrand::Rng::with_seed(version.clock << 8 ^ number);
-    // A node that is alone may drop what is deleted or expired: that is told where there are several.
-    let tombstone = false;
+    let (tombstone, expiry) =
+        [(true, 0), (false, 1), (false, 0), (false, u64::MAX)][[0, 1, 2, 2, 3][chance.usize(..5)]];
     let meta = Meta {
         version,
-        expiry: [0, u64::MAX][chance.usize(..2)],
+        expiry,
         tombstone,
     };
     let length = [10, 100, 3000][chance.usize(..3)];
     let value = (0..length).map(|_| chance.u8(..)).collect();
     match tombstone {
-        true => (Meta { expiry: 0, ..meta }, Vec::new()),
+        true => (meta, Vec::new()),
         false => (meta, value),
     }
 }
 
-/// Asks the node over a bare connection who it is.
-async fn who_is_there() -> Option<Side> {
-    let mut stream = Stream::connect(NODE.address(PEER_PORT)).await.ok()?;
-    let (_, hello) = Connecting::start(Side::newcomer([1; 32]), None);
-    let mut bytes = Vec::new();
-    let frame = Frame {
-        id: 0,
-        deadline_ms: 0,
-        epoch: 0,
-        message: Message::Hello(hello),
+/// True if `held` is the record `meta`: what has expired may be there as a deletion of the same version.
+fn is_record(held: Meta, meta: Meta) -> bool {
+    let deletion = Meta {
+        expiry: 0,
+        tombstone: true,
+        ..meta
     };
-    peer::encode(&frame, peer::VERSION, &mut bytes);
-    stream.write_all(&bytes).await.ok()?;
-    let mut input = Vec::new();
-    loop {
-        match peer::parse(&input, &Limits::greeting()) {
-            Parsed::Frame { frame, .. } => match frame.message {
-                Message::Welcome(welcome) => return Some(welcome.side),
-                _ => return None,
-            },
-            Parsed::Violation(_) => return None,
-            Parsed::Incomplete { .. } => {
-                let mut piece = [0; 500];
-                let count = stream
-                    .read(&mut piece)
-                    .await
-                    .ok()
-                    .filter(|count| *count > 0)?;
-                input.extend_from_slice(&piece[..count]);
-            }
-        }
-    }
+    held == meta || (!meta.is_live(NOW) && held == deletion)
 }
 
 /// This test, as a node.
 struct Coordinator {
     peers: Rc<Peers>,
-    cores: u16,
-    host: String,
+    map: ClusterMap,
     ledger: Rc<Ledger>,
 }
 
 impl Coordinator {
-    async fn new(cores: u16, ledger: Rc<Ledger>) -> Coordinator {
-        let side = loop {
-            match who_is_there().await {
-                Some(side) => break side,
-                None => rt::sleep(MS * 20).await,
-            }
-        };
-        let limits = PeerLimits {
-            key_bytes_max: 64 << 10,
-            value_bytes_max: 1 << 20,
-            requests_max: 100,
-            waiting_bytes_max: 1 << 20,
-            served_max: 1,
-            greeting_max: 1,
-            greeting_time_max: SECOND * 3,
-            pause_min: MS * 10,
-            pause_max: MS * 100,
-            silence_max: SECOND * 5,
-        };
-        let peers = Peers::new(CoreId(0), CLUSTER_KEY, limits, |_: Event| {});
-        peers.set_identity(Identity {
-            cluster: side.cluster,
-            node: NodeId(OTHER.0),
-        });
-        peers.set_epoch(side.epoch);
-        Coordinator {
-            peers,
-            cores,
-            host: NODE.address(PEER_PORT).ip().to_string(),
-            ledger,
-        }
+    /// As the other node of the cluster of [`NODE`].
+    async fn new(ledger: Rc<Ledger>) -> Coordinator {
+        let first = (NodeId(NODE.0), peer_address_of(NODE));
+        let peers = peer::pose_as(OTHER_NUMBER, first.1).await;
+        let map = peer::map_of(&peers, first).await.expect("a map");
+        Coordinator { peers, map, ledger }
+    }
+
+    fn cores(&self) -> u16 {
+        self.map.node(NodeId(NODE.0)).expect("it is there").cores
     }
 
     fn core_of(&self, key: &[u8]) -> CoreId {
-        Map::one_node(self.cores).core_of(Position::of(key))
+        let mut holders = self.map.holders_of(Position::of(key)).iter();
+        let own = holders.find(|holder| holder.node.0 == NODE.0);
+        own.expect("it holds all keys").core
     }
 
     async fn ask(
@@ -163,22 +127,12 @@ impl Coordinator {
         request: &Request<'_>,
         patience: Duration,
     ) -> Result<OwnedAnswer, Unanswered> {
-        let to = Holder {
-            node: NodeId(NODE.0),
-            core,
-        };
-        let address = PeerAddress {
-            host: &self.host,
-            port: PEER_PORT + core.0,
-        };
-        let answered = self
-            .peers
-            .ask(to, address, request, rt::now() + patience)
-            .await?;
-        if let Answer::StaleEpoch { epoch } = answered.answer.view() {
+        let first = (NodeId(NODE.0), peer_address_of(NODE));
+        let answer = peer::ask(&self.peers, first, core, request, patience).await?;
+        if let Answer::StaleEpoch { epoch } = answer.view() {
             self.peers.set_epoch(epoch);
         }
-        Ok(answered.answer)
+        Ok(answer)
     }
 
     async fn write(&self, number: u64, version: Version, patience: Duration) {
@@ -222,7 +176,7 @@ impl Coordinator {
         let request = Request::Read {
             key: &key,
             want,
-            now: 1000,
+            now: NOW,
         };
         let asked = self.ask(self.core_of(&key), &request, SECOND * 10).await;
         let held = match asked.as_ref().map(OwnedAnswer::view) {
@@ -230,26 +184,29 @@ impl Coordinator {
             Ok(Answer::Failed { .. } | Answer::Busy | Answer::StaleEpoch { .. }) | Err(_) => return,
             Ok(other) => return self.ledger.wrong(format!("{other:?} to a read")),
         };
-        self.ledger.read.set(self.ledger.read.get() + 1);
+        let count = |counter: &Cell<u64>| counter.set(counter.get() + 1);
+        count(&self.ledger.read);
         let version = held.meta.version;
-        let known = self.known(number);
         if version < floor {
             let what = format!("key {number} has {version:?}, though {floor:?} was there");
             return self.ledger.wrong(what);
         }
-        if version == Version::ZERO {
-            return;
-        }
-        if !known.possible.contains_key(&version) && version != known.floor {
-            return self
-                .ledger
-                .wrong(format!("key {number} has {version:?}, which nobody wrote"));
-        }
-        let (meta, value) = record_of(number, version);
-        let wanted = (want == Want::Value && meta.is_live(1000)).then_some(&value[..]);
-        if held.meta != meta || held.value != wanted {
-            let what = format!("key {number} has {:?} instead of {meta:?}", held.meta);
-            return self.ledger.wrong(what);
+        let known = self.known(number);
+        if version != Version::ZERO {
+            if !known.possible.contains_key(&version) && version != known.floor {
+                return self
+                    .ledger
+                    .wrong(format!("key {number} has {version:?}, which nobody wrote"));
+            }
+            let (meta, value) = record_of(number, version);
+            let wanted = (want == Want::Value && meta.is_live(NOW)).then_some(&value[..]);
+            if !is_record(held.meta, meta) || held.value != wanted {
+                let what = format!("key {number} has {:?} instead of {meta:?}", held.meta);
+                return self.ledger.wrong(what);
+            }
+            if !meta.is_live(NOW) {
+                count(&self.ledger.dead);
+            }
         }
         let mut keys = self.ledger.keys.borrow_mut();
         let known = keys.entry(number).or_default();
@@ -298,7 +255,10 @@ impl Coordinator {
                     self.write(number, version, patience).await;
                 }
                 6 => self.read(number, Want::Digest).await,
-                7 => self.clock(CoreId((chance >> 16) as u16 % self.cores)).await,
+                7 => {
+                    self.clock(CoreId((chance >> 16) as u16 % self.cores()))
+                        .await
+                }
                 _ => self.read(number, Want::Value).await,
             }
             rt::sleep(MS * ((chance >> 32) % 5) as u32).await;
@@ -306,21 +266,46 @@ impl Coordinator {
     }
 }
 
-/// What happened: writes done, reads answered, and the world's trace.
-fn run(seed: u64, planted: &[Bug]) -> Verdict<(u64, u64, u64)> {
+/// What happened, and the world's trace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ran {
+    done: u64,
+    read: u64,
+    dead: u64,
+    trace: u64,
+}
+
+/// A world with the node in it, in a cluster of two.
+fn begin(seed: u64, planted: &[Bug]) -> Verdict<(World, Node, quoit::config::Config)> {
     let mut chance = fastrand::Rng::with_seed(seed);
     let mut options = Options::random(seed);
     options.planted = planted.to_vec();
     let world = World::new(options);
     let cores = chance.u16(1..3);
     let config = config(cores, &mut chance);
+    let node = Node::start(&world, &config)?;
+    // The other one joins as a node does; then this test takes its place.
+    let joined = launch(&world, OTHER, &config, &[NODE]);
+    joined.settle(&world, SECOND * 600);
+    if !joined.is_ready() {
+        return Err(format!(
+            "the other node is not let in: {:?}",
+            joined.failure()
+        ));
+    }
+    world.kill_node(OTHER);
+    Ok((world, node, config))
+}
+
+fn run(seed: u64, planted: &[Bug]) -> Verdict<Ran> {
+    let mut chance = fastrand::Rng::with_seed(seed ^ 0x4EA1);
+    let (world, mut node, config) = begin(seed, planted)?;
     let ledger = Rc::new(Ledger::default());
-    let mut node = Node::start(&world, &config)?;
     let asking = Rc::clone(&ledger);
     world.start_node(OTHER, 1, move |_: Core<()>| {
         let ledger = Rc::clone(&asking);
         async move {
-            let coordinator = Rc::new(Coordinator::new(cores, ledger).await);
+            let coordinator = Rc::new(Coordinator::new(ledger).await);
             for _ in 0..6 {
                 let coordinator = Rc::clone(&coordinator);
                 rt::spawn(async move { coordinator.work().await });
@@ -338,51 +323,121 @@ fn run(seed: u64, planted: &[Bug]) -> Verdict<(u64, u64, u64)> {
     node.end(&world, End::Kill)?;
     match ledger.wrong.take() {
         Some(wrong) => Err(wrong),
-        None => Ok((ledger.done.get(), ledger.read.get(), world.trace_hash())),
+        None => Ok(Ran {
+            done: ledger.done.get(),
+            read: ledger.read.get(),
+            dead: ledger.dead.get(),
+            trace: world.trace_hash(),
+        }),
     }
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Else a coordinator would count on what a power cut takes away, or an older record would take the place of a newer one.
+/// Else a coordinator would count on what a power cut takes away, an older record would take the place of a newer one, or
+/// what is deleted would be forgotten while others have what it deleted.
 #[test]
 fn what_a_replica_has_said_holds_and_the_highest_version_wins() {
-    let name = "what_a_replica_has_said_holds_and_the_highest_version_wins";
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("QUOIT_SEEDS").unwrap_or(SEEDS),
+    let test = Test {
+        program: "replica",
+        name: "what_a_replica_has_said_holds_and_the_highest_version_wins",
+        seeds: SEEDS,
+        twice_every: 8,
     };
-    let runs = seeds.end - seeds.start;
-    let (mut done, mut read) = (0, 0);
-    for seed in seeds {
-        let repeat = format!("SEED={seed} cargo test --test replica {name}");
-        let ran = run(seed, &[]).unwrap_or_else(|why| panic!("{repeat}: {why}"));
-        if seed % 8 == 0 {
-            assert_eq!(Ok(ran), run(seed, &[]), "{repeat}: not the same twice");
-        }
-        (done, read) = (done + ran.0, read + ran.1);
-    }
-    println!("{name}, {runs} seeds: {done} writes done, {read} reads");
+    let (ran, _) = test.run(|seed| run(seed, &[]));
+    let sum = |of: fn(&Ran) -> u64| ran.iter().map(of).sum::<u64>();
+    let (done, read) = (sum(|ran| ran.done), sum(|ran| ran.read));
+    let dead = sum(|ran| ran.dead);
+    let runs = ran.len() as u64;
+    println!(
+        "{runs} seeds: {done} writes done, {read} reads, {dead} of what is deleted or has expired"
+    );
     assert!(
         done > 20 * runs && read > 20 * runs,
         "next to nothing was done"
     );
+    if test.is_whole(ran.len()) {
+        assert!(dead > runs, "too little was deleted");
+    }
+}
+
+/// What a node answers that goes by an old map, and a core that does not hold the key; nothing may be done for either.
+async fn be_refused(coordinator: Rc<Coordinator>) -> Verdict {
+    let key = key_of(1);
+    let (home, version) = (
+        coordinator.core_of(&key),
+        Version {
+            clock: 1 << 40,
+            coordinator: 2 << 16,
+        },
+    );
+    let (meta, value) = record_of(1, version);
+    let write = Request::Write(Mutation {
+        meta,
+        key: &key,
+        value: &value,
+    });
+    let read = Request::Read {
+        key: &key,
+        want: Want::Digest,
+        now: NOW,
+    };
+    let epoch = coordinator.map.epoch();
+    for request in [&write, &read, &Request::Clock] {
+        coordinator.peers.set_epoch(epoch - 1);
+        let said = coordinator.ask(home, request, SECOND * 10).await;
+        let said = said.map_err(|why| format!("{why:?} to {request:?}"))?;
+        if said.view() != (Answer::StaleEpoch { epoch }) {
+            return Err(format!("{:?} to {request:?} by an old map", said.view()));
+        }
+    }
+    let elsewhere = CoreId(1 - home.0);
+    for request in [&write, &read] {
+        let said = coordinator.ask(elsewhere, request, SECOND * 10).await;
+        let said = said.map_err(|why| format!("{why:?} to {request:?}"))?;
+        if said.view() != Answer::NotMine {
+            return Err(format!("{:?} of a core that does not hold it", said.view()));
+        }
+    }
+    let said = coordinator.ask(home, &read, SECOND * 10).await;
+    let said = said.map_err(|why| format!("{why:?} to a read"))?;
+    match said.view() {
+        Answer::Holds(held) if held.meta == Meta::ABSENT => Ok(()),
+        other => Err(format!("{other:?}, though all writes were refused")),
+    }
+}
+
+/// Else what is written by an old map could be acknowledged by cores that nobody asks any more, and a coordinator that goes
+/// by one could hear the clocks of none of those who have stored the newest write.
+#[test]
+fn who_goes_by_an_old_map_or_asks_the_wrong_core_is_refused() {
+    for seed in 0..4 {
+        let refused: Rc<RefCell<Option<Verdict>>> = Rc::default();
+        let saying = Rc::clone(&refused);
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let world = World::new(Options::calm(seed));
+        let config = config(2, &mut chance);
+        let _node = Node::start(&world, &config).expect("a node");
+        let joined = launch(&world, OTHER, &config, &[NODE]);
+        joined.settle(&world, SECOND * 600);
+        assert!(joined.is_ready(), "seed {seed}: it is not let in");
+        world.kill_node(OTHER);
+        world.start_node(OTHER, 1, move |_: Core<()>| {
+            let saying = Rc::clone(&saying);
+            async move {
+                let ledger = Rc::new(Ledger::default());
+                let coordinator = Rc::new(Coordinator::new(ledger).await);
+                let said = be_refused(coordinator).await;
+                *saying.borrow_mut() = Some(said);
+            }
+        });
+        world.run_until(|| refused.borrow().is_some(), SECOND * 600);
+        let said = refused.take().expect("the node answers");
+        said.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
 }
 
 /// The bug may also end the node: a store takes no older record in.
 fn finds(bug: Bug) {
-    let found = (0..FINDING_SEEDS).find_map(|seed| {
-        let ran = std::panic::catch_unwind(|| run(seed, &[bug]));
-        match ran {
-            Ok(Ok(_)) => None,
-            Ok(Err(why)) => Some((seed, why)),
-            Err(_) => Some((seed, "a panic".to_owned())),
-        }
-    });
-    let (seed, why) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
-    println!("{bug:?} is found by seed {seed}: {why}");
+    seeds::finds(bug, 0..FINDING_SEEDS, |seed| run(seed, &[bug]));
 }
 
 #[test]
@@ -393,4 +448,9 @@ fn a_replica_that_answers_before_the_sync_is_found() {
 #[test]
 fn an_older_record_that_takes_a_newer_ones_place_is_found() {
     finds(Bug::OlderOverwrites);
+}
+
+#[test]
+fn a_replica_that_forgets_what_is_deleted_though_there_are_others_is_found() {
+    finds(Bug::TombstoneForgotten);
 }

@@ -10,137 +10,98 @@
 mod coordinator;
 #[path = "linear/mod.rs"]
 mod linear;
+#[path = "common/quorums.rs"]
+mod quorums;
+#[path = "common/seeds.rs"]
+mod seeds;
 #[path = "replicas/world.rs"]
 mod world;
 
-use std::collections::BTreeMap;
+use quorums::{Planted, finds, for_seeds, strong, weak};
+use seeds::Test;
+use world::World;
 
-use linear::{Action, Operation, Outcome};
-use world::{Levels, Planted, Tally, World};
+/// What must have happened.
+const ALL: &[&str] = &[
+    "barriers",
+    "crashes",
+    "cuts",
+    "done",
+    "events",
+    "failed",
+    "hedged",
+    "hints",
+    "hints brought home",
+    "lost",
+    "refused",
+    "repairs",
+    "repeated",
+    "unknown",
+    "unsynced lost",
+    "values fetched",
+    "write backs",
+];
 
-/// Seeds of the short form.
-const SEEDS: u64 = 400;
-/// Seeds within which each planted mistake must be found.
-const FINDING_SEEDS: u64 = 3_000;
-
-fn simulate(seed: u64, planted: Option<Planted>) -> Result<Tally, String> {
-    let mut world = World::new(seed, Levels::Strong, planted);
-    world.run()?;
-    linear::check(None, world.history())?;
-    world.converge()?;
-    Ok(world.tally())
-}
-
-/// With ONE among the levels.
-fn simulate_weak(seed: u64) -> Result<Tally, String> {
-    let mut world = World::new(seed, Levels::Any, None);
-    world.run()?;
-    world.converge()?;
-    let mut written: BTreeMap<Option<u64>, Operation> = BTreeMap::new();
-    for operation in world.history() {
-        if let Action::Write(value) = operation.action {
-            written.insert(value, *operation);
-        }
-    }
-    for read in world.history() {
-        let Action::Read(Some(value)) = read.action else {
-            continue;
-        };
-        let is_sound =
-            |write: &Operation| write.outcome != Outcome::Failed && write.asked < read.answered;
-        if !written.get(&Some(value)).is_some_and(is_sound) {
-            return Err(format!("{read:?} of {:?}", written.get(&Some(value))));
-        }
-    }
-    Ok(world.tally())
-}
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    let number = text.parse();
-    Some(number.unwrap_or_else(|_| panic!("{name}={text} is no number")))
-}
-
-fn for_seeds(name: &str, simulate: impl Fn(u64) -> Result<Tally, String>) {
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("QUOIT_SEEDS").unwrap_or(SEEDS),
-    };
-    let runs = seeds.end - seeds.start;
-    let mut total = Tally::default();
-    for seed in seeds {
-        let tally = simulate(seed)
-            .unwrap_or_else(|why| panic!("SEED={seed} cargo test --test replicas {name}: {why}"));
-        if seed % 50 == 0 {
-            assert_eq!(Ok(tally), simulate(seed), "seed {seed}: not deterministic");
-        }
-        total.add(&tally);
-    }
-    println!("{name}, {runs} seeds: {total:?}");
-    if runs >= SEEDS {
-        total.assert_everything_happened();
+fn test(name: &'static str) -> Test {
+    Test {
+        program: "replicas",
+        name,
+        seeds: 400,
+        twice_every: 50,
     }
 }
 
 /// Else a QUORUM read could miss an acknowledged write, or go back to an older one.
 #[test]
 fn quorum_histories_are_linearizable_whatever_fails() {
-    let name = "quorum_histories_are_linearizable_whatever_fails";
-    for_seeds(name, |seed| simulate(seed, None));
+    let test = test("quorum_histories_are_linearizable_whatever_fails");
+    for_seeds(test, ALL, |seed| strong::<World>(seed, None));
 }
 
 /// Else a write at ONE that FAILED could be seen, or replicas could stay different for ever.
 #[test]
 fn at_every_level_what_failed_is_never_seen_and_replicas_converge() {
-    let name = "at_every_level_what_failed_is_never_seen_and_replicas_converge";
-    for_seeds(name, simulate_weak);
-}
-
-fn finds(planted: Planted) {
-    let found =
-        (0..FINDING_SEEDS).find_map(|seed| Some((seed, simulate(seed, Some(planted)).err()?)));
-    let (seed, why) = found.unwrap_or_else(|| panic!("{planted:?} was not found"));
-    let what = why.lines().next().unwrap_or_default();
-    println!("{planted:?} is found by seed {seed}: {what}");
+    let test = test("at_every_level_what_failed_is_never_seen_and_replicas_converge");
+    for_seeds(test, ALL, weak::<World>);
 }
 
 #[test]
 fn a_read_that_does_not_write_back_is_found() {
-    finds(Planted::NoWriteBack);
+    finds::<World>(Planted::NoWriteBack);
 }
 
 #[test]
 fn a_write_that_hears_no_clocks_is_found() {
-    finds(Planted::NoBarrier);
+    finds::<World>(Planted::NoBarrier);
 }
 
 #[test]
 fn a_hint_that_counts_towards_a_quorum_is_found() {
-    finds(Planted::HintCounts);
+    finds::<World>(Planted::HintCounts);
 }
 
 #[test]
 fn a_majority_that_is_one_too_small_is_found() {
-    finds(Planted::SmallMajority);
+    finds::<World>(Planted::SmallMajority);
 }
 
 #[test]
 fn a_write_that_is_sent_again_under_a_new_version_is_found() {
-    finds(Planted::Restamp);
+    finds::<World>(Planted::Restamp);
 }
 
 #[test]
 fn an_acknowledgement_before_the_sync_is_found() {
-    finds(Planted::AckBeforeSync);
+    finds::<World>(Planted::AckBeforeSync);
 }
 
 #[test]
 fn a_timeout_that_is_called_a_failure_is_found() {
-    finds(Planted::TimeoutIsFailure);
+    finds::<World>(Planted::TimeoutIsFailure);
 }
 
 /// A coordinator that restarts with a late clock would choose a version again that it gave to another write.
 #[test]
 fn a_version_that_is_chosen_twice_is_found() {
-    finds(Planted::SameGeneration);
+    finds::<World>(Planted::SameGeneration);
 }

@@ -3,8 +3,11 @@
 //!
 //! A node has one port that all of its cores share, where every key is served, and one port for each
 //! core, where only that core's keys are: of others the client is told where they are ([`judge`]).
-//! What the CLUSTER commands list are the ports of cores ([`Seat`]), whichever port they are asked at.
+//! What the CLUSTER commands list are the ports of cores, and, for the copies that a node has of keys of others, its shared
+//! port ([`Seat`]), whichever port they are asked at. (A port that owned some slots and had copies of others would be one or
+//! the other to most clients, whichever they met first.)
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -21,6 +24,15 @@ pub enum Port {
     Shared,
     /// A port of one core: keys of its own, and "all keys" are those.
     Core,
+}
+
+/// What is served at the port of a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Keys that the core owns.
+    Owned,
+    /// Those of which it has a copy, too: reads of a client that has said READONLY.
+    Held,
 }
 
 /// Why a port of one core does not serve a command.
@@ -69,27 +81,52 @@ pub fn name(node: u16, core: CoreId) -> String {
     format!("{:032x}{node:04x}{:04x}", xxh3_128(&seed), core.0)
 }
 
+/// The name of the shared port of a node, where it has copies of keys of others.
+pub fn name_of_copies(node: u16) -> String {
+    name(node, CoreId(u16::MAX)) // no core has this number
+}
+
 /// Slots from the first to the last, both included.
 pub type Slots = (Slot, Slot);
 
-/// One core, as clients are told of it.
+/// A place to connect to, as clients are told of it: the port of one core, for the keys that it owns, or the shared port of
+/// a node, for its copies of the keys of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seat {
-    /// The node's number.
-    pub node: u16,
-    /// Which core it is.
-    pub core: CoreId,
     /// Its name.
     pub name: String,
     /// Where clients find it.
     pub host: String,
     /// Its port there.
     pub port: u16,
-    /// The slots whose keys it owns, in order.
-    pub slots: Vec<Slots>,
     /// False if it is not asked at the moment.
     pub is_there: bool,
+    /// Of a seat for copies: the seat that owns most of those keys. Clients want to hear of one.
+    pub copies: Option<usize>,
 }
+
+/// Slots, and the seats that have their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The slots.
+    pub slots: Slots,
+    /// Who owns them.
+    pub owner: usize,
+    /// Who has copies and is there.
+    pub replicas: Vec<usize>,
+}
+
+/// All that clients are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Where they can connect to.
+    pub seats: Vec<Seat>,
+    /// In the order of the slots; of those that are missing nobody is there.
+    pub ranges: Vec<Range>,
+}
+
+/// A shard to clients: some slots, and all seats that have their keys, the owner first.
+pub type Group = (Vec<usize>, Vec<Slots>);
 
 impl Seat {
     /// The host, if it is a name rather than an address.
@@ -99,54 +136,147 @@ impl Seat {
     }
 }
 
-/// All cores of `node`, as `map` has them.
-pub fn seats(map: &Map, node: u16, host: &str, port: impl Fn(CoreId) -> u16) -> Vec<Seat> {
+impl Picture {
+    /// Adds a range behind all others.
+    pub fn push(&mut self, range: Range) {
+        match self.ranges.last_mut() {
+            Some(before)
+                if before.slots.1.0 + 1 == range.slots.0.0
+                    && (before.owner, &before.replicas) == (range.owner, &range.replicas) =>
+            {
+                before.slots.1 = range.slots.1;
+            }
+            _ => self.ranges.push(range),
+        }
+    }
+
+    /// The seat with this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.seats.iter().position(|seat| seat.name == name)
+    }
+
+    /// The slots that a seat owns, in runs.
+    pub fn owned_by(&self, seat: usize) -> Vec<Slots> {
+        let mut runs = Vec::new();
+        let own = self.ranges.iter().filter(|range| range.owner == seat);
+        own.for_each(|range| add_run(&mut runs, range.slots));
+        runs
+    }
+
+    /// The seats that have copies of what `owner` owns.
+    pub fn replicas_of(&self, owner: usize) -> BTreeSet<usize> {
+        let own = self.ranges.iter().filter(|range| range.owner == owner);
+        own.flat_map(|range| range.replicas.iter().copied())
+            .collect()
+    }
+
+    /// The slots by who has them. An owner of no slots has a group of its own.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut groups: BTreeMap<Vec<usize>, Vec<Slots>> = BTreeMap::new();
+        for range in &self.ranges {
+            let mut seats = vec![range.owner];
+            seats.extend(&range.replicas);
+            add_run(groups.entry(seats).or_default(), range.slots);
+        }
+        let has_slots: BTreeSet<usize> = groups.keys().map(|seats| seats[0]).collect();
+        for (place, seat) in self.seats.iter().enumerate() {
+            if seat.copies.is_none() && !has_slots.contains(&place) {
+                groups.insert(vec![place], Vec::new());
+            }
+        }
+        groups.into_iter().collect()
+    }
+}
+
+fn add_run(runs: &mut Vec<Slots>, slots: Slots) {
+    match runs.last_mut() {
+        Some(run) if run.1.0 + 1 == slots.0.0 => run.1 = slots.1,
+        _ => runs.push(slots),
+    }
+}
+
+/// All cores of `node`, which is alone, as `map` has them.
+pub fn alone(map: &Map, node: u16, host: &str, port: impl Fn(CoreId) -> u16) -> Picture {
     let seat = |core| Seat {
-        node,
-        core,
         name: name(node, core),
         host: host.to_owned(),
         port: port(core),
-        slots: Vec::new(),
         is_there: true,
+        copies: None,
     };
-    let mut seats: Vec<Seat> = (0..map.cores()).map(CoreId).map(seat).collect();
+    let mut picture = Picture {
+        seats: (0..map.cores()).map(CoreId).map(seat).collect(),
+        ranges: Vec::new(),
+    };
     for run in map.runs() {
-        let slots = (run.first.slot(), run.last.slot());
-        seats[usize::from(run.core.0)].slots.push(slots);
+        picture.push(Range {
+            slots: (run.first.slot(), run.last.slot()),
+            owner: usize::from(run.core.0),
+            replicas: Vec::new(),
+        });
     }
-    seats
+    picture
 }
 
-/// CLUSTER NODES, of core `own` (its node's number, and its own): a line for each core.
-pub fn nodes(seats: &[Seat], own: (u16, CoreId), epoch: u64, now: UnixMillis) -> String {
-    let mut text = String::new();
-    for seat in seats {
-        // Cores know of each other without a bus: its port is 0.
-        let _ = write!(text, "{} {}:{}@0", seat.name, seat.host, seat.port);
-        if let Some(name) = seat.hostname() {
-            let _ = write!(text, ",{name}");
-        }
-        let (flags, heard, link) = match seat.is_there {
-            true if (seat.node, seat.core) == own => ("myself,master", 0, "connected"),
-            true => ("master", now, "connected"),
-            false => ("master,fail", 0, "disconnected"),
+/// CLUSTER NODES, as the seat `own` tells it: a line for each seat.
+pub fn nodes(picture: &Picture, own: &str, epoch: u64, now: UnixMillis) -> String {
+    let seats = 0..picture.seats.len();
+    let lines = seats.map(|seat| line(picture, seat, None, (own, epoch, now)) + "\n");
+    lines.collect()
+}
+
+/// CLUSTER REPLICAS of the seat `owner`: lines of those that have copies of its keys.
+pub fn replicas(
+    picture: &Picture,
+    owner: usize,
+    (own, epoch, now): (&str, u64, UnixMillis),
+) -> Vec<String> {
+    let replicas = picture.replicas_of(owner).into_iter();
+    replicas
+        .map(|seat| line(picture, seat, Some(owner), (own, epoch, now)))
+        .collect()
+}
+
+/// A line of CLUSTER NODES; `of`: whose copies the seat has, if that is the question.
+fn line(
+    picture: &Picture,
+    place: usize,
+    of: Option<usize>,
+    (own, epoch, now): (&str, u64, UnixMillis),
+) -> String {
+    let seat = &picture.seats[place];
+    // Cores know of each other without a bus: its port is 0.
+    let mut text = format!("{} {}:{}@0", seat.name, seat.host, seat.port);
+    if let Some(name) = seat.hostname() {
+        let _ = write!(text, ",{name}");
+    }
+    let of = of.or(seat.copies);
+    let role = match of {
+        Some(_) => "slave",
+        None => "master",
+    };
+    let owner = of.map_or("-", |owner| &picture.seats[owner].name);
+    let (before, behind, heard, link) = match seat.is_there {
+        true if seat.name == own => ("myself,", "", 0, "connected"),
+        true => ("", "", now, "connected"),
+        false => ("", ",fail", 0, "disconnected"),
+    };
+    let _ = write!(
+        text,
+        " {before}{role}{behind} {owner} 0 {heard} {epoch} {link}"
+    );
+    for (first, last) in picture.owned_by(place) {
+        let _ = match first == last {
+            true => write!(text, " {}", first.0),
+            false => write!(text, " {}-{}", first.0, last.0),
         };
-        let _ = write!(text, " {flags} - 0 {heard} {epoch} {link}");
-        for (first, last) in &seat.slots {
-            let _ = match first == last {
-                true => write!(text, " {}", first.0),
-                false => write!(text, " {}-{}", first.0, last.0),
-            };
-        }
-        text.push('\n');
     }
     text
 }
 
 /// CLUSTER INFO: how many slots have somebody who answers, and how many nodes there are.
-pub fn info(seats: &[Seat], epoch: u64) -> String {
-    let runs = seats.iter().flat_map(|seat| &seat.slots);
+pub fn info(picture: &Picture, epoch: u64) -> String {
+    let runs = picture.ranges.iter().map(|range| range.slots);
     let served: u32 = runs
         .map(|(first, last)| u32::from(last.0) - u32::from(first.0) + 1)
         .sum();
@@ -154,15 +284,15 @@ pub fn info(seats: &[Seat], epoch: u64) -> String {
         true => "ok",
         false => "fail",
     };
-    let size = seats.iter().filter(|seat| !seat.slots.is_empty()).count();
+    let owners: BTreeSet<usize> = picture.ranges.iter().map(|range| range.owner).collect();
     let lines = [
         ("cluster_state", state.to_owned()),
         ("cluster_slots_assigned", SLOTS.to_string()),
         ("cluster_slots_ok", served.to_string()),
         ("cluster_slots_pfail", "0".to_owned()),
         ("cluster_slots_fail", (SLOTS - served).to_string()),
-        ("cluster_known_nodes", seats.len().to_string()),
-        ("cluster_size", size.to_string()),
+        ("cluster_known_nodes", picture.seats.len().to_string()),
+        ("cluster_size", owners.len().to_string()),
         ("cluster_current_epoch", epoch.to_string()),
         ("cluster_my_epoch", epoch.to_string()),
         ("cluster_stats_messages_sent", "0".to_owned()),
@@ -239,26 +369,27 @@ mod tests {
         let mut names = BTreeSet::new();
         for node in [0, 1, 2, 256, 65_535] {
             for core in [0, 1, 2, 256, 1023] {
-                let name = name(node, CoreId(core));
+                let name = match core {
+                    1023 => name_of_copies(node),
+                    core => name(node, CoreId(core)),
+                };
                 let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
                 assert!(name.len() == 40 && name.bytes().all(digits), "{name}");
-                assert_eq!(name, super::name(node, CoreId(core)), "it stays the same");
                 assert!(names.insert(name));
             }
         }
     }
 
-    fn seats(cores: u16, host: &str) -> Vec<Seat> {
-        super::seats(&Map::one_node(cores), 1, host, |core| 16379 + core.0)
+    fn alone(cores: u16, host: &str) -> Picture {
+        super::alone(&Map::one_node(cores), 1, host, |core| 16379 + core.0)
     }
 
     #[test]
     fn the_seats_have_every_slot_exactly_once() {
         for cores in [1, 2, 3, 7, 64, 1024] {
-            let mut owned: Vec<Slots> = seats(cores, "::1")
-                .iter()
-                .flat_map(|seat| seat.slots.clone())
-                .collect();
+            let picture = alone(cores, "::1");
+            let seats = 0..picture.seats.len();
+            let mut owned: Vec<Slots> = seats.flat_map(|seat| picture.owned_by(seat)).collect();
             owned.sort();
             let mut next = 0;
             for (first, last) in owned {
@@ -274,28 +405,33 @@ mod tests {
     fn a_line_of_nodes_has_all_of_its_fields() {
         let (one, two) = (name(1, CoreId(0)), name(1, CoreId(1)));
         assert_eq!(
-            nodes(&seats(2, "127.0.0.1"), (1, CoreId(1)), 3, 99),
+            nodes(&alone(2, "127.0.0.1"), &two, 3, 99),
             format!(
                 "{one} 127.0.0.1:16379@0 master - 0 99 3 connected 0-8191\n\
                  {two} 127.0.0.1:16380@0 myself,master - 0 0 3 connected 8192-16383\n"
             )
         );
         assert_eq!(
-            nodes(&seats(1, "kv.example"), (1, CoreId(0)), 1, 0),
+            nodes(&alone(1, "kv.example"), &one, 1, 0),
             format!(
                 "{one} kv.example:16379@0,kv.example myself,master - 0 0 1 connected 0-16383\n"
             )
         );
-        let mut single = seats(1, "::1");
-        single[0].slots = vec![(Slot(7), Slot(7)), (Slot(9), Slot(10))];
-        let line = nodes(&single, (1, CoreId(0)), 1, 0);
+        let mut single = alone(1, "::1");
+        let range = |slots| Range {
+            slots,
+            owner: 0,
+            replicas: Vec::new(),
+        };
+        single.ranges = vec![range((Slot(7), Slot(7))), range((Slot(9), Slot(10)))];
+        let line = nodes(&single, &one, 1, 0);
         assert!(line.contains(" ::1:16379@0 "), "{line}");
         assert!(line.ends_with(" connected 7 9-10\n"), "{line}");
     }
 
     #[test]
     fn info_says_that_all_slots_are_served() {
-        let text = info(&seats(2, "::1"), 5);
+        let text = info(&alone(2, "::1"), 5);
         for line in [
             "cluster_state:ok",
             "cluster_slots_assigned:16384",

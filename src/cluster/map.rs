@@ -16,8 +16,8 @@
 //!
 //! The map is itself the value of a register (`replication/register`), whose holders are its *keepers*; so that no two
 //! changes ever make the same value, each bears its `author`, a number by chance. A map is *open* when its cluster holds
-//! data: until then nodes may join freely, as there is nothing that they would lack. (Texts from before there were these
-//! fields are open, and have no keepers.)
+//! data: until then nodes may join freely, as there is nothing that they would lack. A map that is kept in etcd has no
+//! keepers. (Texts from before there were these fields are open, and have none either.)
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -232,6 +232,12 @@ impl ClusterMap {
     /// Who keeps the map.
     pub fn keepers(&self) -> &Keepers {
         &self.keepers
+    }
+
+    /// The same, kept by none of its nodes, but elsewhere.
+    pub fn kept_elsewhere(mut self) -> ClusterMap {
+        self.keepers = Keepers::default();
+        self
     }
 
     /// The map of the next epoch, kept by `node`, too; `None` if it is no node of it, or keeps it already.
@@ -585,4 +591,4 @@ impl TryFrom<String> for Uuid {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

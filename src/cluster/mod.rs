@@ -5,6 +5,7 @@ pub mod claim;
 pub mod face;
 pub mod faces;
 pub mod gossip;
+pub mod legs;
 pub mod map;
 pub mod member;
 pub mod peers;

@@ -148,14 +148,17 @@ fn describe(info: &str) -> String {
         "0" => "no data yet: nodes can join",
         _ => "it holds data: no more nodes can join",
     };
+    let kept = match get("cluster_map_kept_by") {
+        "etcd" => "in etcd".to_owned(),
+        nodes => format!("by node {}", nodes.replace(' ', ", ")),
+    };
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "cluster {}, epoch {} of its map, which is kept by node {}\n{} nodes; {} of {} replicas of each key; {data}\n",
+        "cluster {}, epoch {} of its map, which is kept {kept}\n{} nodes; {} of {} replicas of each key; {data}\n",
         get("cluster_id"),
         get("cluster_epoch"),
-        get("cluster_map_kept_by").replace(' ', ", "),
         get("cluster_nodes"),
         get("cluster_replicas"),
         get("cluster_replicas_wanted"),

@@ -9,17 +9,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::record::{Place, Record};
+use super::record::{Keeping, Place, Record};
 use super::{Boxed, Said, wish};
 use crate::cluster::map::{ClusterMap, Node, NodeId, Uuid};
 use crate::cluster::ring::{Map, Vnodes};
 use crate::error::{Error, Result};
+use crate::replication::register::State;
 use crate::rt;
 use crate::storage::identity;
 use crate::storage::sealed::{self, Unwritten};
 
 /// Pause before all nodes that were named are asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// Who the node is.
 #[derive(Debug)]
@@ -53,15 +54,8 @@ pub async fn begin(
     node: &Node,
     way: &dyn Knocking,
 ) -> Result<Option<Begun>> {
-    let record = match sealed::settle(dir, sealed::CLUSTER).await? {
-        Some(payload) => Some(Record::decode(&payload).map_err(|why| Error::Corrupt {
-            file: sealed::CLUSTER.path(dir),
-            offset: 0,
-            why,
-        })?),
-        None => None,
-    };
-    let record = match record {
+    let own = Keeping::Register(State::default());
+    let record = match read_record(dir, &own).await? {
         Some(record) if record.place.is_some() => {
             if !join.is_empty() {
                 log::info!(
@@ -79,7 +73,7 @@ pub async fn begin(
             )));
         }
         None if join.is_empty() => return Ok(Some(Begun::Founder(uuid()))),
-        None => introduce(dir).await?,
+        None => introduce(dir, own).await?,
     };
     let newcomer = Node {
         uuid: record.uuid,
@@ -99,6 +93,39 @@ pub async fn begin(
     };
     write(dir, &record).await?;
     Ok(Some(Begun::Member(Box::new(record))))
+}
+
+/// What CLUSTER says, if it is there. The map must be kept where `own` says, for it stays where it is.
+pub(super) async fn read_record(dir: &Path, own: &Keeping) -> Result<Option<Record>> {
+    let Some(payload) = sealed::settle(dir, sealed::CLUSTER).await? else {
+        return Ok(None);
+    };
+    let record = Record::decode(&payload).map_err(|why| Error::Corrupt {
+        file: sealed::CLUSTER.path(dir),
+        offset: 0,
+        why,
+    })?;
+    let refuse = |why: String| {
+        let text = format!(
+            "{} belongs to a node of a cluster whose map {why}. It stays there: start the node so, or another one with \
+             another `dir`",
+            dir.display()
+        );
+        Err(Error::Setup(text))
+    };
+    match (&record.keeping, own) {
+        (Keeping::Register(_), Keeping::Register(_)) => Ok(Some(record)),
+        (Keeping::Etcd(key), Keeping::Etcd(wanted)) if key == wanted => Ok(Some(record)),
+        (Keeping::Register(_), Keeping::Etcd(_)) => refuse(
+            "is kept by its own nodes (`cluster.metadata` = \"register\"), not in etcd".to_owned(),
+        ),
+        (Keeping::Etcd(key), Keeping::Register(_)) => refuse(format!(
+            "is kept in etcd (`cluster.metadata` = \"etcd\"), under {key}, not by its own nodes"
+        )),
+        (Keeping::Etcd(key), Keeping::Etcd(wanted)) => refuse(format!(
+            "is kept in etcd under {key}, not under {wanted} (`cluster.etcd-prefix`)"
+        )),
+    }
 }
 
 /// Which of the node's cores has which keys, by the cluster's map that its directory holds; `None`: it is alone, or
@@ -141,23 +168,24 @@ pub fn uuid_of_cluster(founder: Uuid) -> Uuid {
 }
 
 /// A new node writes down who it is, before anybody else hears of it.
-async fn introduce(dir: &Path) -> Result<Record> {
+pub(super) async fn introduce(dir: &Path, keeping: Keeping) -> Result<Record> {
     match identity::read(dir).await {
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error),
         Ok(_) => {
             return Err(Error::Setup(format!(
-                "{} has been used by a node without `join`: a node joins a cluster with an empty directory",
+                "{} has been used by a node of no such cluster: a node joins a cluster, or founds one in etcd, with an \
+                 empty directory",
                 dir.display()
             )));
         }
     }
-    let record = Record::newcomer(uuid());
+    let record = Record::newcomer(uuid(), keeping);
     write(dir, &record).await?;
     Ok(record)
 }
 
-async fn write(dir: &Path, record: &Record) -> Result<()> {
+pub(super) async fn write(dir: &Path, record: &Record) -> Result<()> {
     let written = sealed::write(dir, sealed::CLUSTER, &record.encode()).await;
     written.map_err(|unwritten| match unwritten {
         Unwritten::Unchanged(error) | Unwritten::Uncertain(error) => error,
@@ -175,29 +203,51 @@ async fn ask_until_let_in(
 ) -> Result<Place> {
     let mut told = String::new();
     loop {
-        for address in join {
-            let why = match way.knock(*address, newcomer.clone()).await {
-                Ok(Said::Map(bytes)) => match place(&bytes, newcomer.uuid) {
-                    Some(place) => return Ok(place),
-                    None => "it has sent a map without this node".to_owned(),
-                },
-                Ok(Said::Refused(why)) | Err(Unheard::Hopeless(why)) => {
-                    return Err(Error::Setup(format!(
-                        "{address} does not let this node into its cluster: {why}"
-                    )));
-                }
-                Ok(Said::Busy) => "not enough nodes of its cluster have answered it".to_owned(),
-                Ok(_) => "its answer is not understood".to_owned(),
-                Err(Unheard::Unreached(why)) => why,
-            };
-            let why = format!("{address} does not let this node in yet: {why}");
-            if why != told {
+        match knock_at_all(join, newcomer, way).await? {
+            Knocked::LetIn(place) => return Ok(place),
+            Knocked::NotYet(why) if why != told => {
                 log::warn!("{why}; asking again");
                 told = why;
             }
+            Knocked::NotYet(_) => {}
         }
         rt::sleep(PAUSE + Duration::from_millis(rt::random() % 500)).await;
     }
+}
+
+/// What has come of knocking at several nodes.
+pub(super) enum Knocked {
+    /// One of them has let the newcomer in.
+    LetIn(Place),
+    /// None has, and it may be tried again.
+    NotYet(String),
+}
+
+/// Asks each of these nodes to let `newcomer` in, until one does. An error: one will not.
+pub(super) async fn knock_at_all(
+    addresses: &[SocketAddr],
+    newcomer: &Node,
+    way: &dyn Knocking,
+) -> Result<Knocked> {
+    let mut reasons = Vec::new();
+    for address in addresses {
+        let why = match way.knock(*address, newcomer.clone()).await {
+            Ok(Said::Map(bytes)) => match place(&bytes, newcomer.uuid) {
+                Some(place) => return Ok(Knocked::LetIn(place)),
+                None => "it has sent a map without this node".to_owned(),
+            },
+            Ok(Said::Refused(why)) | Err(Unheard::Hopeless(why)) => {
+                return Err(Error::Setup(format!(
+                    "{address} does not let this node into its cluster: {why}"
+                )));
+            }
+            Ok(Said::Busy) => "not enough nodes of its cluster have answered it".to_owned(),
+            Ok(_) => "its answer is not understood".to_owned(),
+            Err(Unheard::Unreached(why)) => why,
+        };
+        reasons.push(format!("{address} does not let this node in yet: {why}"));
+    }
+    Ok(Knocked::NotYet(reasons.join("; ")))
 }
 
 fn place(bytes: &bytes::Bytes, own: Uuid) -> Option<Place> {

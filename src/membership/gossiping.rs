@@ -12,6 +12,8 @@ use crate::rt;
 
 /// A newer map comes within this, or is asked for again.
 const FETCH_MAX: Duration = Duration::from_secs(5);
+/// From one that has said that it has it, so soon, or it is asked of the next that says so.
+const TOLD_FETCH_MAX: Duration = Duration::from_millis(500);
 /// However short the rounds are, an answer may take so long.
 const ANSWER_MIN: Duration = Duration::from_secs(1);
 
@@ -66,11 +68,11 @@ impl Membership {
     /// `node` has said that its map is of this epoch.
     pub fn note_epoch(self: &Rc<Self>, node: NodeId, epoch: u64) {
         if epoch <= self.map().epoch() || self.is_fetching.replace(true) {
-            return; // every answer says so until it is here
+            return; // it is told again until it is here
         }
         let membership = Rc::clone(self);
         drop(rt::spawn(async move {
-            membership.fetch(node, epoch, FETCH_MAX).await;
+            membership.fetch(node, epoch, TOLD_FETCH_MAX).await;
             membership.is_fetching.set(false);
         }));
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Membership;
-use super::record::{Place, Record};
+use super::record::{Keeping, Place, Record};
 use crate::replication::register::format;
 use crate::rt::{self, Bug};
 use crate::storage::sealed::{self, Unwritten};
@@ -21,11 +21,11 @@ impl Membership {
             return None;
         }
         let record = self.record.borrow().clone();
-        let mut acceptor = record.acceptor();
+        let mut acceptor = record.acceptor()?;
         let reaction = acceptor.on_request(&request);
         if reaction.is_changed {
             let next = Record {
-                state: acceptor.state().clone(),
+                keeping: Keeping::Register(acceptor.state().clone()),
                 ..record
             };
             if rt::planted(Bug::PromisedUnwritten) {

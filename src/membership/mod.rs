@@ -2,14 +2,15 @@
 //!
 //! Core 0 does all of it and tells the other cores what comes of it, a [`View`]. `begin` finds out who the node is before
 //! it opens its data; then [`Membership`] lives as long as the node. The map is a register kept by up to five of its nodes
-//! (`keeper`: this node's part of it; `proposing`: how it is changed); `gossiping` is who is alive, and that there is a
-//! newer map. What is decided is decided in pure code: `wish`, `cluster/gossip`, `cluster/claim`, `replication/register`.
+//! (`keeper`: this node's part of it; `proposing`: how it is changed), or it is kept in `etcd`; `gossiping` is who is alive, and
+//! that there is a newer map. What is decided is decided in pure code: `wish`, `cluster/gossip`, `cluster/claim`, `replication/register`.
 //!
 //! Invariants: what this node has promised or accepted as a keeper is on disk before it says so (`record`); only maps that
 //! were decided are ever shown; nobody joins a cluster that holds data, and no data is written before that is decided.
 
 mod begin;
 mod ceiling;
+pub mod etcd;
 pub mod gossiping;
 mod keeper;
 pub mod knock;
@@ -30,14 +31,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_lite::future;
 
 use crate::cluster::gossip::Gossip;
 use crate::cluster::map::{ClusterMap, Node, NodeId};
 use crate::cluster::member::{Standing, Timing};
 use crate::replication::register::Ballot;
-use crate::rt;
 use crate::rt::sync::Signal;
-use record::{Place, Record};
+use crate::rt::{self, Bug};
+use etcd::Etcd;
+use record::{Keeping, Place, Record};
 use turn::Turns;
 
 pub use begin::{Begun, Founding, Knocking, Unheard, begin, found, read_map, uuid_of_cluster};
@@ -124,6 +127,8 @@ pub struct Setup {
     pub node: Node,
     /// Of gossip.
     pub timing: Timing,
+    /// Where the map is kept, if not by the cluster's nodes.
+    pub etcd: Option<Etcd>,
     /// The way to the others.
     pub reach: Rc<dyn Reach>,
     /// Is told every new view.
@@ -159,6 +164,12 @@ impl Membership {
             panic!("who was not let in has not begun");
         };
         assert_eq!(setup.node.id, node, "the number that it has");
+        let is_in_etcd = matches!(record.keeping, Keeping::Etcd(_));
+        assert_eq!(
+            setup.etcd.is_some(),
+            is_in_etcd,
+            "the map stays where it is"
+        );
         let generation = (record.generation + 1).max(rt::wall_ms());
         let gossip = Gossip::new(node, generation, setup.timing, &map, rt::now());
         let membership = Rc::new(Membership {
@@ -218,12 +229,15 @@ impl Membership {
         let is_laid_out_anew = map
             .node(self.own())
             .is_some_and(|known| known.cores != self.setup.node.cores);
-        // Where a node is that is alone concerns nobody; the first that joins is told.
-        if map.nodes().len() > 1 || is_laid_out_anew {
+        // Where a node is that is alone concerns nobody; the first that joins is told. But by etcd others find it.
+        if map.nodes().len() > 1 || is_laid_out_anew || self.setup.etcd.is_some() {
             self.come_back();
         }
         self.ask_to_keep();
-        self.gossip().await;
+        match &self.setup.etcd {
+            None => self.gossip().await,
+            Some(etcd) => future::or(self.gossip(), self.follow_etcd(etcd)).await,
+        }
     }
 
     /// `map` was decided, somewhere: goes by it from now on, if it is newer.
@@ -233,7 +247,8 @@ impl Membership {
             log::warn!("a map of another cluster, {}, is ignored", map.cluster());
             return;
         }
-        if map.epoch() <= known.epoch() {
+        let is_older = map.epoch() < known.epoch() && !rt::planted(Bug::OlderMapTaken);
+        if is_older || map.epoch() == known.epoch() {
             return;
         }
         log::info!("{}", describe(&known, &map, self.own()));

@@ -1,5 +1,6 @@
-//! How this node has the map changed: a wish is carried through the register, round by round, until it is granted or
-//! refused by a map that was decided, or until the time is over.
+//! How this node has the map changed: a wish is carried out until it is granted or refused by a map that was decided, or
+//! until the time is over. Here it is carried through the register, round by round; where etcd keeps the map, `etcd/keeping`
+//! does that part.
 //!
 //! One wish at a time, for a node is one proposer. An answer that comes late belongs to its ballot, and does no harm.
 
@@ -16,7 +17,7 @@ use super::wish::{self, MapChange, Verdict, Wish};
 use super::{Ask, Membership, Said};
 use crate::cluster::map::{ClusterMap, Node, NodeId};
 use crate::replication::register::proposer::Step;
-use crate::replication::register::{Answer, HolderId, Holders, Mistake, Proposer, Request, format};
+use crate::replication::register::{Answer, HolderId, Mistake, Proposer, Request, format};
 use crate::rt::sync::Signal;
 use crate::rt::{self, Bug};
 
@@ -25,8 +26,8 @@ pub(super) const WISH_MAX: Duration = Duration::from_secs(8);
 /// So long all keepers may take for one answer; then another round begins.
 const TRIP_MAX: Duration = Duration::from_secs(2);
 /// The pause after a round that was overtaken is chosen below this, and below twice as much after the next.
-const PAUSE: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_millis(640);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE_MAX: Duration = Duration::from_millis(640);
 /// A node that keeps the map, or is known under a new address, only later tries again after this, and half as much by chance.
 const LATER: Duration = Duration::from_secs(5);
 /// So many wait for their turn to have the map changed; others are told that it is busy.
@@ -43,14 +44,16 @@ pub enum Outcome {
     TooFew,
 }
 
-/// How one proposer has ended.
-enum Ended {
+/// How one attempt to have a wish granted has ended, wherever the map is kept.
+pub(super) enum Ended {
     /// This was decided; whether it grants the wish is for it to say.
-    Decided(Bytes),
+    Decided(Box<ClusterMap>),
     /// There is a newer set of keepers.
     Outdated,
     /// The time is over.
     Late,
+    /// It is of no use to try again.
+    Hopeless(String),
 }
 
 /// Answers on their way to the proposer.
@@ -80,17 +83,14 @@ impl Membership {
             if wish.judge(&map) == Verdict::Granted {
                 return Outcome::Granted(map);
             }
-            let Some(holders) = wish::holders(&map) else {
-                return Outcome::Refused("this map is kept by nobody".to_owned());
+            let ended = match &self.setup.etcd {
+                None => self.propose(&wish, &map, deadline).await,
+                Some(etcd) => self.change_in_etcd(etcd, &wish, deadline).await,
             };
-            match self.propose(&wish, holders, deadline).await {
-                Ended::Decided(value) => {
-                    let Some(map) = wish::read(&value) else {
-                        log::error!("what the keepers of the map have decided is no map");
-                        return Outcome::Refused("the map is damaged".to_owned());
-                    };
+            match ended {
+                Ended::Decided(map) => {
                     let verdict = wish.judge(&map);
-                    self.learn(map);
+                    self.learn(*map);
                     if let Verdict::Refused(why) = verdict {
                         return Outcome::Refused(why);
                     }
@@ -98,6 +98,7 @@ impl Membership {
                 }
                 Ended::Outdated => self.look_for_newer_map(deadline).await,
                 Ended::Late => return Outcome::TooFew,
+                Ended::Hopeless(why) => return Outcome::Refused(why),
             }
             if rt::now() >= deadline {
                 return match wish.judge(&self.map()) {
@@ -108,8 +109,11 @@ impl Membership {
         }
     }
 
-    /// Runs rounds with `holders` until something is decided.
-    async fn propose(self: &Rc<Self>, wish: &Wish, holders: Holders, deadline: Duration) -> Ended {
+    /// Runs rounds with the keepers of `map` until something is decided.
+    async fn propose(self: &Rc<Self>, wish: &Wish, map: &ClusterMap, deadline: Duration) -> Ended {
+        let Some(holders) = wish::holders(map) else {
+            return Ended::Hopeless("this map is kept by nobody".to_owned());
+        };
         let change = MapChange {
             wish: wish.clone(),
             author: rt::random(),
@@ -151,10 +155,10 @@ impl Membership {
             };
             match step {
                 Step::Send(next) => request = next,
-                Step::Changed(value) | Step::Moved(value) => return Ended::Decided(value),
-                Step::Kept(Some(value)) => return Ended::Decided(value),
+                Step::Changed(value) | Step::Moved(value) => return decided(&value),
+                Step::Kept(Some(value)) => return decided(&value),
                 Step::InDoubt(Some(value)) if wish::read(&value).is_none() => {
-                    return Ended::Decided(value);
+                    return decided(&value);
                 }
                 // Wishes tell by any map whether they were granted: the next proposer finds out.
                 Step::InDoubt(_) | Step::Outdated(_) => return Ended::Outdated,
@@ -326,8 +330,18 @@ impl Membership {
     }
 }
 
+fn decided(value: &Bytes) -> Ended {
+    match wish::read(value) {
+        Some(map) => Ended::Decided(Box::new(map)),
+        None => {
+            log::error!("what the keepers of the map have decided is no map");
+            Ended::Hopeless("the map is damaged".to_owned())
+        }
+    }
+}
+
 /// Some time below `most`.
-fn by_chance(most: Duration) -> Duration {
+pub(super) fn by_chance(most: Duration) -> Duration {
     let micros = most.as_micros().max(1) as u64;
     Duration::from_micros(rt::random() % micros)
 }

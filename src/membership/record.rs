@@ -1,6 +1,8 @@
 //! What a node knows of its cluster and of its own place in it, as it is kept in the file CLUSTER. Pure.
 //!
-//! payload := uuid u128 | node u16 | generation u64 | state length u32 | state | map length u32 | map
+//! payload := uuid u128 | node u16 | generation u64 | keeping length u32 | keeping | map length u32 | map
+//! keeping := state            which begins with 1: the map is kept by the cluster's own nodes
+//!          | 2 | key          it is kept in etcd, under this key
 //!
 //! Little endian; the file around it is `storage/sealed`. `state` is what the node has promised and accepted as a keeper
 //! of the map (`replication/register/format`), `map` the newest map that it knows to be decided, as JSON. Node 0, without
@@ -11,10 +13,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::cluster::map::{ClusterMap, NodeId, Uuid};
+use crate::config::ETCD_PREFIX_BYTES_MAX;
 use crate::replication::register::{Acceptor, Ballot, State, format};
 use crate::storage::sealed::PAYLOAD_BYTES_MAX;
 
 const FIXED_BYTES: usize = 16 + 2 + 8;
+/// What a `keeping` begins with that names a key in etcd.
+const IN_ETCD: u8 = 2;
+/// Bytes of such a key: the prefix, and what is behind it.
+const KEY_BYTES_MAX: usize = ETCD_PREFIX_BYTES_MAX + 16;
 const _: () = assert!(
     FIXED_BYTES + 2 * (4 + crate::config::MAP_BYTES_MAX) + 1024 < PAYLOAD_BYTES_MAX,
     "two maps have room"
@@ -29,8 +36,17 @@ pub struct Record {
     pub place: Option<Place>,
     /// Of the newest start that others may have heard of.
     pub generation: u64,
-    /// As a keeper of the map.
-    pub state: State<Bytes>,
+    /// Where the map is kept. It stays so.
+    pub keeping: Keeping,
+}
+
+/// Where a cluster's map is kept, and what a node knows of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// By some of the cluster's nodes: what this one has promised and accepted as one of them.
+    Register(State<Bytes>),
+    /// In etcd, under this key.
+    Etcd(String),
 }
 
 /// A node's place in its cluster.
@@ -44,12 +60,12 @@ pub struct Place {
 
 impl Record {
     /// Of a node that is about to ask to be let in.
-    pub fn newcomer(uuid: Uuid) -> Record {
+    pub fn newcomer(uuid: Uuid, keeping: Keeping) -> Record {
         Record {
             uuid,
             place: None,
             generation: 0,
-            state: State::default(),
+            keeping,
         }
     }
 
@@ -62,12 +78,12 @@ impl Record {
         Record {
             uuid,
             generation: 0,
-            state: State {
+            keeping: Keeping::Register(State {
                 set: map.keepers().set,
                 promised: ballot,
                 accepted: ballot,
                 value: Some(map.to_json().into()),
-            },
+            }),
             place: Some(Place {
                 node,
                 map: Arc::new(map),
@@ -75,22 +91,25 @@ impl Record {
         }
     }
 
-    /// The keeper that it describes.
-    pub fn acceptor(&self) -> Acceptor<Bytes> {
-        Acceptor::new(self.state.clone())
+    /// The keeper that it describes; `None`: the map is not kept by nodes.
+    pub fn acceptor(&self) -> Option<Acceptor<Bytes>> {
+        match &self.keeping {
+            Keeping::Register(state) => Some(Acceptor::new(state.clone())),
+            Keeping::Etcd(_) => None,
+        }
     }
 
     /// The record as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let map = self.place.as_ref().map(|place| place.map.to_json());
         let map = map.unwrap_or_default();
-        let state = format::encode_state(&self.state);
+        let keeping = self.keeping.encode();
         let node = self.place.as_ref().map_or(0, |place| place.node.0);
-        let mut out = Vec::with_capacity(FIXED_BYTES + 8 + state.len() + map.len());
+        let mut out = Vec::with_capacity(FIXED_BYTES + 8 + keeping.len() + map.len());
         out.extend_from_slice(&self.uuid.0.to_le_bytes());
         out.extend_from_slice(&node.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
-        for part in [&state[..], map.as_bytes()] {
+        for part in [&keeping[..], map.as_bytes()] {
             out.extend_from_slice(&(part.len() as u32).to_le_bytes());
             out.extend_from_slice(part);
         }
@@ -104,7 +123,7 @@ impl Record {
         let (uuid, rest_of_fixed) = fixed.split_first_chunk().ok_or_else(short)?;
         let (node, generation) = rest_of_fixed.split_first_chunk().ok_or_else(short)?;
         let (generation, _) = generation.split_first_chunk().ok_or_else(short)?;
-        let (state, rest) = part(rest).ok_or_else(short)?;
+        let (keeping, rest) = part(rest).ok_or_else(short)?;
         let (map, rest) = part(rest).ok_or_else(short)?;
         if !rest.is_empty() {
             return Err("there is something behind its end".to_owned());
@@ -128,8 +147,26 @@ impl Record {
             uuid: Uuid(u128::from_le_bytes(*uuid)),
             place,
             generation: u64::from_le_bytes(*generation),
-            state: format::decode_state(state).ok_or("what it has promised is damaged")?,
+            keeping: Keeping::decode(keeping).ok_or("what it has promised is damaged")?,
         })
+    }
+}
+
+impl Keeping {
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Keeping::Register(state) => format::encode_state(state),
+            Keeping::Etcd(key) => [&[IN_ETCD], key.as_bytes()].concat(),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Keeping> {
+        let [IN_ETCD, key @ ..] = bytes else {
+            return Some(Keeping::Register(format::decode_state(bytes)?));
+        };
+        let is_sane = (1..=KEY_BYTES_MAX).contains(&key.len());
+        let key = std::str::from_utf8(key).ok().filter(|_| is_sane)?;
+        Some(Keeping::Etcd(key.to_owned()))
     }
 }
 
@@ -147,10 +184,17 @@ mod tests {
     #[test]
     fn a_record_comes_back_and_nothing_shorter_longer_or_mixed_passes_for_one() {
         let map = ClusterMap::first(Uuid(5), Vnodes::DEFAULT, 3, node(7)).expect("sound");
-        let newcomer = Record::newcomer(Uuid(9));
+        let in_register = Keeping::Register(State::default());
+        let in_etcd = Keeping::Etcd("/quoit/map".to_owned());
+        let newcomer = Record::newcomer(Uuid(9), in_register.clone());
         let mut founder = Record::founder(Uuid(u128::MAX), NodeId(7), map);
         founder.generation = 1 << 40;
-        for record in [newcomer, founder] {
+        let member = Record {
+            keeping: in_etcd.clone(),
+            ..founder.clone()
+        };
+        let other = Record::newcomer(Uuid(9), in_etcd);
+        for record in [newcomer, founder, member, other] {
             let bytes = record.encode();
             assert_eq!(Record::decode(&bytes), Ok(record));
             for cut in 0..bytes.len() {
@@ -162,7 +206,7 @@ mod tests {
             other[16] ^= 7; // the number
             assert!(other[16] == 0 || Record::decode(&other).is_err() || bytes[16] != 0);
         }
-        let mut mixed = Record::newcomer(Uuid(9)).encode();
+        let mut mixed = Record::newcomer(Uuid(9), in_register).encode();
         mixed[16] = 3;
         assert!(Record::decode(&mixed).is_err(), "a number without a map");
     }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::rt::sync::Signal;
+use crate::rt::sync::{Counted, Signal};
 
 /// Something that one task does at a time.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub struct Turn<'a>(&'a Turns);
 impl Turns {
     /// Waits for one's turn.
     pub async fn take(&self) -> Turn<'_> {
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = Counted::new(&self.waiting);
         self.given_up
             .wait_for(|| (!self.is_taken.replace(true)).then_some(()))
             .await;
@@ -35,20 +35,5 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.is_taken.set(false);
         self.0.given_up.wake_all();
-    }
-}
-
-struct Waiting<'a>(&'a Cell<usize>);
-
-impl Waiting<'_> {
-    fn new(count: &Cell<usize>) -> Waiting<'_> {
-        count.set(count.get() + 1);
-        Waiting(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

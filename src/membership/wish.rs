@@ -98,6 +98,9 @@ fn put(map: &ClusterMap, node: Node) -> Verdict {
 /// next.
 fn keep(map: &ClusterMap, node: NodeId) -> Verdict {
     let keepers = map.keepers().nodes.len();
+    if keepers == 0 {
+        return Verdict::Granted; // it is kept elsewhere
+    }
     let is_on_its_way = keepers.is_multiple_of(2) || map.nodes().len() >= keepers + 2;
     let is_wanted = is_on_its_way && keepers < KEEPERS_MAX;
     match map.kept_by(node).filter(|_| is_wanted) {
@@ -257,6 +260,19 @@ mod tests {
             Verdict::Granted,
             "nobody"
         );
+    }
+
+    /// Else a node would try for ever to keep what is kept in etcd.
+    #[test]
+    fn a_map_that_is_kept_elsewhere_wants_no_keepers() {
+        let map = first().kept_elsewhere();
+        assert_eq!(Wish::Keep(NodeId(1)).judge(&map), Verdict::Granted);
+        let two = granted(&map, join(9));
+        assert_eq!(holders(&two), None);
+        assert_eq!(Wish::Keep(NodeId(2)).judge(&two), Verdict::Granted);
+        let open = granted(&two, Wish::Open);
+        let text = Bytes::from(open.to_json());
+        assert_eq!(read(&text), Some(open));
     }
 
     /// Else data would move that nobody moves, or others would look for a node where it was.

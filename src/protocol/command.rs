@@ -69,7 +69,9 @@ pub enum Session<'a> {
     Config(Config<'a>),
     /// Which core has which keys.
     Cluster(Cluster<'a>),
-    /// READONLY, READWRITE, ASKING: accepted; every key has one home, which is asked anyway.
+    /// READONLY (true), READWRITE: whether copies may be read where a core has no more.
+    ReadCopies(bool),
+    /// ASKING: accepted; no key is ever between two nodes.
     Accepted,
     /// Set the levels of this connection's KV commands; none is given: tell them.
     Consistency {
@@ -189,6 +191,8 @@ pub enum Cluster<'a> {
     Info,
     /// The name of the node that answers.
     MyId,
+    /// Who has copies of what the node of this name owns.
+    Replicas(&'a [u8]),
     /// The slot of this key.
     KeySlot(&'a [u8]),
     /// Connections between the nodes: none that a client could see.

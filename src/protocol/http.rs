@@ -1,14 +1,17 @@
-//! HTTP/1.1 to and from bytes: heads of requests, bodies, responses. Pure, and resumable at every byte.
+//! HTTP/1.1 to and from bytes: heads of requests, bodies, responses; and those of others, where a node is the client
+//! itself (`answer`). Pure, and resumable at every byte.
 //!
 //! Where two readers of the same bytes could disagree about where a request ends, the request is refused and the
 //! connection is to be closed ([`Refusal`]): both lengths and chunks, several lengths, lengths that are no plain
 //! number, encodings other than exactly `chunked`, folded lines, lines that do not end with CR LF, a blank before
 //! a colon, no host or two. What is declared is not trusted: memory grows with what has come, up to a bound.
 
+mod answer;
 mod body;
 mod head;
 mod response;
 
+pub use answer::{AnswerHead, read_answer};
 pub use body::{Body, Fed};
 pub use head::{Expected, Framing, Head, HeadLimits, HeadParser, Method, Parsed, Tags};
 pub use response::{CONTINUE, Response, http_date};

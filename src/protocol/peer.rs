@@ -3,7 +3,7 @@
 //! frame  := length u32 | crc u32 | version u8 | kind u8 | id u64 | deadline u32 | epoch u64 | body
 //! length := bytes after the crc; crc := crc32c of them; deadline := milliseconds since the handshake, 0 of an answer
 //!
-//! Little endian; bodies are drawn in `message` and `handshake`. `id` pairs a request with its answer; answers come in any
+//! Little endian; bodies are drawn in `message`, `walk` and `handshake`. `id` pairs a request with its answer; answers come in any
 //! order. `epoch` is that of the sender's cluster map. A connection begins with a handshake, whose frames never change
 //! their form; `version` of all others is the one that it agreed on. Both sides count from its last message, who sends that
 //! from when it does, so a request that the network holds back for long is known to be too late when it comes, whatever
@@ -19,14 +19,16 @@ use std::time::Duration;
 pub mod handshake;
 pub mod message;
 mod owned;
+pub mod walk;
 
 pub use message::{Answer, Certainty, Held, Message, Mutation, Request, Subject, Want};
 pub use owned::{OwnedAnswer, OwnedRequest};
+pub use walk::{Walk, Walked};
 
 /// The newest version of the protocol that is spoken here.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The oldest.
-pub const VERSION_OLDEST: u8 = 1;
+pub const VERSION_OLDEST: u8 = 2;
 /// Of the frames of the handshake, for ever.
 const GREETING_VERSION: u8 = 0;
 

@@ -28,7 +28,7 @@ pub use kick::kicks;
 pub use ring_flags::cooperative_rings;
 pub use uring::{
     CoreOptions, HostReport, check_host, cpu_count, file_to_probe, pins_for, request_stop,
-    reserve_ports, run_cores,
+    reserve_ports, reserve_rows, run_cores,
 };
 
 /// Alignment and granularity of every write: offsets, lengths and memory.
@@ -226,6 +226,12 @@ pub enum Bug {
     NoBarrier,
     /// What was lost on its way to a replica is sent again under another version.
     Restamped,
+    /// A read above ONE returns what it found without bringing a majority to it.
+    NoWriteBack,
+    /// A half of the replicas is taken for a majority.
+    HalfOfReplicas,
+    /// What is asked by an older map is done, by cores too that do not hold the key by the newer one.
+    StaleMapTaken,
     /// Tombstones that hide nothing are dropped though a replica elsewhere may not have heard of them.
     TombstoneForgotten,
     /// A small file that is written anew gets its name before its bytes are synced.
@@ -236,6 +242,12 @@ pub enum Bug {
     HalfOfKeepers,
     /// A node joins though the cluster holds data.
     JoinedLate,
+    /// Who founds a cluster in etcd does not ask etcd whether there is one.
+    CreatedUnchecked,
+    /// A change of the map in etcd of which nothing is known is taken for one that was refused.
+    UnknownIsRefused,
+    /// A map is taken for the newest, whichever epoch it is of.
+    OlderMapTaken,
 }
 
 /// True in a simulated world that has `bug` planted.

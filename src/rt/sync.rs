@@ -1,6 +1,6 @@
 //! Waiting within one core: a signal that wakes tasks to look again, and a slot for one answer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -87,6 +87,23 @@ impl Drop for Place<'_> {
             waiting.places[index] = None;
             waiting.free.push(index);
         }
+    }
+}
+
+/// Counts as one more for as long as it lives.
+pub struct Counted<'a>(&'a Cell<usize>);
+
+impl Counted<'_> {
+    /// One more in `count`.
+    pub fn new(count: &Cell<usize>) -> Counted<'_> {
+        count.set(count.get() + 1);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -3,7 +3,6 @@
 //! Core 0 tells every core each new [`View`]. While it names no other node nothing here is asked at all: the keys are
 //! this node's, and a command costs one look at a flag.
 
-use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -12,19 +11,20 @@ use std::time::Duration;
 use super::Shard;
 use super::replica::CLOCK_MAX;
 use super::siblings::{Job, Said};
+use super::whole::Told;
 use crate::cluster::map::Holder;
 use crate::cluster::peers::{PeerAddress, Peers};
-use crate::cluster::ring::Map;
+use crate::cluster::ring::Vnode;
 use crate::config::{READ_REPAIR_ONE_IN, READ_REPAIRS_MAX};
 use crate::error::{Error, Result};
 use crate::membership::View;
-use crate::protocol::peer::{Answer, Certainty, OwnedRequest, Request, message};
+use crate::protocol::peer::{Answer, Certainty, OwnedRequest, Request, Walk, message};
 use crate::replication::coordinate::{
     Coordinator, Failure, Held, Mutation, Placement, Question, Replicas,
 };
 use crate::replication::quorum::read::Want;
 use crate::replication::quorum::write::Ack;
-use crate::replication::quorum::{Reach, Rules};
+use crate::replication::quorum::{Mistake, Reach, Rules};
 use crate::rt::sync::answer_slot;
 use crate::rt::{self, Bug, Queue};
 use crate::types::{Position, Version};
@@ -55,7 +55,8 @@ impl Shard {
         self.store.keep_deleted(keeps_deleted);
         if let Some(peers) = self.links() {
             peers.set_epoch(view.map.epoch());
-            peers.keep_only(|node| view.map.node(node).is_some());
+            let map = Arc::clone(&view.map);
+            peers.keep_only(move |node| map.node(node).is_some());
         }
         self.cluster.view.replace(Some(view));
     }
@@ -76,6 +77,15 @@ impl Shard {
         self.cluster.is_wide.get()
     }
 
+    /// For a write that began when this node was alone, and was admitted: an error if other nodes have joined while it
+    /// waited, before the cluster held data. It would be on this node only.
+    pub fn refuse_if_widened(&self) -> Result<()> {
+        match self.is_clustered() {
+            true => Err(Error::Unopened),
+            false => Ok(()),
+        }
+    }
+
     /// The newest view; `None` if this node is in no cluster.
     pub fn view(&self) -> Option<Arc<View>> {
         self.cluster.view.borrow().clone()
@@ -83,30 +93,26 @@ impl Shard {
 
     /// True if this very core is a replica of what is at `position`.
     pub fn holds(&self, position: Position) -> bool {
+        self.holds_all(position, position)
+    }
+
+    /// This core, as one of the cluster's; `None` if this node is in no cluster.
+    pub fn holder(&self) -> Option<Holder> {
         let view = self.cluster.view.borrow();
-        view.as_ref().is_some_and(|view| {
-            let holders = view.map.holders_of(position);
-            let own = Holder {
-                node: view.own,
-                core: self.id,
-            };
-            holders.contains(&own)
+        view.as_ref().map(|view| Holder {
+            node: view.own,
+            core: self.id,
         })
     }
 
-    /// Which core of this node has which keys.
-    pub fn key_map(&self) -> Cow<'_, Map> {
-        let view = self.cluster.view.borrow();
-        let view = view.as_ref().filter(|_| self.is_clustered());
-        let map = view.and_then(|view| Map::of_node(&view.map, view.own));
-        map.map_or(Cow::Borrowed(&self.map), Cow::Owned)
-    }
-
-    /// True if this node holds every key of the cluster.
-    pub fn has_all_keys(&self) -> bool {
-        let view = self.cluster.view.borrow();
-        let has_all = |view: &Arc<View>| view.map.copies() == view.map.nodes().len();
-        view.as_ref().is_some_and(has_all)
+    /// True if this very core is a replica of all that is from `first` to `last`.
+    pub fn holds_all(&self, first: Position, last: Position) -> bool {
+        let (view, own) = (self.cluster.view.borrow(), self.holder());
+        view.as_ref().zip(own).is_some_and(|(view, own)| {
+            let vnodes = view.map.vnodes();
+            let mut all = vnodes.of(first).0..=vnodes.of(last).0;
+            all.all(|vnode| view.map.holders(Vnode(vnode)).contains(&own))
+        })
     }
 
     /// Who holds what is at `position`, and how far each is from here.
@@ -127,7 +133,16 @@ impl Shard {
     pub fn coordinator(self: &Rc<Self>) -> &Rc<Coordinator<Way>> {
         self.cluster.coordinator.get_or_init(|| {
             let way = Way(Rc::downgrade(self));
-            Coordinator::new(Rc::new(way), Rules::default())
+            Coordinator::new(Rc::new(way), rules())
+        })
+    }
+
+    /// True if what is at `position` has the holders that it had by `before`.
+    pub fn is_placed_as_by(&self, before: &View, position: Position) -> bool {
+        let view = self.cluster.view.borrow();
+        view.as_ref().is_some_and(|view| {
+            view.map.epoch() == before.map.epoch()
+                || view.map.holders_of(position) == before.map.holders_of(position)
         })
     }
 
@@ -151,9 +166,51 @@ impl Shard {
         });
     }
 
+    /// What `to` tells of `walk`.
+    pub(super) async fn ask_walk(
+        self: &Rc<Self>,
+        to: Holder,
+        walk: Walk<'_>,
+        deadline: Duration,
+    ) -> Came {
+        let way = Way(Rc::downgrade(self));
+        let asked = way.ask(to, Request::Walk(walk), deadline, came);
+        asked.await.unwrap_or(Came::Lost)
+    }
+
     /// When a request that begins now is given up.
     pub fn replica_deadline(&self) -> Duration {
         rt::now() + Duration::from_millis(self.config.replica_timeout_ms)
+    }
+}
+
+/// What came of asking for a page of keys.
+pub(super) enum Came {
+    Told(Told),
+    /// Nothing, but it may be asked again.
+    Again,
+    /// Nothing, and another holder is to be asked.
+    Lost,
+}
+
+fn came(answer: &Answer<'_>) -> Came {
+    match answer {
+        Answer::Walked(page) => Came::Told(Told::of(page)),
+        Answer::Busy | Answer::StaleEpoch { .. } | Answer::NotMine => Came::Again,
+        _ => Came::Lost,
+    }
+}
+
+/// The rules of this node's operations: no others but where a test has planted a mistake.
+fn rules() -> Rules {
+    let mistake = match () {
+        () if rt::planted(Bug::NoWriteBack) => Some(Mistake::NoWriteBack),
+        () if rt::planted(Bug::HalfOfReplicas) => Some(Mistake::SmallMajority),
+        () => None,
+    };
+    Rules {
+        mistake,
+        ..Rules::default()
     }
 }
 
@@ -189,7 +246,8 @@ impl Way {
 }
 
 /// Asks a core of another node. One that has a newer map refuses what is asked by an older one: that map is on its way here,
-/// and if the holder still is one, the question is as good then.
+/// and if the holder still is one, the question is as good then. (Whether the other holders are the same too is for
+/// whoever takes the outcome to see.)
 async fn ask_elsewhere<T>(
     shard: &Shard,
     to: Holder,

@@ -424,7 +424,7 @@ impl Shard {
         let mut redirect = None;
         if let Ok(spec) = &spec {
             session.client.about.borrow_mut().command = spec.last_name();
-            redirect = self.redirect(session.client.port, spec, args);
+            redirect = self.redirect(session, spec, args);
         }
         let parsed = spec.and_then(|spec| spec.parse(args));
         if !session.is_authenticated()

@@ -3,11 +3,13 @@
 
 use super::Shard;
 use super::connection::Client;
-use crate::cluster::face::{self, Port, Redirect, Seat};
-use crate::cluster::faces;
+use super::session::Session;
+use crate::cluster::face::{self, Picture, Port, Redirect, Scope, Seat};
+use crate::cluster::faces::{self, Addresses};
 use crate::cluster::map::{Holder, Node};
+use crate::membership::View;
 use crate::protocol::ArgView;
-use crate::protocol::command::{Cluster, Spec};
+use crate::protocol::command::{Cluster, READONLY, Spec};
 use crate::protocol::reply::Reply;
 use crate::rt;
 use crate::types::{CoreId, Slot};
@@ -26,32 +28,52 @@ fn slots<'a>(spec: &Spec, args: ArgView<'a>) -> impl Iterator<Item = Slot> + use
     keys.filter_map(move |index| args.get(index).map(Slot::of))
 }
 
+/// What a client may ask of a core at its own port.
+fn scope(session: &Session, mut specs: impl Iterator<Item = &'static Spec>) -> Scope {
+    match session.reads_copies && specs.all(|spec| spec.is(READONLY)) {
+        true => Scope::Held,
+        false => Scope::Owned,
+    }
+}
+
 impl Shard {
     /// Why this request is not served at this port, if it is not.
-    pub(super) fn redirect(&self, port: Port, spec: &Spec, args: ArgView<'_>) -> Option<Redirect> {
-        match port {
+    pub(super) fn redirect(
+        &self,
+        session: &Session,
+        spec: &'static Spec,
+        args: ArgView<'_>,
+    ) -> Option<Redirect> {
+        match session.client.port {
             Port::Shared => None,
-            Port::Core => self.judge(slots(spec, args)),
+            Port::Core => {
+                let scope = scope(session, std::iter::once(spec));
+                self.judge(scope, slots(spec, args))
+            }
         }
     }
 
     /// Why these requests, which are one transaction, are not served at this port, if they are not.
     pub(super) fn redirect_all<'a>(
         &self,
-        port: Port,
-        requests: impl Iterator<Item = ArgView<'a>>,
+        session: &Session,
+        requests: impl Iterator<Item = ArgView<'a>> + Clone,
     ) -> Option<Redirect> {
         let known = requests.filter_map(|args| Some((Spec::of(args).ok()?, args)));
-        match port {
+        match session.client.port {
             Port::Shared => None,
             Port::Core => {
+                let on_keys = known
+                    .clone()
+                    .filter(|(spec, args)| slots(spec, *args).next().is_some());
+                let scope = scope(session, on_keys.map(|(spec, _)| spec));
                 let slots = known.flat_map(|(spec, args)| slots(spec, args));
-                self.judge(slots)
+                self.judge(scope, slots)
             }
         }
     }
 
-    fn judge(&self, slots: impl Iterator<Item = Slot>) -> Option<Redirect> {
+    fn judge(&self, scope: Scope, slots: impl Iterator<Item = Slot>) -> Option<Redirect> {
         let Some(view) = self.view().filter(|_| self.is_clustered()) else {
             return face::judge(&self.map, self.id, slots);
         };
@@ -60,7 +82,7 @@ impl Shard {
             core: self.id,
         };
         let is_there = |node| view.may_be_asked(node);
-        faces::judge(&view.map, own, is_there, slots)
+        faces::judge(&view.map, (own, scope), is_there, slots)
     }
 
     /// Counts a command that was not served, and says why in Redis's words.
@@ -95,37 +117,65 @@ impl Shard {
         client: &Client,
         reply: &mut Reply<'_>,
     ) {
-        let node = self.place.node.0;
         let view = self.view().filter(|_| self.is_clustered());
         let epoch = view.as_ref().map_or(self.epoch, |view| view.map.epoch());
-        let seats = || match &view {
-            Some(view) => faces::seats(
-                &view.map,
-                |node| view.may_be_asked(node),
-                |node| self.host_of(node, client),
-                |node| self.first_port_of(node),
-            ),
-            None => {
-                let host = self.host_for(client);
-                face::seats(&self.map, node, &host, |core| self.port_of(core))
-            }
-        };
+        let picture = || self.picture(view.as_deref(), client);
+        let told = |picture: &Picture| (self.name_at(client.port, picture), epoch, rt::wall_ms());
         match question {
-            Cluster::Slots => reply_slots(&seats(), reply),
-            Cluster::Shards => reply_shards(&seats(), reply),
+            Cluster::Slots => reply_slots(&picture(), reply),
+            Cluster::Shards => reply_shards(&picture(), reply),
             Cluster::Nodes => {
-                let text = face::nodes(&seats(), (node, self.id), epoch, rt::wall_ms());
-                reply.verbatim("txt", &text);
+                let picture = picture();
+                let (own, epoch, now) = told(&picture);
+                reply.verbatim("txt", &face::nodes(&picture, &own, epoch, now));
+            }
+            Cluster::Replicas(name) => {
+                let picture = picture();
+                let (own, epoch, now) = told(&picture);
+                let found = picture.find(&String::from_utf8_lossy(name));
+                match found.map(|seat| (seat, picture.seats[seat].copies)) {
+                    None => {
+                        let name = String::from_utf8_lossy(name);
+                        reply.error(&format!("ERR Unknown node {name}"));
+                    }
+                    Some((_, Some(_))) => reply.error("ERR The specified node is not a master"),
+                    Some((owner, None)) => {
+                        let lines = face::replicas(&picture, owner, (&own, epoch, now));
+                        reply.array(lines.len());
+                        lines.iter().for_each(|line| reply.bulk(line.as_bytes()));
+                    }
+                }
             }
             Cluster::Info => {
-                reply.verbatim("txt", &face::info(&seats(), epoch));
+                reply.verbatim("txt", &face::info(&picture(), epoch));
             }
-            Cluster::MyId => {
-                let name = face::name(node, self.id);
-                reply.bulk(name.as_bytes());
-            }
+            Cluster::MyId => reply.bulk(self.name_at(client.port, &picture()).as_bytes()),
             Cluster::KeySlot(key) => reply.integer(i64::from(Slot::of(key).0)),
             Cluster::Links => reply.array(0),
+        }
+    }
+
+    /// What `client` is told of all cores.
+    fn picture(&self, view: Option<&View>, client: &Client) -> Picture {
+        let Some(view) = view else {
+            let (host, node) = (self.host_for(client), self.place.node.0);
+            return face::alone(&self.map, node, &host, |core| self.port_of(core));
+        };
+        let addresses = Addresses {
+            host: |node: &Node| self.host_of(node, client),
+            first_port: |node: &Node| self.first_port_of(node),
+            shared_port: |node: &Node| node.port,
+        };
+        faces::picture(&view.map, |node| view.may_be_asked(node), &addresses)
+    }
+
+    /// The name of who answers at this port.
+    fn name_at(&self, port: Port, picture: &Picture) -> String {
+        let node = self.place.node.0;
+        let of_copies = face::name_of_copies(node);
+        match port {
+            Port::Shared if picture.find(&of_copies).is_some() => of_copies,
+            Port::Shared | Port::Core => face::name(node, self.id),
         }
     }
 
@@ -158,56 +208,70 @@ impl Shard {
     }
 }
 
-/// CLUSTER SLOTS: each range with the node that has it.
-fn reply_slots(seats: &[Seat], reply: &mut Reply<'_>) {
-    let mut ranges: Vec<_> = seats
-        .iter()
-        .flat_map(|seat| seat.slots.iter().map(move |range| (range, seat)))
-        .collect();
-    ranges.sort_by_key(|(range, _)| **range);
-    reply.array(ranges.len());
-    for ((first, last), seat) in ranges {
-        reply.array(3);
+/// CLUSTER SLOTS: each range with its owner, and then those that have copies.
+fn reply_slots(picture: &Picture, reply: &mut Reply<'_>) {
+    reply.array(picture.ranges.len());
+    for range in &picture.ranges {
+        let (first, last) = range.slots;
+        reply.array(3 + range.replicas.len());
         reply.integer(i64::from(first.0));
         reply.integer(i64::from(last.0));
-        reply.array(4);
-        reply.bulk(seat.host.as_bytes());
-        reply.integer(i64::from(seat.port));
-        reply.bulk(seat.name.as_bytes());
-        reply.map(0); // nothing else is known of where it is
+        let seats = std::iter::once(range.owner).chain(range.replicas.iter().copied());
+        for seat in seats.map(|seat| &picture.seats[seat]) {
+            reply.array(4);
+            reply.bulk(seat.host.as_bytes());
+            reply.integer(i64::from(seat.port));
+            reply.bulk(seat.name.as_bytes());
+            reply.map(0); // nothing else is known of where it is
+        }
     }
 }
 
-/// CLUSTER SHARDS: each node with the ranges that it has.
-fn reply_shards(seats: &[Seat], reply: &mut Reply<'_>) {
-    let text = |reply: &mut Reply<'_>, key: &str, value: &str| {
-        reply.bulk(key.as_bytes());
-        reply.bulk(value.as_bytes());
-    };
-    reply.array(seats.len());
-    for seat in seats {
+/// CLUSTER SHARDS: slots that the same seats have, with these.
+fn reply_shards(picture: &Picture, reply: &mut Reply<'_>) {
+    let groups = picture.groups();
+    reply.array(groups.len());
+    for (seats, slots) in groups {
         reply.map(2);
         reply.bulk(b"slots");
-        reply.array(2 * seat.slots.len());
-        for (first, last) in &seat.slots {
+        reply.array(2 * slots.len());
+        for (first, last) in slots {
             reply.integer(i64::from(first.0));
             reply.integer(i64::from(last.0));
         }
         reply.bulk(b"nodes");
-        reply.array(1);
-        let hostname = seat.hostname();
-        reply.map(7 + usize::from(hostname.is_some()));
-        text(reply, "id", &seat.name);
-        reply.bulk(b"port");
-        reply.integer(i64::from(seat.port));
-        text(reply, "ip", &seat.host);
-        text(reply, "endpoint", &seat.host);
-        if let Some(name) = hostname {
-            text(reply, "hostname", name);
-        }
-        text(reply, "role", "master");
-        reply.bulk(b"replication-offset");
-        reply.integer(0);
-        text(reply, "health", "online");
+        reply.array(seats.len());
+        seats
+            .iter()
+            .for_each(|seat| reply_seat(&picture.seats[*seat], reply));
     }
+}
+
+fn reply_seat(seat: &Seat, reply: &mut Reply<'_>) {
+    let text = |reply: &mut Reply<'_>, key: &str, value: &str| {
+        reply.bulk(key.as_bytes());
+        reply.bulk(value.as_bytes());
+    };
+    let hostname = seat.hostname();
+    reply.map(7 + usize::from(hostname.is_some()));
+    text(reply, "id", &seat.name);
+    reply.bulk(b"port");
+    reply.integer(i64::from(seat.port));
+    text(reply, "ip", &seat.host);
+    text(reply, "endpoint", &seat.host);
+    if let Some(name) = hostname {
+        text(reply, "hostname", name);
+    }
+    let role = match seat.copies {
+        Some(_) => "replica",
+        None => "master",
+    };
+    text(reply, "role", role);
+    reply.bulk(b"replication-offset");
+    reply.integer(0);
+    let health = match seat.is_there {
+        true => "online",
+        false => "failed",
+    };
+    text(reply, "health", health);
 }

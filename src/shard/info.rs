@@ -8,7 +8,7 @@ use super::report::{Report, total};
 use super::session::REDIS_VERSION;
 use crate::cluster::face::Port;
 use crate::cluster::map::State;
-use crate::config::DurabilityName;
+use crate::config::{DurabilityName, Metadata};
 use crate::membership::gossiping;
 use crate::protocol::ArgView;
 use crate::rt;
@@ -192,7 +192,11 @@ fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
     line(out, "cluster_replicas", map.copies());
     line(out, "cluster_replicas_wanted", map.replicas());
     line(out, "cluster_holds_data", u8::from(map.is_open()));
-    line(out, "cluster_map_kept_by", keepers.join(" "));
+    let kept_by = match shard.config.cluster.metadata {
+        Metadata::Register => keepers.join(" "),
+        Metadata::Etcd => "etcd".to_owned(),
+    };
+    line(out, "cluster_map_kept_by", kept_by);
     line(out, "cluster_nodes", map.nodes().len());
     for node in map.nodes() {
         let standing = match view.standings.get(&node.id) {

@@ -1,4 +1,5 @@
-//! Commands about the whole store, on one core's part of it: SCAN, KEYS, DBSIZE, RANDOMKEY.
+//! Commands about the whole store, on one core's part of it: SCAN, KEYS, DBSIZE, RANDOMKEY. (Of a node that is alone; `whole`
+//! is about all nodes of a cluster.)
 //!
 //! A SCAN cursor is the position to go on at, so it needs no state here and outlives restarts: a
 //! page ends between two positions. Each page is one core's; the caller asks the core that owns the
@@ -42,12 +43,17 @@ impl Shard {
             StoreCommand::Scan(scan) => self.scan_page(snapshot, scan, port, to).await?,
             StoreCommand::Keys { pattern } => {
                 let wanted = |key: &[u8]| glob::matches(pattern, key);
-                let keys = self.keys_in(snapshot, WHOLE, u64::MAX, wanted, to.now);
-                reply_keys(keys.await?.as_deref(), to);
+                let keys = self
+                    .keys_in(snapshot, WHOLE, u64::MAX, wanted, to.now)
+                    .await?;
+                reply_keys(keys.as_deref(), &mut Reply::new(to.out, to.protocol));
             }
             StoreCommand::KeysInSlot { slot, count } => {
-                let keys = self.keys_in(snapshot, within(*slot), *count, |_| true, to.now);
-                reply_keys(keys.await?.as_deref(), to);
+                let range = within(*slot);
+                let keys = self
+                    .keys_in(snapshot, range, *count, |_| true, to.now)
+                    .await?;
+                reply_keys(keys.as_deref(), &mut Reply::new(to.out, to.protocol));
             }
             StoreCommand::Size => count_in(snapshot, WHOLE, to).await?,
             StoreCommand::CountInSlot(slot) => count_in(snapshot, within(*slot), to).await?,
@@ -73,7 +79,7 @@ impl Shard {
     ) -> Result<()> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         let mut next = 0u64;
-        let map = self.key_map();
+        let map = &self.map;
         let run_from = |position| match port {
             Port::Shared => Some(map.run_of(position)),
             Port::Core => map.run_from(self.id, position),
@@ -167,8 +173,8 @@ const WHOLE: Range = (Position(0), Position(u32::MAX));
 const SWEEP_ENTRIES: usize = 2000;
 const SWEEP_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
-fn reply_keys(keys: Option<&[Vec<u8>]>, to: &mut Replying<'_>) {
-    let mut reply = Reply::new(to.out, to.protocol);
+/// Replies with `keys`; `None`: they are too many.
+pub(super) fn reply_keys(keys: Option<&[Vec<u8>]>, reply: &mut Reply<'_>) {
     match keys {
         Some(keys) => {
             reply.array(keys.len());

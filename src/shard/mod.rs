@@ -33,6 +33,8 @@ mod settings;
 mod siblings;
 mod start;
 mod transaction;
+mod walk;
+mod whole;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +60,7 @@ use latch_table::LatchTable;
 use place::Place;
 use siblings::{Job, Message, Said, Siblings};
 use transaction::{Refused, Reserved, Token};
+use walk::Walks;
 
 pub use connection::{Buffer, Client};
 pub use directory::open_store;
@@ -79,6 +82,7 @@ pub struct Shard {
     latches: Rc<LatchTable>,
     siblings: Siblings,
     cluster: Cluster,
+    walks: Walks,
     place: Place,
     /// Transactions for which latches are reserved here.
     reserved: RefCell<BTreeMap<Token, Reserved>>,

@@ -15,8 +15,9 @@ use super::{NodeFacts, Shard, Stage, directory};
 use crate::cluster::map::{Node, NodeId, State, Uuid};
 use crate::cluster::member::Timing;
 use crate::cluster::ring::Vnodes;
-use crate::config::Config;
+use crate::config::{Config, Metadata};
 use crate::error::{Error, Result};
+use crate::membership::etcd::{Etcd, begin_in_etcd};
 use crate::membership::knock::Door;
 use crate::membership::{
     self, Ask, Begun, Ceiling, Founding, Membership, Reach, Said as Answered, Setup, View,
@@ -107,7 +108,14 @@ pub async fn begin(config: &Config, facts: &NodeFacts, cores: u16) -> Result<Opt
     let door = Door {
         key: facts.cluster_key.clone(),
     };
-    let Some(begun) = membership::begin(&config.dir, &facts.join, &node, &door).await? else {
+    let begun = match Etcd::of(config) {
+        None => membership::begin(&config.dir, &facts.join, &node, &door).await?,
+        Some(etcd) => {
+            let how = founding(config, false);
+            begin_in_etcd(&config.dir, &etcd, how, &node, &door).await?
+        }
+    };
+    let Some(begun) = begun else {
         return Ok(None);
     };
     let (number, cluster) = match &begun {
@@ -145,10 +153,20 @@ pub async fn begin(config: &Config, facts: &NodeFacts, cores: u16) -> Result<Opt
     }))
 }
 
+/// What a cluster is to be that this node founds.
+fn founding(config: &Config, is_open: bool) -> Founding {
+    Founding {
+        vnodes: Vnodes::new(config.vnodes).unwrap_or(Vnodes::DEFAULT),
+        replicas: config.replicas,
+        is_open,
+    }
+}
+
 /// The directory is that of `node`. Whoever says nothing of the number means that of the directory.
 fn refuse_other_node(config: &Config, NodeId(node): NodeId) -> Result<()> {
     let says_nothing = config.node_id == Config::default().node_id;
-    match says_nothing || config.node_id == node || !config.join.is_empty() {
+    let is_given = !config.join.is_empty() || config.cluster.metadata == Metadata::Etcd;
+    match says_nothing || config.node_id == node || is_given {
         true => Ok(()),
         false => Err(Error::Setup(format!(
             "cannot use the data directory {}: it belongs to node {node}, this is node {}",
@@ -200,11 +218,7 @@ impl Shard {
             Begun::Founder(uuid) => {
                 node.uuid = uuid;
                 let founder = with_some_host(node.clone());
-                let how = Founding {
-                    vnodes: Vnodes::DEFAULT,
-                    replicas: self.config.replicas,
-                    is_open: self.has_data().await,
-                };
+                let how = founding(&self.config, self.has_data().await);
                 membership::found(&self.config.dir, uuid, founder, how).await?
             }
         };
@@ -220,6 +234,7 @@ impl Shard {
             dir: self.config.dir.clone(),
             node,
             timing: timing(&self.config),
+            etcd: Etcd::of(&self.config),
             reach,
             tell: Box::new(move |view| tell_all(&shard, view)),
         };

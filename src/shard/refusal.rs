@@ -45,7 +45,7 @@ impl Told {
             Error::Unopened => (
                 "MISCONF",
                 "Before its first write a cluster has to agree that it holds data, and too few of the nodes that keep \
-                 its map have answered: this write was refused and changed nothing. The next one tries again.",
+                 its map, or not the etcd that does, have answered: this write was refused and changed nothing. The next one tries again.",
             ),
             Error::Busy => ("BUSY", "Too much work is queued. Nothing was done."),
             Error::Unavailable { need, live } => {

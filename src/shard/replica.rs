@@ -1,8 +1,11 @@
-//! What a core does as a replica: stores what coordinators send, says what it holds, tells its clock.
+//! What a core does as a replica: stores what coordinators send, says what it holds, tells its clock. (`walk` tells of keys.)
 //!
 //! A mutation is stored if it is above what the core has of its key, under the key's latch: the order of versions alone
 //! decides, not that of arrival, and what comes twice changes nothing. It is `Done` when it is synced, or the newer record
 //! that is there instead. A failure says whether the mutation may have been stored. Nothing is begun past the deadline.
+//!
+//! A core answers only for keys that it holds by the map that it has when it answers: a mutation may have waited for its
+//! admission while the cluster formed, and the map that it came by is then another.
 //!
 //! Records that are deleted or expired are told with their versions: a tombstone is not the absence of a record.
 
@@ -20,14 +23,14 @@ use crate::rt::{self, Bug};
 use crate::storage::record::{KeyRef, Record};
 use crate::storage::wal::Admission;
 use crate::storage::{Batch, Found, Lookup, Peek, Want};
-use crate::types::{Lsn, Meta, UnixMillis};
+use crate::types::{Lsn, Meta, Position, UnixMillis};
 
 /// No clock is ever so far ahead: a version beyond would leave none above it.
 pub(super) const CLOCK_MAX: u64 = 1 << 63;
-const TOO_LATE: &str = "the deadline has passed";
+pub(super) const TOO_LATE: &str = "the deadline has passed";
 
 /// Where an answer goes.
-trait Give: FnOnce(&Answer<'_>) + 'static {}
+pub(super) trait Give: FnOnce(&Answer<'_>) + 'static {}
 
 impl<F: FnOnce(&Answer<'_>) + 'static> Give for F {}
 
@@ -41,16 +44,16 @@ enum Attempt {
 }
 
 /// A mutation could not be stored.
-struct Failure(Certainty, String);
+pub(super) struct Failure(Certainty, String);
 
 impl Failure {
-    fn not_done(why: impl ToString) -> Failure {
+    pub(super) fn not_done(why: impl ToString) -> Failure {
         Failure(Certainty::NotDone, why.to_string())
     }
 }
 
 impl Shard {
-    /// Answers `request` (Write, Read, Clock or Ping) as a replica, from whichever core or node it comes; `give` is called
+    /// Answers `request` (Write, Read, Walk, Clock or Ping) as a replica, from whichever core or node it comes; `give` is called
     /// once, now or later, unless the core ends before. Past `deadline` (of [`rt::now`]) nothing is begun any more.
     pub fn serve_replica(
         self: &Rc<Self>,
@@ -59,10 +62,16 @@ impl Shard {
         give: impl FnOnce(&Answer<'_>) + 'static,
     ) {
         match *request {
+            Request::Write(Mutation { key, .. }) | Request::Read { key, .. }
+                if self.is_others(Position::of(key)) =>
+            {
+                give(&Answer::NotMine);
+            }
             Request::Write(mutation) => self.store_mutation(mutation, deadline, give),
             Request::Read { key, want, now } => {
                 self.tell_record(KeyRef::of(key), (want, now), deadline, give);
             }
+            Request::Walk(walk) => self.tell_walk(walk, deadline, give),
             Request::Clock => give(&Answer::Clock(self.clock.borrow().last())),
             Request::Ping => give(&Answer::Pong),
             Request::Hint { .. }
@@ -125,6 +134,11 @@ impl Shard {
         }
     }
 
+    /// True if what is at `position` has its replicas elsewhere.
+    fn is_others(&self, position: Position) -> bool {
+        self.is_clustered() && !self.holds(position) && !rt::planted(Bug::StaleMapTaken)
+    }
+
     /// Why a mutation is none that a coordinator sends; the sizes were checked where it came to the cluster.
     fn cannot_be(&self, mutation: &Mutation<'_>) -> Option<&'static str> {
         let limits = &self.config.limits;
@@ -178,6 +192,11 @@ impl Shard {
         };
         let admitted = before(deadline, self.store.wait_admitted(&batch)).await;
         admitted.ok_or_else(late)?.map_err(Failure::not_done)?;
+        if self.is_others(position) {
+            return Err(Failure::not_done(
+                "this core does not hold the key any more",
+            ));
+        }
         Ok(self.store.write_batch(batch))
     }
 
@@ -259,7 +278,7 @@ fn is_superseded(found: Option<&Found>, meta: Meta) -> Option<Lsn> {
     (!stores_it).then_some(found.lsn)
 }
 
-fn give_failure(give: impl Give, Failure(certainty, why): &Failure) {
+pub(super) fn give_failure(give: impl Give, Failure(certainty, why): &Failure) {
     give(&Answer::failed(*certainty, why));
 }
 
@@ -279,7 +298,7 @@ fn give_held(give: impl Give, found: Option<&Found>, (want, now): (peer::Want, U
 }
 
 /// What `future` gives before `deadline`.
-async fn before<T>(deadline: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn before<T>(deadline: Duration, future: impl Future<Output = T>) -> Option<T> {
     let late = async {
         let left = deadline.saturating_sub(rt::now());
         rt::sleep(left).await;

@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::Shard;
 use super::evaluate::{Current, Effect, evaluate};
@@ -17,12 +18,13 @@ use super::kv_command::Levels;
 use super::plan::single_part;
 use super::refusal::reply_refusal;
 use crate::error::{Error, Result};
+use crate::membership::View;
 use crate::protocol::command::{Command, KeyCommand, KeyOp, NewExpiry, StoreCommand, parse};
 use crate::protocol::reply::{Protocol, Reply};
 use crate::protocol::resp::OwnedArgs;
 use crate::replication::coordinate::{Change, Held};
-use crate::rt;
 use crate::rt::sync::Signal;
+use crate::rt::{self, Bug};
 use crate::types::{KeyHash, Level, Position, UnixMillis};
 
 /// Parts of one command that are under way at once.
@@ -45,27 +47,11 @@ impl Kind {
     /// The kind of `op`.
     pub fn of(op: &KeyOp<'_>) -> Kind {
         match op {
-            KeyOp::Get
-            | KeyOp::Length
-            | KeyOp::GetRange { .. }
-            | KeyOp::Exists
-            | KeyOp::Touch
-            | KeyOp::Type
-            | KeyOp::Expiry(_)
-            | KeyOp::Encoding
-            | KeyOp::MemoryUsage { .. }
-            | KeyOp::GetExpire(Ok(NewExpiry::Keep)) => Kind::Read,
-            KeyOp::Set(_) if !op.needs_current() => Kind::Write,
+            KeyOp::GetExpire(Ok(NewExpiry::Keep)) => Kind::Read, // of a GETEX that changes nothing
             KeyOp::Delete => Kind::Delete,
-            KeyOp::Set(_)
-            | KeyOp::GetDelete
-            | KeyOp::GetExpire(_)
-            | KeyOp::Append(_)
-            | KeyOp::SetRange { .. }
-            | KeyOp::Add(_)
-            | KeyOp::AddFloat(_)
-            | KeyOp::Expire(_)
-            | KeyOp::Persist => Kind::NeedsOrder,
+            op if !op.is_write() => Kind::Read,
+            op if !op.needs_current() => Kind::Write,
+            _ => Kind::NeedsOrder,
         }
     }
 }
@@ -268,24 +254,49 @@ impl Shard {
         level: Level,
         now: UnixMillis,
     ) -> Result<Held> {
-        let placement = self.placement(Position::of(key));
+        let position = Position::of(key);
         let deadline = self.replica_deadline();
         let coordinator = self.coordinator();
         if level == Level::One {
             self.repair_now_and_then(key);
         }
-        let read = coordinator.read(placement, level, key.to_vec(), now, deadline);
-        Ok(read.await?)
+        loop {
+            let (view, placement) = (self.view(), self.placement(position));
+            let read = coordinator.read(placement, level, key.to_vec(), now, deadline);
+            let held = read.await?;
+            if self.is_as_asked(view, level, position) {
+                return Ok(held);
+            }
+            if rt::now() >= deadline {
+                return Err(Error::Unanswered);
+            }
+        }
+    }
+
+    /// True if an operation at `level` that began by `view` has asked those who hold what is at `position` now. Else it may
+    /// have heard some by an older map and some by a newer one, and what two majorities of these have in common is nothing.
+    fn is_as_asked(&self, view: Option<Arc<View>>, level: Level, position: Position) -> bool {
+        level == Level::One
+            || rt::planted(Bug::StaleMapTaken)
+            || view.is_some_and(|view| self.is_placed_as_by(&view, position))
     }
 
     /// Makes `change` at `level`.
-    async fn write_replicas(self: &Rc<Self>, change: Change, level: Level) -> Result<Written> {
-        let placement = self.placement(Position::of(&change.key));
+    pub(super) async fn write_replicas(
+        self: &Rc<Self>,
+        change: Change,
+        level: Level,
+    ) -> Result<Written> {
+        let position = Position::of(&change.key);
+        let (view, placement) = (self.view(), self.placement(position));
         let (expiry, deadline) = (change.expiry, self.replica_deadline());
         let coordinator = self.coordinator();
         let written = coordinator
             .write(placement, level, change, deadline)
             .await?;
+        if !self.is_as_asked(view, level, position) {
+            return Err(Error::InDoubt);
+        }
         Ok(Written {
             version: written.version,
             expiry,

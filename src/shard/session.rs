@@ -46,6 +46,8 @@ pub struct Session {
     watches: Vec<Watched>,
     /// Of its commands.
     pub levels: Levels,
+    /// It has said READONLY: at the port of a core it may read what that core has a copy of.
+    pub reads_copies: bool,
 }
 
 /// Commands since MULTI.
@@ -84,6 +86,7 @@ impl Session {
             multi: None,
             watches: Vec::new(),
             levels: Levels::configured(config),
+            reads_copies: false,
         }
     }
 
@@ -184,6 +187,10 @@ impl Session {
                 self.watches.clear();
                 round.reply(|reply| reply.ok());
             }
+            SessionCommand::ReadCopies(reads) => {
+                self.reads_copies = *reads;
+                round.reply(|reply| reply.ok());
+            }
             SessionCommand::Exec => {
                 round.reply(|reply| reply.error("ERR EXEC without MULTI"));
             }
@@ -282,6 +289,7 @@ impl Session {
         self.multi = None;
         self.watches.clear();
         self.levels = Levels::configured(config);
+        self.reads_copies = false;
         *self.client.about.borrow_mut() = About {
             protocol: 2,
             ..About::default()
@@ -292,7 +300,6 @@ impl Session {
 /// What a queued argument costs besides its bytes.
 const ARG_BYTES: usize = 16;
 const QUEUE_TOO_LARGE: &str = "ERR The transaction is larger than limits.request-max";
-const NOT_ALL_KEYS: &str = "ERR This node holds a part of the cluster's keys, and asking all nodes for theirs is not there yet";
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
 /// Commands that [`Session::answer_simply`] answers.
@@ -359,7 +366,7 @@ impl Shard {
         let command = match parse(args.view()) {
             Ok(Command::Session(command)) => command,
             Ok(Command::Store(command)) => {
-                let reply = self.run_store(args, &command, session.asker()).await;
+                let reply = self.run_store(args, &command, session).await;
                 out.extend_from_slice(&reply);
                 return Next::GoOn;
             }
@@ -511,7 +518,7 @@ impl Shard {
         session.client.about.borrow_mut().queued = None;
         let protocol = session.protocol;
         let queued = multi.queued.iter().map(OwnedArgs::view);
-        if let Some(redirect) = self.redirect_all(session.client.port, queued) {
+        if let Some(redirect) = self.redirect_all(session, queued) {
             let text = self.tell_redirect(redirect, &session.client);
             return Reply::new(out, protocol).error(&text);
         }
@@ -574,7 +581,7 @@ impl Shard {
             match &command {
                 Command::Session(_) => self.answer_queued(session, args, out).await,
                 Command::Store(command) => {
-                    out.extend_from_slice(&self.run_store(args, command, session.asker()).await);
+                    out.extend_from_slice(&self.run_store(args, command, session).await);
                 }
                 command => {
                     let round = Round::new(session.protocol, Vec::new());
@@ -607,6 +614,10 @@ impl Shard {
         }
         match command {
             SessionCommand::Unwatch => Reply::new(out, session.protocol).ok(),
+            SessionCommand::ReadCopies(reads) => {
+                session.reads_copies = reads;
+                Reply::new(out, session.protocol).ok();
+            }
             SessionCommand::Consistency { read, write } => {
                 session.consistency(read, write, &mut Reply::new(out, session.protocol));
             }
@@ -689,26 +700,20 @@ impl Shard {
         self: &Rc<Self>,
         args: &OwnedArgs,
         command: &StoreCommand<'_>,
-        asker: Asker,
+        session: &Session,
     ) -> Vec<u8> {
+        let (levels, asker) = (session.levels, session.asker());
+        if self.is_clustered() {
+            return self.run_whole(command, levels, asker).await;
+        }
         let protocol = asker.protocol;
-        if self.is_clustered() && !self.has_all_keys() {
-            let mut out = Vec::new();
-            Reply::new(&mut out, protocol).error(NOT_ALL_KEYS);
-            return out;
-        }
-        if self.is_clustered() && matches!(command, StoreCommand::Flush) {
-            let mut out = Vec::new();
-            reply_refusal(&Error::NeedsOrder, &mut Reply::new(&mut out, protocol));
-            return out;
-        }
         if matches!(command, StoreCommand::Flush) {
             return match self.run_alone(args.clone(), asker).await {
                 Ok(reply) => reply,
                 Err(refused) => reply_refused(&refused, protocol),
             };
         }
-        let plan = Plan::of(&self.key_map(), self.id, vec![args.clone()], asker);
+        let plan = Plan::of(&self.map, self.id, vec![args.clone()], asker);
         self.counters.borrow_mut().crossed += plan.crossing(self.id);
         let mut replies = std::collections::BTreeMap::new();
         let asked: Vec<_> = plan

@@ -14,6 +14,7 @@ use super::links::Way;
 use super::place::{self, Beginning, Claim, Place};
 use super::report::Counters;
 use super::siblings::{Job, Message, Said, Siblings};
+use super::walk::Walks;
 use super::{Shard, Stage, directory};
 use crate::cluster::face::Port;
 use crate::cluster::ring::Map;
@@ -158,6 +159,7 @@ fn make(
         latches: Rc::default(),
         siblings,
         cluster: Cluster::default(),
+        walks: Walks::default(),
         reserved: RefCell::new(BTreeMap::new()),
         token_next: Cell::new(0),
         prepared_before: prepared,

@@ -162,10 +162,9 @@ impl Shard {
     }
 
     async fn wait_admitted(&self, batch: &Batch) -> Result<(), Refused> {
-        self.store
-            .wait_admitted(batch)
-            .await
-            .map_err(Refused::Failed)
+        let admitted = self.store.wait_admitted(batch).await;
+        let may_be_made = admitted.and_then(|()| self.refuse_if_widened());
+        may_be_made.map_err(Refused::Failed)
     }
 
     /// `Job::Reserve`.
@@ -202,7 +201,8 @@ impl Shard {
             }
             Outcome::Prepare(transaction, cores) => {
                 let admitted = self.store.wait_part_admitted(&batch).await;
-                admitted.map_err(Refused::Failed)?;
+                let may_be_made = admitted.and_then(|()| self.refuse_if_widened());
+                may_be_made.map_err(Refused::Failed)?;
                 let lsn = self.store.prepare(transaction, &cores, &batch);
                 {
                     let mut reserved = self.reserved.borrow_mut();

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use super::Store;
 use crate::error::{Error, Result};
-use crate::rt::sync::Signal;
+use crate::rt::sync::{Counted, Signal};
 
 /// Whether writes may be admitted at all.
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl Store {
         if !opening.is_closed.get() {
             return Ok(());
         }
-        let _waiting = Waiting::new(&opening.waiting);
+        let _waiting = Counted::new(&opening.waiting);
         let refusals = opening.refusals.get();
         opening.changed.wake_all();
         opening
@@ -77,20 +77,5 @@ impl Store {
                 true => None,
             })
             .await
-    }
-}
-
-struct Waiting<'a>(&'a Cell<usize>);
-
-impl Waiting<'_> {
-    fn new(count: &Cell<usize>) -> Waiting<'_> {
-        count.set(count.get() + 1);
-        Waiting(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

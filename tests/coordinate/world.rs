@@ -15,15 +15,18 @@ use quoit::replication::coordinate::{
 };
 use quoit::replication::quorum::read::Want;
 use quoit::replication::quorum::write::Ack;
-use quoit::replication::quorum::{Level, Mistake, Reach, Rules, StandIns};
+use quoit::replication::quorum::{Level, Reach, Rules};
 use quoit::rt::sim::{Handle, NodeId as Machine, Options, World};
 use quoit::rt::sync::{Answerer, Signal, answer_slot};
 use quoit::rt::{self, Bug};
 use quoit::types::{CoreId, Meta, Version};
 
 use crate::linear::{Action, Operation, Outcome};
+use crate::quorums::{
+    self, DAY_MS, Faults, Levels, Planted, Simulation, Tally, Verdict, are_equal, choose_action,
+    choose_size, choose_skew_ms, partition, suspicion,
+};
 
-const DAY_MS: i64 = 86_400_000;
 /// How long the faults last, and how long what is still under way may take then.
 const STORM: Duration = Duration::from_millis(400);
 const CALM: Duration = Duration::from_secs(2);
@@ -31,72 +34,6 @@ const CALM: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_millis(20);
 const HINTS_EVERY: Duration = Duration::from_millis(15);
 const KEY: &[u8] = b"key";
-
-/// What is done wrong on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planted {
-    NoWriteBack,
-    NoBarrier,
-    HintCounts,
-    SmallMajority,
-    Restamp,
-    AckBeforeSync,
-}
-
-/// At which levels clients ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Levels {
-    /// QUORUM and ALL: linearizable together.
-    Strong,
-    /// ONE, too.
-    Any,
-}
-
-/// What happened, to see that it did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub done: u64,
-    pub failed: u64,
-    pub unknown: u64,
-    pub crashes: u64,
-    pub lost: u64,
-    pub clocks: u64,
-    pub writes: u64,
-    pub values: u64,
-    pub digests: u64,
-    pub hints: u64,
-    pub replayed: u64,
-}
-
-impl Tally {
-    fn counts(&mut self) -> [&mut u64; 11] {
-        [
-            &mut self.done,
-            &mut self.failed,
-            &mut self.unknown,
-            &mut self.crashes,
-            &mut self.lost,
-            &mut self.clocks,
-            &mut self.writes,
-            &mut self.values,
-            &mut self.digests,
-            &mut self.hints,
-            &mut self.replayed,
-        ]
-    }
-
-    pub fn add(&mut self, mut other: Tally) {
-        for (sum, count) in self.counts().into_iter().zip(other.counts()) {
-            *sum += *count;
-        }
-    }
-
-    /// Else a run would prove less than it seems to.
-    pub fn assert_everything_happened(&mut self) {
-        let text = format!("{self:?}");
-        assert!(self.counts().iter().all(|count| **count > 10), "{text}");
-    }
-}
 
 /// A version of the key. The value is unique to the write that made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,16 +86,8 @@ enum Said {
     Repaired,
 }
 
-struct Faults {
-    loss: f64,
-    late: f64,
-    refuse: f64,
-    every_us: u64,
-    away_us: u64,
-}
-
 /// Everything but the coordinators.
-pub struct Net {
+struct Net {
     handle: Handle,
     chance: RefCell<fastrand::Rng>,
     planted: Option<Planted>,
@@ -172,7 +101,7 @@ pub struct Net {
     moment: Cell<u64>,
     value_next: Cell<u64>,
     history: RefCell<Vec<Operation>>,
-    pub tally: RefCell<Tally>,
+    tally: RefCell<Tally>,
 }
 
 /// The seam as node `node` has it.
@@ -196,8 +125,33 @@ fn number_of(holder: Holder) -> usize {
     usize::from(holder.node.0) - 1
 }
 
+/// A world, and what is in it.
+pub struct Stage {
+    world: World,
+    net: Rc<Net>,
+}
+
+impl Simulation for Stage {
+    fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> Stage {
+        let (world, net) = make(seed, levels, planted);
+        Stage { world, net }
+    }
+
+    fn run(&mut self) -> Verdict<Vec<Operation>> {
+        Ok(run(&self.world, &self.net))
+    }
+
+    fn converge(&mut self) -> Verdict {
+        converge(&self.world, &self.net)
+    }
+
+    fn tally(&self) -> (Tally, u64) {
+        (self.net.tally.borrow().clone(), self.world.trace_hash())
+    }
+}
+
 /// A world from a seed, and what is in it.
-pub fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> (World, Rc<Net>) {
+fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> (World, Rc<Net>) {
     let mut options = Options::calm(seed);
     options.planted = match planted {
         Some(Planted::NoBarrier) => vec![Bug::NoBarrier],
@@ -206,26 +160,9 @@ pub fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> (World, Rc<N
     };
     let world = World::new(options);
     let mut chance = fastrand::Rng::with_seed(seed);
-    let replicas = [3, 3, 5][chance.usize(..3)];
-    let nodes = replicas + chance.usize(..3);
-    let rules = Rules {
-        stand_ins: match planted {
-            Some(Planted::HintCounts) => StandIns::Always,
-            _ => StandIns::AtOne,
-        },
-        mistake: match planted {
-            Some(Planted::NoWriteBack) => Some(Mistake::NoWriteBack),
-            Some(Planted::SmallMajority) => Some(Mistake::SmallMajority),
-            _ => None,
-        },
-    };
-    let faults = Faults {
-        loss: [0.0, 0.02, 0.1][chance.usize(..3)],
-        late: [0.0, 0.05, 0.2][chance.usize(..3)],
-        refuse: [0.0, 0.02, 0.2][chance.usize(..3)],
-        every_us: [4_000, 20_000, 80_000][chance.usize(..3)],
-        away_us: [3_000, 20_000, 80_000][chance.usize(..3)],
-    };
+    let (replicas, nodes) = choose_size(&mut chance);
+    let rules = quorums::rules(planted);
+    let faults = Faults::choose(&mut chance);
     let node = |number| Node {
         is_up: false,
         life: 0,
@@ -236,7 +173,7 @@ pub fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> (World, Rc<N
         asked: VecDeque::new(),
         signal: Rc::default(),
     };
-    let skew_ms = [0, 600_000, DAY_MS][chance.usize(..3)];
+    let skew_ms = choose_skew_ms(&mut chance);
     let net = Rc::new(Net {
         handle: world.handle(),
         planted,
@@ -262,7 +199,7 @@ pub fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> (World, Rc<N
 }
 
 /// The storm, and the calm after it.
-pub fn run(world: &World, net: &Rc<Net>) -> Result<Vec<Operation>, String> {
+fn run(world: &World, net: &Rc<Net>) -> Vec<Operation> {
     let clients = net.chance.borrow_mut().usize(1..6);
     for _ in 0..clients {
         world.spawn_client(Rc::clone(net).client());
@@ -271,35 +208,21 @@ pub fn run(world: &World, net: &Rc<Net>) -> Result<Vec<Operation>, String> {
     world.spawn_client(Rc::clone(net).postman());
     world.run_for(STORM);
     net.is_storm.set(false);
-    *net.faults.borrow_mut() = Faults {
-        loss: 0.0,
-        late: 0.0,
-        refuse: 0.0,
-        every_us: 1,
-        away_us: 1,
-    };
+    *net.faults.borrow_mut() = Faults::none();
     net.cut.borrow_mut().clear();
     world.run_for(CALM);
-    Ok(net.history.borrow().clone())
+    net.history.borrow().clone()
 }
 
 /// One reading of all replicas makes them equal, now that all are there.
-pub fn converge(world: &World, net: &Rc<Net>) -> Result<(), String> {
+fn converge(world: &World, net: &Rc<Net>) -> Verdict {
     let asker = Rc::clone(net);
     world.block_on(async move { asker.ask(0, Asked::Repair).await });
     world.run_for(CALM);
     let nodes = net.nodes.borrow();
-    let held: Vec<&Record> = nodes[..net.replicas]
-        .iter()
-        .map(|node| &node.durable)
-        .collect();
-    if held.iter().any(|record| *record != held[0]) {
-        return Err(format!("replicas differ in the end: {held:?}"));
-    }
-    match nodes.iter().map(|node| node.hints.len()).sum::<usize>() {
-        0 => Ok(()),
-        hints => Err(format!("{hints} hints were never brought home")),
-    }
+    let replicas = nodes[..net.replicas].iter();
+    let held: Vec<&Record> = replicas.map(|node| &node.durable).collect();
+    are_equal(&held, nodes.iter().map(|node| node.hints.len()).sum())
 }
 
 impl Net {
@@ -396,11 +319,7 @@ impl Net {
         let cut = self.cut.borrow();
         let is_cut = cut.contains(&(from, to)) || cut.contains(&(to, from));
         let is_away = is_cut || !self.nodes.borrow()[to].is_up;
-        self.flip(match (is_away, self.is_storm.get()) {
-            (true, _) => 0.7,
-            (false, true) => 0.02,
-            (false, false) => 0.0,
-        })
+        self.flip(suspicion(is_away, self.is_storm.get()))
     }
 
     async fn ask(&self, node: usize, asked: Asked) -> Option<Said> {
@@ -426,22 +345,15 @@ impl Net {
             if !self.nodes.borrow()[node].is_up {
                 continue;
             }
-            let roll = self.chance.borrow_mut().u8(..10);
-            let level = match (self.levels, roll) {
-                (_, 0) => Level::All,
-                (Levels::Any, 1..8) => Level::One,
-                _ => Level::Quorum,
-            };
             self.value_next.set(self.value_next.get() + 1);
-            let number = self.value_next.get();
-            let roll = self.chance.borrow_mut().u8(..10);
-            let (asked, action) = match roll {
-                0..5 => (Asked::Read(level), Action::Read(None)),
-                5..9 => (
-                    Asked::Write(level, Some(number)),
-                    Action::Write(Some(number)),
-                ),
-                _ => (Asked::Write(level, None), Action::Write(None)),
+            let (level, action) = {
+                let chance = &mut *self.chance.borrow_mut();
+                let level = self.levels.choose(chance);
+                (level, choose_action(self.value_next.get(), chance))
+            };
+            let asked = match action {
+                Action::Write(value) => Asked::Write(level, value),
+                _ => Asked::Read(level),
             };
             let moment = self.tick();
             let said = self.ask(node, asked).await;
@@ -465,12 +377,7 @@ impl Net {
                 _ => (action, Outcome::Unknown),
             },
         };
-        let mut tally = self.tally.borrow_mut();
-        *match outcome {
-            Outcome::Done => &mut tally.done,
-            Outcome::Failed => &mut tally.failed,
-            Outcome::Unknown => &mut tally.unknown,
-        } += 1;
+        self.tally.borrow_mut().note_outcome(outcome);
         self.history.borrow_mut().push(Operation {
             action,
             asked,
@@ -492,7 +399,7 @@ impl Net {
             match roll {
                 0..4 => self.crash(node),
                 4 => (0..nodes).for_each(|other| self.crash(other)), // a power cut takes several at once
-                5 => self.partition(nodes),
+                5 => *self.cut.borrow_mut() = partition(nodes, &mut self.chance.borrow_mut()),
                 6..8 => self.cut.borrow_mut().clear(),
                 8 => {
                     let other = (node + 1) % nodes;
@@ -501,20 +408,6 @@ impl Net {
                 _ => {
                     let jump = self.chance.borrow_mut().i64(-DAY_MS..=DAY_MS);
                     self.handle.jump_clock(machine(node), jump);
-                }
-            }
-        }
-    }
-
-    fn partition(&self, nodes: usize) {
-        let sides: Vec<bool> = (0..nodes).map(|_| self.flip(0.5)).collect();
-        let is_one_way = self.flip(0.25);
-        let mut cut = self.cut.borrow_mut();
-        cut.clear();
-        for from in 0..nodes {
-            for to in 0..nodes {
-                if sides[from] != sides[to] && (!is_one_way || sides[from]) {
-                    cut.insert((from, to));
                 }
             }
         }
@@ -530,7 +423,7 @@ impl Net {
             std::mem::take(&mut node.asked)
         };
         drop(unanswered);
-        self.tally.borrow_mut().crashes += 1;
+        self.tally.borrow_mut().note("crashes");
         self.handle.kill_node(machine(number));
         let pause = self.between(1, 2 * self.faults.borrow().away_us);
         let net = Rc::clone(self);
@@ -560,7 +453,8 @@ impl Net {
                             let kept = &mut nodes[number].hints;
                             let before = kept.len();
                             kept.retain(|hint| *hint != (home, Rc::clone(&mutation)));
-                            net.tally.borrow_mut().replayed += (before - kept.len()) as u64;
+                            let home = (before - kept.len()) as u64;
+                            net.tally.borrow_mut().note_many("hints brought home", home);
                         }
                     });
                 }
@@ -575,7 +469,7 @@ impl Net {
             (faults.loss, faults.late)
         };
         if from != to && self.flip(loss) {
-            self.tally.borrow_mut().lost += 1;
+            self.tally.borrow_mut().note("lost");
             return None;
         }
         let is_late = self.flip(late);
@@ -615,7 +509,7 @@ impl Net {
         mutation: Rc<Mutation>,
     ) -> Option<Ack> {
         self.travel(from, to).await?;
-        self.tally.borrow_mut().writes += 1;
+        self.tally.borrow_mut().note("writes");
         if self.does_refuse(&mutation, to) {
             self.travel(to, from).await?;
             return Some(Ack::Refused);
@@ -638,11 +532,9 @@ impl Net {
         Some(Ack::Stored)
     }
 
-    /// Decided once for a mutation and a replica: no copy of what was refused may be applied.
     fn does_refuse(&self, mutation: &Mutation, node: usize) -> bool {
         let seed = mutation.meta.version.clock ^ (node as u64) << 48;
-        let mut chance = fastrand::Rng::with_seed(seed);
-        chance.f64() < self.faults.borrow().refuse
+        self.faults.borrow().refuses(seed)
     }
 }
 
@@ -697,11 +589,10 @@ impl Replicas for Way {
             net.travel(from, to).await?;
             let record = net.nodes.borrow()[to].visible.clone();
             let is_live = record.meta.is_live(question.now);
-            let count = match want {
-                Want::Value => |tally: &mut Tally| tally.values += 1,
-                Want::Digest => |tally: &mut Tally| tally.digests += 1,
-            };
-            count(&mut net.tally.borrow_mut());
+            net.tally.borrow_mut().note(match want {
+                Want::Value => "values",
+                Want::Digest => "digests",
+            });
             net.travel(to, from).await?;
             Some(Held {
                 meta: record.meta,
@@ -715,7 +606,7 @@ impl Replicas for Way {
         let (net, from, to) = (Rc::clone(&self.net), self.node, number_of(to));
         let work = async move {
             net.travel(from, to).await?;
-            net.tally.borrow_mut().clocks += 1;
+            net.tally.borrow_mut().note("clocks asked");
             let clock = net.nodes.borrow()[to].clock.last();
             net.travel(to, from).await?;
             Some(clock)
@@ -729,7 +620,7 @@ impl Replicas for Way {
             net.sync(node).await?;
             let mut nodes = net.nodes.borrow_mut();
             nodes[node].hints.push((home, mutation));
-            net.tally.borrow_mut().hints += 1;
+            net.tally.borrow_mut().note("hints");
             Some(Ack::Stored)
         };
         self.have(node, deadline.max(rt::now() + DEADLINE), work)

@@ -97,6 +97,29 @@ pub fn check_keys(keys: &BTreeMap<u64, Vec<Operation>>) -> Result<(), String> {
     Ok(())
 }
 
+/// Judges a history of which no order is promised, with values that differ: whatever was read, somebody wrote, and not in
+/// vain.
+pub fn check_origins(history: &[Operation]) -> Result<(), String> {
+    let mut written: HashMap<Value, Operation> = HashMap::new();
+    for operation in history {
+        if let Action::Write(value) | Action::Swap { new: value, .. } = operation.action {
+            written.insert(value, *operation);
+        }
+    }
+    for read in history {
+        let Action::Read(Some(value)) = read.action else {
+            continue;
+        };
+        let is_sound =
+            |write: &Operation| write.outcome != Outcome::Failed && write.asked < read.answered;
+        let write = written.get(&Some(value));
+        if read.outcome == Outcome::Done && !write.is_some_and(is_sound) {
+            return Err(format!("{read:?} of {write:?}"));
+        }
+    }
+    Ok(())
+}
+
 /// A history without what says nothing.
 struct Prepared {
     /// What has been done, sometime between the two moments.

@@ -19,6 +19,7 @@ use quoit::cluster::member::{Standing, Timing};
 use quoit::cluster::ring::Vnodes;
 use quoit::config::VNODES_MIN;
 use quoit::error::Error;
+use quoit::membership::etcd::begin_in_etcd;
 use quoit::membership::record::Record;
 use quoit::membership::wish::{HOLDS_DATA, Wish};
 use quoit::membership::{
@@ -28,6 +29,8 @@ use quoit::membership::{
 use quoit::rt::sim::{NodeId as Machine, Options, Party, World};
 use quoit::rt::sync::Signal;
 use quoit::rt::{self, Bug, Listener, Stream};
+
+use crate::etcd;
 
 /// What a check has found to be wrong.
 pub type Verdict<T = ()> = Result<T, String>;
@@ -220,17 +223,34 @@ fn describe(machine: u16) -> Node {
     }
 }
 
+/// How a machine comes into the cluster.
+#[derive(Clone)]
+enum Door {
+    /// By one of these nodes; without any it founds it.
+    Join(Vec<SocketAddr>),
+    /// By the map in etcd, which knows a user or not.
+    Etcd { has_user: bool },
+}
+
 /// One life of a machine.
-async fn live(
-    machine: u16,
-    join: Vec<SocketAddr>,
-    (book, slot): (Shared, Slot),
-    orders: Rc<Orders>,
-) {
+async fn live(machine: u16, door: Door, (book, slot): (Shared, Slot), orders: Rc<Orders>) {
     let dir = Path::new(DIR);
     rt::create_dir_all(dir).await.expect("a sound disk");
     let mut node = describe(machine);
-    let begun = match membership::begin(dir, &join, &node, &Wire).await {
+    let how = Founding {
+        vnodes: Vnodes::new(VNODES_MIN).expect("a power of two"),
+        replicas: 3,
+        is_open: false,
+    };
+    let (begun, etcd) = match door {
+        Door::Join(join) => (membership::begin(dir, &join, &node, &Wire).await, None),
+        Door::Etcd { has_user } => {
+            let etcd = etcd::client(has_user);
+            let begun = begin_in_etcd(dir, &etcd, how, &node, &Wire).await;
+            (begun, Some(etcd))
+        }
+    };
+    let begun = match begun {
         Ok(begun) => begun.expect("nobody asks it to stop"),
         Err(Error::Setup(why)) => {
             book.borrow_mut().refused.insert(machine, why);
@@ -242,11 +262,6 @@ async fn live(
         Begun::Member(record) => *record,
         Begun::Founder(uuid) => {
             node.uuid = uuid;
-            let how = Founding {
-                vnodes: Vnodes::new(VNODES_MIN).expect("a power of two"),
-                replicas: 3,
-                is_open: false,
-            };
             let founded = membership::found(dir, uuid, node.clone(), how).await;
             founded.expect("a sound disk")
         }
@@ -261,6 +276,7 @@ async fn live(
         dir: PathBuf::from(DIR),
         node,
         timing: TIMING,
+        etcd,
         reach: Rc::new(Wire),
         tell: Box::new(move |view: &Arc<View>| told.borrow_mut().note(machine, view)),
     };
@@ -297,7 +313,8 @@ impl Orders {
 
 type Slot = Rc<RefCell<BTreeMap<u16, Weak<Membership>>>>;
 
-/// Some machines of which the first founds a cluster that the others join.
+/// Some machines of which the first founds a cluster that the others join; or whichever comes first, where the map is kept in
+/// etcd.
 pub struct Scene {
     pub world: World,
     pub book: Shared,
@@ -306,6 +323,8 @@ pub struct Scene {
     up: BTreeSet<u16>,
     members: Slot,
     orders: RefCell<BTreeMap<u16, Rc<Orders>>>,
+    /// What etcd has, and which of its members are up.
+    etcd: Option<(etcd::Shared, BTreeSet<u16>)>,
 }
 
 impl Scene {
@@ -323,6 +342,62 @@ impl Scene {
             up: BTreeSet::new(),
             members: Slot::default(),
             orders: RefCell::default(),
+            etcd: None,
+        }
+    }
+
+    /// The same, with the map in etcd, which is there.
+    pub fn in_etcd(seed: u64, planted: &[Bug]) -> Scene {
+        let mut scene = Scene::new(seed, planted);
+        let store = etcd::Shared::default();
+        store.borrow_mut().has_user = scene.chance.bool();
+        scene.etcd = Some((store, BTreeSet::new()));
+        scene.start_etcd();
+        scene
+    }
+
+    /// In a thousand requests to etcd, each of its faults strikes so many.
+    pub fn disturb_etcd(&self, faults: u64) {
+        if let Some((store, _)) = &self.etcd {
+            store.borrow_mut().faults = faults;
+        }
+    }
+
+    /// Starts all members of etcd that are down.
+    pub fn start_etcd(&mut self) {
+        let Some((store, up)) = &mut self.etcd else {
+            return;
+        };
+        for member in etcd::MEMBERS {
+            if up.insert(member) {
+                let store = Rc::clone(store);
+                let main = move |_: rt::Core<()>| etcd::serve(member, Rc::clone(&store));
+                drop(self.world.start_node(Machine(member), 1, main));
+            }
+        }
+    }
+
+    /// Ends some member of etcd, or all of them.
+    pub fn end_etcd(&mut self, all: bool) {
+        let chosen = self.chance.choice(etcd::MEMBERS).unwrap_or_default();
+        let Some((_, up)) = &mut self.etcd else {
+            return;
+        };
+        for member in etcd::MEMBERS {
+            if (all || member == chosen) && up.remove(&member) {
+                self.world.crash_node(Machine(member));
+            }
+        }
+    }
+
+    /// Cuts a machine off from some member of etcd, in one direction or both.
+    pub fn cut_from_etcd(&mut self, machine: u16) {
+        let member = self.chance.choice(etcd::MEMBERS).unwrap_or_default();
+        let mut parties = [machine, member].map(|one| Party::Node(Machine(one)));
+        self.chance.shuffle(&mut parties);
+        match self.chance.bool() {
+            true => self.world.cut(parties[0], parties[1]),
+            false => self.world.cut_one_way(parties[0], parties[1]),
         }
     }
 
@@ -343,11 +418,17 @@ impl Scene {
             .map(|other| Machine(other).address(PORT))
             .collect();
         self.chance.shuffle(&mut join);
+        let door = match &self.etcd {
+            Some((store, _)) => Door::Etcd {
+                has_user: store.borrow().has_user,
+            },
+            None => Door::Join(join),
+        };
         let shared = (Rc::clone(&self.book), Rc::clone(&self.members));
         let orders = Rc::new(Orders::default());
         self.orders.borrow_mut().insert(machine, Rc::clone(&orders));
         let main =
-            move |_: rt::Core<()>| live(machine, join.clone(), shared.clone(), Rc::clone(&orders));
+            move |_: rt::Core<()>| live(machine, door.clone(), shared.clone(), Rc::clone(&orders));
         drop(self.world.start_node(Machine(machine), 1, main));
     }
 
@@ -368,6 +449,18 @@ impl Scene {
     pub fn replace_disk(&mut self, machine: u16) {
         self.end(machine);
         self.world.disk(Machine(machine)).wipe();
+    }
+
+    /// True if a machine is a member, and sees all others of the map alive.
+    pub fn sees_all(&self, machine: u16) -> bool {
+        let Some(member) = self.member(machine) else {
+            return false;
+        };
+        let view = member.view();
+        view.standings
+            .values()
+            .all(|standing| *standing == Standing::Alive)
+            && view.standings.len() + 1 == member.map().nodes().len()
     }
 
     fn member(&self, machine: u16) -> Option<Rc<Membership>> {
@@ -461,8 +554,10 @@ impl Scene {
 
     /// What was found to be wrong so far.
     pub fn verdict(&self) -> Verdict {
-        match &self.book.borrow().wrong {
-            Some(why) => Err(why.clone()),
+        let in_etcd = self.etcd.as_ref();
+        let in_etcd = in_etcd.and_then(|(store, _)| store.borrow().wrong.clone());
+        match self.book.borrow().wrong.clone().or(in_etcd) {
+            Some(why) => Err(why),
             None => Ok(()),
         }
     }
@@ -473,6 +568,8 @@ impl Scene {
         self.world.change_net(|faults| {
             (faults.resets, faults.spikes) = (0.0, 0.0);
         });
+        self.disturb_etcd(0);
+        self.start_etcd();
         for machine in (1..=self.count).filter(|machine| !lost.contains(machine)) {
             self.start(machine);
         }
@@ -481,7 +578,9 @@ impl Scene {
         if !came {
             return Err(format!("they do not agree: {}", self.describe()));
         }
-        let map = self.member(1).expect("it is up").map();
+        let first = self.settled(lost).first().copied();
+        let first = first.and_then(|machine| self.member(machine));
+        let map = first.ok_or("nobody is in")?.map();
         self.check_refusals(lost, &map)?;
         self.check_granted(&map)?;
         Ok(map)
@@ -507,6 +606,12 @@ impl Scene {
         let Some(first) = members.first().map(|member| member.map()) else {
             return false;
         };
+        let is_in_etcd = |(store, _): &(etcd::Shared, BTreeSet<u16>)| {
+            store.borrow().map.as_ref() == Some(&*first)
+        };
+        if !self.etcd.as_ref().is_none_or(is_in_etcd) {
+            return false;
+        }
         let living: BTreeSet<NodeId> = members.iter().map(|member| member.own()).collect();
         let keepers = first.keepers().nodes.len();
         // Who is lost cannot become a keeper; but no keeper waits to be one.
@@ -515,7 +620,7 @@ impl Scene {
             is_keeper || living.contains(&node.id)
         });
         let wanted = [1, 1, 3, 3, 5][could_keep.count().min(5) - 1];
-        let is_kept = keepers >= wanted;
+        let is_kept = keepers >= wanted || self.etcd.is_some();
         is_kept
             && members.iter().all(|member| {
                 let (map, view) = (member.map(), member.view());

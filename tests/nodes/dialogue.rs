@@ -22,6 +22,7 @@ const PIPELINES: &[&[(&str, &str)]] = &[
         ("MGET a b none c a", "[1 22 nil 333 1]"),
         ("EXISTS a b none a", "3"),
         ("TOUCH a none", "1"),
+        ("TOUCH a b c none", "3"),
         ("STRLEN c", "3"),
         ("GETRANGE c 0 1", "33"),
         ("TYPE a", "string"),
@@ -32,6 +33,10 @@ const PIPELINES: &[&[(&str, &str)]] = &[
         ("DEL a b none", "2"),
         ("UNLINK c", "1"),
         ("MGET a b c", "[nil nil nil]"),
+        ("MSET a 1 b 22 c 333", "OK"),
+        ("UNLINK a none c", "2"),
+        ("MGET a b c", "[nil 22 nil]"),
+        ("UNLINK b", "1"),
     ],
     &[
         ("SETEX e 100 v", "OK"),
@@ -61,7 +66,6 @@ const PIPELINES: &[&[(&str, &str)]] = &[
         ("INCRBYFLOAT n 1", "ERR This reads"),
         ("GET n", "1"),
         ("WATCH n", "ERR This reads"),
-        ("FLUSHALL", "ERR This reads"),
         ("INCR", "ERR wrong number"),
     ],
     &[
@@ -73,6 +77,7 @@ const PIPELINES: &[&[(&str, &str)]] = &[
         ("MULTI", "OK"),
         ("GET n", "QUEUED"),
         ("SET n 2", "ERR This reads"),
+        ("FLUSHALL", "ERR This reads"),
         ("EXEC", "EXECABORT"),
         ("GET n", "1"),
     ],
@@ -117,6 +122,32 @@ pub async fn hold(mut client: Client) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// The first write of a cluster whose map cannot be changed: refused, or in doubt, if the coordinator gives up before that is
+/// clear. What was never written can be read.
+pub async fn first_write_is_refused(mut client: Client) -> Verdict {
+    let replies = client
+        .must(&[words("SET first 1"), words("GET first")])
+        .await?;
+    let told: Vec<String> = replies.iter().map(text).collect();
+    let is_refused = told[0].starts_with("MISCONF Before its first write");
+    match (is_refused || told[0].starts_with("UNKNOWN")) && told[1] == "nil" {
+        true => Ok(()),
+        false => Err(format!("the first write is told {told:?}")),
+    }
+}
+
+/// The same when it can be, at the latest after some tries.
+pub async fn write_at_last(mut client: Client) -> Verdict {
+    let mut told = String::new();
+    for _ in 0..20 {
+        told = text(&client.must(&[words("SET first 1")]).await?[0]);
+        if told == "OK" {
+            return Ok(());
+        }
+    }
+    Err(format!("the first write is told {told}"))
 }
 
 fn text(reply: &Reply) -> String {

@@ -1,133 +1,379 @@
-//! Three nodes in one world: how they form a cluster, go down, are cut off from each other, and come back.
+//! Nodes of a cluster in one world: how they form it, end and come back, and what must hold of them in the end. What goes
+//! wrong meanwhile is in `storm`.
 
-use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quoit::config::Config;
-use quoit::http;
+use quoit::config::{Config, Metadata, VNODES_MIN};
 use quoit::rt::Bug;
-use quoit::rt::sim::{NodeId, Options, Party, Task, World};
-use quoit::shard::{self, NodeFacts};
+use quoit::rt::sim::{DiskFaults, NodeId, Options, Task, World};
 use quoit::types::Level;
 
-use crate::cluster::{Client, Life, Verdict, config, request};
-use crate::workload::{self, KEYS, Ledger};
+use crate::cluster::{self, CORE_PORT, Client, Life, Started, Verdict, config, launch, request};
+use crate::etcd;
+use crate::holders;
+use crate::storm::{Trouble, Weather};
+use crate::workload::{self, Ledger};
 
-/// Where each node listens.
-const PORT: u16 = 6379;
-const CORE_PORT: u16 = 16379;
-const HTTP_PORT: u16 = 8379;
-const PEER_PORT: u16 = 7379;
-const NODES: u16 = 3;
 /// Virtual time within which a node must be up, and a cluster formed.
 const START_MAX: Duration = Duration::from_secs(600);
-/// Virtual time for what is under way to come to its end.
-const CALM: Duration = Duration::from_secs(10);
+/// Virtual time within which clients must have gone home: none waits so long for anything.
+const LEAVE_MAX: Duration = Duration::from_secs(60);
+/// Virtual time in which all that is under way comes to its end.
+const CALM: Duration = Duration::from_secs(2);
 
-type Main = Task<quoit::error::Result<()>>;
+/// How large a scene is, and how long.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub nodes: u16,
+    /// Cores of each node: at least and at most.
+    pub cores: (u16, u16),
+    /// An odd number: so that of reads at ONE in turn each key's has its turn to be followed by a repair.
+    pub keys: u64,
+    pub clients: (u64, u64),
+    /// A client waits so long at most between two requests.
+    pub thinks_us: u64,
+    pub weather: Weather,
+    /// So often something goes wrong, and so long it takes until the next does.
+    pub steps: (u32, u32),
+    pub step_us: (u64, u64),
+    /// Clients work on for so long when the storm is over.
+    pub afterwards: Duration,
+}
+
+/// Three nodes of one core or two, and long runs of few faults.
+pub const THREE: Shape = Shape {
+    nodes: 3,
+    cores: (1, 2),
+    keys: workload::KEYS,
+    clients: (2, 5),
+    thinks_us: 10_000,
+    weather: Weather::Fair,
+    steps: (10, 39),
+    step_us: (1_000, 400_000),
+    afterwards: Duration::from_secs(10),
+};
+
+/// Five nodes of two cores, and short runs of all faults that there are.
+pub const FIVE: Shape = Shape {
+    nodes: 5,
+    cores: (2, 2),
+    keys: 5,
+    clients: (3, 8),
+    thinks_us: 3_000,
+    weather: Weather::Foul,
+    steps: (10, 40),
+    step_us: (1_000, 100_000),
+    afterwards: Duration::from_millis(200),
+};
+
+/// A machine, and the node on it.
+#[derive(Default)]
+pub struct Seat {
+    /// While the node is up, as far as is known.
+    pub started: Option<Started>,
+    /// What its disk does wrong.
+    pub trouble: Option<Trouble>,
+    /// Its disk has done something wrong in this life of the node: it may end by itself.
+    pub is_excused: bool,
+}
+
+/// What happened, to see that it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub crashes: u64,
+    pub cuts: u64,
+    pub pauses: u64,
+    pub jumps: u64,
+    pub troubles: u64,
+    /// Nodes that ended by themselves, for their disks.
+    pub ended: u64,
+    /// Keys whose replicas held different records when the storm was over.
+    pub apart: u64,
+}
+
+impl Tally {
+    /// Adds what happened elsewhere.
+    pub fn add(&mut self, other: Tally) {
+        self.crashes += other.crashes;
+        self.cuts += other.cuts;
+        self.pauses += other.pauses;
+        self.jumps += other.jumps;
+        self.troubles += other.troubles;
+        self.ended += other.ended;
+        self.apart += other.apart;
+    }
+}
 
 /// The world and the nodes in it.
 pub struct Scene {
     pub world: World,
-    pub crashes: u64,
+    pub shape: Shape,
+    pub tally: Tally,
+    pub chance: fastrand::Rng,
+    pub seats: Vec<Seat>,
+    pub life: Rc<Life>,
+    /// What a disk does that does nothing wrong.
+    pub sound: DiskFaults,
     config: Config,
-    chance: fastrand::Rng,
-    life: Rc<Life>,
-    /// By node: its cores' mains, while it is up.
-    up: Vec<Option<Vec<Main>>>,
+    clients: Vec<Task<()>>,
+    /// What etcd has, if the map is there, and which of its members are up.
+    etcd: Option<(etcd::Shared, [bool; 3])>,
+}
+
+/// The machine of node `number`, counted from 0.
+pub fn machine(number: u16) -> NodeId {
+    NodeId(number + 1)
+}
+
+/// Where core `core` of node `number` alone listens.
+pub fn address_of_core(number: u16, core: u16) -> std::net::SocketAddr {
+    machine(number).address(CORE_PORT + core)
 }
 
 /// Where clients of node `number` connect.
 pub fn address(number: u16) -> std::net::SocketAddr {
-    NodeId(number + 1).address(PORT)
+    cluster::address_of(machine(number))
 }
 
 impl Scene {
     /// Three nodes that know each other.
     pub fn new(seed: u64, planted: &[Bug]) -> Verdict<Scene> {
-        let mut options = Options::calm(seed);
+        Scene::formed(THREE, seed, planted)
+    }
+
+    /// Three nodes with something in their configuration.
+    pub fn configured(seed: u64, configure: impl FnOnce(&mut Config)) -> Verdict<Scene> {
+        let mut scene = Scene::empty(THREE, seed, &[]);
+        configure(&mut scene.config);
+        scene.form()?;
+        Ok(scene)
+    }
+
+    /// Three nodes whose map is in etcd.
+    pub fn in_etcd(seed: u64) -> Verdict<Scene> {
+        let mut scene = Scene::empty(THREE, seed, &[]);
+        let url = |member: &u16| format!("http://{}", NodeId(*member).address(etcd::PORT));
+        scene.config.cluster.metadata = Metadata::Etcd;
+        scene.config.cluster.etcd = etcd::MEMBERS.iter().map(url).collect();
+        scene.etcd = Some(Default::default());
+        scene.start_etcd();
+        scene.form()?;
+        Ok(scene)
+    }
+
+    /// Nodes that know each other.
+    pub fn formed(shape: Shape, seed: u64, planted: &[Bug]) -> Verdict<Scene> {
+        let mut scene = Scene::empty(shape, seed, planted);
+        scene.form()?;
+        Ok(scene)
+    }
+
+    fn form(&mut self) -> Verdict {
+        let all = self.all();
+        all.iter().try_for_each(|number| self.start(*number))?;
+        self.wait_for_cluster(&all)
+    }
+
+    /// Starts the members of etcd that are down.
+    pub fn start_etcd(&mut self) {
+        let Some((store, up)) = &mut self.etcd else {
+            return;
+        };
+        for (member, up) in etcd::MEMBERS.into_iter().zip(up) {
+            if !std::mem::replace(up, true) {
+                let store = Rc::clone(store);
+                let main = move |_: quoit::rt::Core<()>| etcd::serve(member, Rc::clone(&store));
+                drop(self.world.start_node(NodeId(member), 1, main));
+            }
+        }
+    }
+
+    /// Ends all members of etcd.
+    pub fn end_etcd(&mut self) {
+        let Some((_, up)) = &mut self.etcd else {
+            return;
+        };
+        for (member, up) in etcd::MEMBERS.into_iter().zip(up) {
+            if std::mem::take(up) {
+                self.world.crash_node(NodeId(member));
+            }
+        }
+    }
+
+    /// How many cores each node has.
+    pub fn cores(&self) -> u16 {
+        self.config.cores
+    }
+
+    /// Lets one client's program run to its end.
+    pub fn run<F: Future<Output = Verdict> + 'static>(
+        &mut self,
+        program: impl FnOnce(Rc<Life>) -> F,
+    ) -> Verdict {
+        let task = self.world.spawn_client(program(Rc::clone(&self.life)));
+        match self.world.run_until(|| task.is_done(), START_MAX) {
+            true => task.take().expect("it has ended"),
+            false => Err("a client waits for ever".to_owned()),
+        }
+    }
+
+    /// Lets a client's program run beside all else; what goes wrong is found by [`Scene::verdict`].
+    pub fn spawn<F: Future<Output = ()> + 'static>(&mut self, program: impl FnOnce(Rc<Life>) -> F) {
+        self.world.spawn_client(program(Rc::clone(&self.life)));
+    }
+
+    /// What is under way comes to its end; an error: what a client found wrong.
+    pub fn verdict(&mut self) -> Verdict {
+        self.world.run_for(CALM);
+        self.life.verdict()
+    }
+
+    /// Machines, and no node yet.
+    pub fn empty(shape: Shape, seed: u64, planted: &[Bug]) -> Scene {
+        let mut options = match shape.weather {
+            Weather::Fair => Options::calm(seed),
+            Weather::Foul => Options::random(seed),
+        };
         options.planted = planted.to_vec();
         let mut chance = fastrand::Rng::with_seed(seed ^ 0x0DE5);
-        options.net.delay_us = [(20, 200), (100, 5_000)][chance.usize(..2)];
-        let cores = chance.u16(1..3);
+        match shape.weather {
+            Weather::Fair => {
+                options.net.delay_us = [(20, 200), (100, 5_000)][chance.usize(..2)];
+            }
+            Weather::Foul => {
+                // Frames in the smallest pieces are for the tests of the protocol: here they take most of the time.
+                options.net.pieces = options.net.pieces.min(0.2);
+                options.net.window_bytes = options.net.window_bytes.max(16 << 10);
+            }
+        }
+        let cores = chance.u16(shape.cores.0..=shape.cores.1);
         let mut config = config(cores, &mut chance);
+        config.vnodes = VNODES_MIN;
         config.replica_timeout_ms = 1_000;
         config.gossip_interval_ms = 100;
         config.suspect_after_ms = 600;
         config.dead_after_ms = 2_000;
+        let sound = options.disk.clone();
         let mut scene = Scene {
             world: World::new(options),
-            crashes: 0,
-            config,
+            shape,
+            tally: Tally::default(),
             chance,
+            seats: (0..shape.nodes).map(|_| Seat::default()).collect(),
             life: Rc::default(),
-            up: (0..NODES).map(|_| None).collect(),
+            sound,
+            config,
+            clients: Vec::new(),
+            etcd: None,
         };
-        for number in 0..NODES {
-            let skew = scene.chance.i64(-600_000..600_000);
-            scene.world.jump_clock(NodeId(number + 1), skew);
-            scene.start(number)?;
+        let skew_ms = shape.weather.skew_ms();
+        for number in 0..shape.nodes {
+            let skew = scene.chance.i64(-skew_ms..=skew_ms);
+            scene.world.jump_clock(machine(number), skew);
         }
-        scene.wait_for_cluster()?;
-        Ok(scene)
+        scene
     }
 
-    fn start(&mut self, number: u16) -> Verdict {
-        let machine = NodeId(number + 1);
-        let mut config = self.config.clone();
-        config.bind = machine.address(PORT).ip();
-        config.dir = PathBuf::from("/data");
-        let join = match number {
-            0 => Vec::new(),
-            _ => vec![NodeId(1).address(PEER_PORT)],
-        };
-        config.join = join.iter().map(ToString::to_string).collect();
-        let cores = config.cores;
-        let config = Rc::new(config);
-        let facts = NodeFacts {
-            address: machine.address(PORT),
-            core_ports: (0..cores).map(|core| CORE_PORT + core).collect(),
-            http: machine.address(HTTP_PORT),
-            peer_ports: (0..cores).map(|core| PEER_PORT + core).collect(),
-            join,
-            cluster_key: b"a key that three nodes share".to_vec(),
-            run_id: "0".repeat(40),
-            process_id: 1,
-            os: "a simulated one".to_owned(),
-        };
-        let is_ready = Rc::new(Cell::new(false));
-        let tasks = self.world.start_node(machine, cores, |core| {
-            let is_ready = Rc::clone(&is_ready);
-            let ready = move || is_ready.set(true);
-            shard::run(core, Rc::clone(&config), facts.clone(), http::serve, ready)
-        });
-        let done = || is_ready.get() || self.world.node_ended(machine);
-        let came = self.world.run_until(done, START_MAX);
-        if !came || !is_ready.get() {
-            let why = tasks.iter().find_map(|task| task.take()?.err());
-            return Err(format!("node {number} does not start: {why:?}"));
-        }
-        self.up[usize::from(number)] = Some(tasks);
-        Ok(())
+    /// The numbers of all nodes.
+    pub fn all(&self) -> Vec<u16> {
+        (0..self.shape.nodes).collect()
     }
 
-    /// Returns when each node knows all others.
-    fn wait_for_cluster(&mut self) -> Verdict {
-        for number in 0..NODES {
-            let client = Client::of(&self.life, address(number));
-            let task = self.world.spawn_client(workload::knows_all(
-                client,
-                usize::from(NODES * self.config.cores),
-            ));
-            let done = || task.is_done();
-            if !self.world.run_until(done, START_MAX) {
-                return Err(format!("node {number} does not hear of all others"));
+    /// Nodes are slow to take others for dead.
+    pub fn be_patient(&mut self) {
+        self.config.suspect_after_ms = 6_000;
+        self.config.dead_after_ms = 20_000;
+    }
+
+    /// Begins to start a node. Its disk is well again.
+    pub fn begin(&mut self, number: u16) {
+        self.mend(number);
+        let join: &[NodeId] = match number {
+            0 => &[],
+            _ if self.etcd.is_some() => &[],
+            _ => &[machine(0)],
+        };
+        let started = launch(&self.world, machine(number), &self.config, join);
+        self.seats[usize::from(number)].started = Some(started);
+    }
+
+    /// Returns when a node that was started is up.
+    pub fn must_be_up(&mut self, number: u16) -> Verdict {
+        let Some(started) = &self.seats[usize::from(number)].started else {
+            return Err(format!("node {number} was not started"));
+        };
+        started.settle(&self.world, START_MAX);
+        match started.is_ready() {
+            true => Ok(()),
+            false => {
+                let why = started.failure();
+                Err(format!("node {number} does not start: {why:?}"))
             }
-            task.take().expect("it has ended")?;
+        }
+    }
+
+    /// Starts a node.
+    pub fn start(&mut self, number: u16) -> Verdict {
+        self.begin(number);
+        self.must_be_up(number)
+    }
+
+    /// Starts all that are down.
+    pub fn start_missing(&mut self) -> Verdict {
+        self.take_leave()?;
+        for number in self.all() {
+            if self.seats[usize::from(number)].started.is_none() {
+                self.start(number)?;
+            }
         }
         Ok(())
+    }
+
+    /// Notes who has ended by itself. Only a disk is a reason to.
+    pub fn take_leave(&mut self) -> Verdict {
+        for number in 0..self.seats.len() {
+            let seat = &mut self.seats[number];
+            let Some(started) = &seat.started else {
+                continue;
+            };
+            if self.world.node_ended(machine(number as u16)) {
+                if !seat.is_excused {
+                    let why = started.failure();
+                    return Err(format!("node {number} has ended by itself: {why:?}"));
+                }
+                seat.started = None;
+                self.tally.ended += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when each of `members` knows all of them.
+    pub fn wait_for_cluster(&self, members: &[u16]) -> Verdict {
+        let cores = members.len() * usize::from(self.config.cores);
+        for number in members {
+            let knows = |client| workload::knows_all(client, cores);
+            let heard = self.talk_to(*number, knows);
+            heard.map_err(|why| format!("{why}: of all others"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a client talk to a node.
+    pub fn talk_to<F: Future<Output = Verdict> + 'static>(
+        &self,
+        number: u16,
+        talk: impl FnOnce(Client) -> F,
+    ) -> Verdict {
+        let client = Client::of(&self.life, address(number));
+        let task = self.world.spawn_client(talk(client));
+        if !self.world.run_until(|| task.is_done(), START_MAX) {
+            return Err(format!("node {number} does not answer"));
+        }
+        let said = task.take().expect("it has ended");
+        said.map_err(|why| format!("node {number}: {why}"))
     }
 
     /// Lets a client talk to each node, one after the other.
@@ -135,114 +381,73 @@ impl Scene {
         &mut self,
         talk: impl Fn(Client) -> F,
     ) -> Verdict {
-        for number in 0..NODES {
-            let client = Client::of(&self.life, address(number));
-            let task = self.world.spawn_client(talk(client));
-            if !self.world.run_until(|| task.is_done(), START_MAX) {
-                return Err(format!("node {number} does not answer"));
-            }
-            task.take()
-                .expect("it has ended")
-                .map_err(|why| format!("node {number}: {why}"))?;
-        }
-        Ok(())
+        let all = self.all();
+        all.iter()
+            .try_for_each(|number| self.talk_to(*number, &talk))
     }
 
     /// Lets clients work until the ledger says that it is over.
     pub fn spawn_clients(&mut self, ledger: &Rc<RefCell<Ledger>>) {
-        for number in 0..self.chance.u64(2..6) {
+        let (least, most) = self.shape.clients;
+        for _ in 0..self.chance.u64(least..=most) {
             let chance = fastrand::Rng::with_seed(self.chance.u64(..));
-            let work = workload::work(Rc::clone(ledger), Rc::clone(&self.life), number, chance);
-            self.world.spawn_client(work);
+            let work = workload::work(Rc::clone(ledger), Rc::clone(&self.life), chance);
+            let client = self.world.spawn_client(work);
+            self.clients.push(client);
         }
-    }
-
-    /// Crashes, partitions, pauses and wrong clocks.
-    pub fn storm(&mut self) -> Verdict {
-        for _ in 0..self.chance.u32(10..40) {
-            let pause = self.chance.u64(1_000..400_000);
-            self.world.run_for(Duration::from_micros(pause));
-            let number = self.chance.u16(..NODES);
-            let (one, other) = (NodeId(number + 1), NodeId((number + 1) % NODES + 1));
-            match self.chance.u8(..12) {
-                0..3 => self.crash(number),
-                3..6 => self.start_missing()?,
-                6 => self.world.cut(Party::Node(one), Party::Node(other)),
-                7 => {
-                    for away in (0..NODES)
-                        .map(|away| NodeId(away + 1))
-                        .filter(|away| *away != one)
-                    {
-                        self.world.cut(Party::Node(one), Party::Node(away));
-                    }
-                }
-                8..10 => self.world.heal_all(),
-                10 => {
-                    let pause = Duration::from_millis(self.chance.u64(1..800));
-                    self.world.pause_node(one, pause);
-                }
-                _ => {
-                    let jump = self.chance.i64(-60_000..60_000);
-                    self.world.jump_clock(one, jump);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn crash(&mut self, number: u16) {
-        if self.up[usize::from(number)].take().is_some() {
-            self.crashes += 1;
-            match self.chance.bool() {
-                true => self.world.crash_node(NodeId(number + 1)),
-                false => self.world.kill_node(NodeId(number + 1)),
-            }
-        }
-    }
-
-    fn start_missing(&mut self) -> Verdict {
-        for number in 0..NODES {
-            if self.up[usize::from(number)].is_none() {
-                self.start(number)?;
-            }
-        }
-        Ok(())
     }
 
     /// All is well again, and clients still work.
     pub fn calm(&mut self) -> Verdict {
-        self.world.heal_all();
+        self.make_peace();
         self.start_missing()?;
-        self.world.run_for(CALM);
-        self.wait_for_cluster()
+        self.world.run_for(self.shape.afterwards);
+        self.wait_for_cluster(&self.all())
     }
 
-    /// What clients have under way comes to its end.
-    pub fn settle(&mut self) -> Verdict {
-        self.world.run_for(CALM);
-        self.life.verdict()
+    /// Clients go home, and what they have under way comes to its end.
+    pub fn settle(&mut self, ledger: &Rc<RefCell<Ledger>>) -> Verdict {
+        ledger.borrow_mut().is_over = true;
+        let have_left = || self.clients.iter().all(Task::is_done);
+        if !self.world.run_until(have_left, LEAVE_MAX) {
+            return Err("a client does not come home".to_owned());
+        }
+        self.verdict()
     }
 
-    /// Reads each key from each node: they must tell the same, after readings at ALL or after many at ONE.
-    pub fn read_all(&mut self, ledger: &Rc<RefCell<Ledger>>, level: Level) -> Verdict {
+    /// Reads each key from each node: they must tell the same, after readings at ALL or after many at ONE, and all holders
+    /// of a key must hold the same record, byte by byte.
+    pub fn converge(&mut self, ledger: &Rc<RefCell<Ledger>>) -> Verdict {
+        self.converge_among(&self.all(), ledger)
+    }
+
+    /// The same, where only `members` are in the cluster.
+    pub fn converge_among(&mut self, members: &[u16], ledger: &Rc<RefCell<Ledger>>) -> Verdict {
+        let (level, keys) = (ledger.borrow().level, ledger.borrow().keys());
+        self.tally.apart = holders::differing(self, &keys)?.len() as u64;
         let levels: &[&str] = match level {
             Level::One => {
-                self.talk(workload::repair_at_one)?;
+                let count = keys.len() as u64;
+                self.talk_to(0, |client| workload::repair_at_one(client, count))?;
                 &["one"]
             }
             _ => &["all", "one"],
         };
-        self.talk(|client| workload::read_keys(Rc::clone(ledger), client, levels))?;
-        let ledger = ledger.borrow();
-        for key in 0..KEYS {
-            let told = &ledger.told_at_last[&key];
+        for number in members {
+            let read = |client| workload::read_keys(Rc::clone(ledger), client, levels);
+            self.talk_to(*number, read)?;
+        }
+        for (key, told) in &ledger.borrow().told_at_last {
             if told.iter().any(|value| *value != told[0]) {
                 return Err(format!(
                     "key {key} is told differently in the end: {told:?}"
                 ));
             }
         }
-        Ok(())
+        match holders::differing(self, &keys)?.first() {
+            None => Ok(()),
+            Some(difference) => Err(format!("replicas differ in the end: {difference}")),
+        }
     }
 }
 

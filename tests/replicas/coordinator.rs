@@ -11,7 +11,8 @@ use quoit::replication::quorum::{
 use quoit::types::{Meta, Version};
 
 use crate::linear::{Action, Moment, Operation, Outcome};
-use crate::world::{AGAIN, DEADLINE, Event, Levels, Message, Planted, Record, SLOW, World};
+use crate::quorums::{Planted, choose_action};
+use crate::world::{AGAIN, DEADLINE, Event, Message, Record, SLOW, World};
 
 /// Names an operation of a client, or what is done in the background; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,16 +59,8 @@ impl World {
             return self.after(pause, Event::Client(client));
         }
         self.next_value += 1;
-        let action = match self.chance.u8(..10) {
-            0..5 => Action::Read(None),
-            5..9 => Action::Write(Some(self.next_value)),
-            _ => Action::Write(None),
-        };
-        let level = match (self.levels, self.chance.u8(..10)) {
-            (_, 0) => Level::All,
-            (Levels::Any, 1..8) => Level::One,
-            _ => Level::Quorum,
-        };
+        let action = choose_action(self.next_value, &mut self.chance);
+        let level = self.levels.choose(&mut self.chance);
         self.begin(node, Some(client), action, level);
     }
 
@@ -131,7 +124,7 @@ impl World {
         ranking: &Ranking,
     ) -> Result<Work, Unavailable> {
         let (barrier, asked) = Barrier::start(ranking, self.rules)?;
-        self.tally.barriers += 1;
+        self.tally.note("barriers");
         self.tell(node, asked, id, Message::AskClock);
         Ok(Work::Barrier(barrier))
     }
@@ -312,7 +305,9 @@ impl World {
         self.with_op(id, |world, node, op| {
             if let Work::Read { read, .. } = &mut op.work {
                 let verdict = read.on_slow();
-                world.tally.hedged += u64::from(verdict != ReadVerdict::Wait);
+                if verdict != ReadVerdict::Wait {
+                    world.tally.note("hedged");
+                }
                 world.on_read(node, id, op, verdict);
             }
         });
@@ -406,11 +401,13 @@ impl World {
         match verdict {
             ReadVerdict::Wait => {}
             ReadVerdict::Ask(ask) => {
-                self.tally.values_fetched += u64::from(ask.want == Want::Value);
+                if ask.want == Want::Value {
+                    self.tally.note("values fetched");
+                }
                 self.ask(node, id, ask);
             }
             ReadVerdict::WriteBack { found, to } => {
-                self.tally.write_backs += 1;
+                self.tally.note("write backs");
                 let record = record(found);
                 let before = unwritten.map_or(ReplicaSet::NONE, |(_, replicas)| replicas);
                 *unwritten = Some((record, before.and(to)));
@@ -424,7 +421,7 @@ impl World {
             ReadVerdict::Failed => return self.close(op, Outcome::Failed, op.action),
         }
         if read.repair().is_some() {
-            self.tally.repairs += 1;
+            self.tally.note("repairs");
         }
     }
 
@@ -435,7 +432,7 @@ impl World {
         let Some(repair) = read.repair() else {
             return;
         };
-        self.tally.repairs += 1;
+        self.tally.note("repairs");
         let value = match repair.meta.tombstone {
             true => None,
             false => values.get(&repair.meta.version).copied().flatten(),
@@ -470,11 +467,7 @@ impl World {
 
     fn note(&mut self, client: Option<usize>, action: Action, asked: Moment, outcome: Outcome) {
         self.moment += 1;
-        match outcome {
-            Outcome::Done => self.tally.done += 1,
-            Outcome::Failed => self.tally.failed += 1,
-            Outcome::Unknown => self.tally.unknown += 1,
-        }
+        self.tally.note_outcome(outcome);
         self.history.push(Operation {
             action,
             asked,

@@ -5,16 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use quoit::replication::clock::Clock;
 use quoit::replication::quorum::read::Want;
 use quoit::replication::quorum::write::Ack;
-use quoit::replication::quorum::{Mistake, Replica, Rules, StandIns};
+use quoit::replication::quorum::{Replica, Rules};
 use quoit::types::{Meta, Version};
 
 use crate::coordinator::{Op, OpId};
 use crate::linear::{Moment, Operation};
+use crate::quorums::{
+    self, DAY_MS, Faults, Levels, Planted, Simulation, Tally, Verdict, are_equal, choose_size,
+    choose_skew_ms, partition, suspicion,
+};
 
 /// Virtual microseconds.
 pub type Micros = u64;
 
-const DAY_MS: i64 = 86_400_000;
 const EPOCH_MS: i64 = 1_800_000_000_000;
 /// How long the faults last.
 const STORM: Micros = 400_000;
@@ -26,78 +29,6 @@ pub const DEADLINE: Micros = 20_000;
 pub const AGAIN: Micros = 8_000;
 pub const SLOW: Micros = 3_000;
 const HINTS_EVERY: Micros = 15_000;
-
-/// What is done wrong on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planted {
-    NoWriteBack,
-    NoBarrier,
-    HintCounts,
-    SmallMajority,
-    Restamp,
-    AckBeforeSync,
-    TimeoutIsFailure,
-    SameGeneration,
-}
-
-/// What happened, to see that it did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub events: u64,
-    pub done: u64,
-    pub failed: u64,
-    pub unknown: u64,
-    pub barriers: u64,
-    pub write_backs: u64,
-    pub repairs: u64,
-    pub hedged: u64,
-    pub values_fetched: u64,
-    pub hints: u64,
-    pub replayed: u64,
-    pub refused: u64,
-    pub crashes: u64,
-    pub unsynced_lost: u64,
-    pub cuts: u64,
-    pub lost: u64,
-    pub repeated: u64,
-}
-
-impl Tally {
-    fn counts(&mut self) -> [&mut u64; 17] {
-        [
-            &mut self.events,
-            &mut self.done,
-            &mut self.failed,
-            &mut self.unknown,
-            &mut self.barriers,
-            &mut self.write_backs,
-            &mut self.repairs,
-            &mut self.hedged,
-            &mut self.values_fetched,
-            &mut self.hints,
-            &mut self.replayed,
-            &mut self.refused,
-            &mut self.crashes,
-            &mut self.unsynced_lost,
-            &mut self.cuts,
-            &mut self.lost,
-            &mut self.repeated,
-        ]
-    }
-
-    pub fn add(&mut self, other: &Tally) {
-        let mut other = *other;
-        for (sum, count) in self.counts().into_iter().zip(other.counts()) {
-            *sum += *count;
-        }
-    }
-
-    /// Else a run would prove less than it seems to.
-    pub fn assert_everything_happened(&mut self) {
-        let text = format!("{self:?}");
-        assert!(self.counts().iter().all(|count| **count > 10), "{text}");
-    }
-}
 
 /// A version of the key. The value is unique to the write that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,15 +106,6 @@ pub struct Node {
     pub ops: BTreeMap<OpId, Op>,
 }
 
-/// At which levels clients ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Levels {
-    /// QUORUM and ALL: linearizable together.
-    Strong,
-    /// ONE, too: of what is read nothing is promised but that somebody wrote it.
-    Any,
-}
-
 pub struct World {
     pub planted: Option<Planted>,
     pub levels: Levels,
@@ -208,42 +130,54 @@ pub struct World {
     pub tally: Tally,
 }
 
-struct Faults {
-    loss: f64,
-    repeat: f64,
-    late: f64,
-    refuse: f64,
-    /// Between two of them, and how long a node is away after a crash; at most twice that.
-    every: Micros,
-    away: Micros,
+impl Simulation for World {
+    fn make(seed: u64, levels: Levels, planted: Option<Planted>) -> World {
+        World::new(seed, levels, planted)
+    }
+
+    /// In the calm everything that is under way comes to its end.
+    fn run(&mut self) -> Verdict<Vec<Operation>> {
+        self.run_until(STORM);
+        self.is_storm = false;
+        self.faults = Faults::none();
+        self.cut.clear();
+        (0..self.nodes.len()).for_each(|node| self.restart(node));
+        self.run_until(STORM + CALM);
+        let is_busy = |node: &&Node| !node.ops.is_empty();
+        match self.nodes.iter().filter(is_busy).count() {
+            0 => Ok(self.history.clone()),
+            busy => Err(format!("{busy} nodes still have operations under way")),
+        }
+    }
+
+    /// One read of all replicas makes them equal, now that all are there, and no hint is left.
+    fn converge(&mut self) -> Verdict {
+        self.read_all();
+        self.run_until(self.now + CALM);
+        let last = self.history.last().expect("a reading was just made");
+        if last.outcome != crate::linear::Outcome::Done {
+            return Err(format!("without a fault a reading at ALL failed: {last:?}"));
+        }
+        let replicas = self.nodes[..self.replicas].iter();
+        let held: Vec<Record> = replicas.map(|node| node.durable).collect();
+        are_equal(&held, self.nodes.iter().map(|node| node.hints.len()).sum())
+    }
+
+    /// The number of events stands for the trace.
+    fn tally(&self) -> (Tally, u64) {
+        (self.tally.clone(), self.events)
+    }
 }
 
 impl World {
-    pub fn new(seed: u64, levels: Levels, planted: Option<Planted>) -> World {
+    fn new(seed: u64, levels: Levels, planted: Option<Planted>) -> World {
         let mut chance = fastrand::Rng::with_seed(seed);
-        let replicas = [3, 3, 5][chance.usize(..3)];
-        let nodes = replicas + chance.usize(..3);
-        let mistake = match planted {
-            Some(Planted::NoWriteBack) => Some(Mistake::NoWriteBack),
-            Some(Planted::SmallMajority) => Some(Mistake::SmallMajority),
-            _ => None,
-        };
-        let stand_ins = match planted {
-            Some(Planted::HintCounts) => StandIns::Always,
-            _ => StandIns::AtOne,
-        };
-        let faults = Faults {
-            loss: [0.0, 0.02, 0.1][chance.usize(..3)],
-            repeat: [0.0, 0.1][chance.usize(..2)],
-            late: [0.0, 0.05, 0.2][chance.usize(..3)],
-            refuse: [0.0, 0.02, 0.2][chance.usize(..3)],
-            every: [4_000, 20_000, 80_000][chance.usize(..3)],
-            away: [3_000, 20_000, 80_000][chance.usize(..3)],
-        };
+        let (replicas, nodes) = choose_size(&mut chance);
+        let faults = Faults::choose(&mut chance);
         let mut world = World {
             planted,
             levels,
-            rules: Rules { stand_ins, mistake },
+            rules: quorums::rules(planted),
             now: 0,
             queue: BTreeMap::new(),
             events: 0,
@@ -261,7 +195,7 @@ impl World {
             tally: Tally::default(),
             chance,
         };
-        let skew_ms = [0, 600_000, DAY_MS][world.chance.usize(..3)];
+        let skew_ms = choose_skew_ms(&mut world.chance);
         for number in 0..nodes {
             world.nodes.push(Node {
                 is_up: true,
@@ -280,62 +214,6 @@ impl World {
         world
     }
 
-    pub fn history(&self) -> &[Operation] {
-        &self.history
-    }
-
-    pub fn tally(&self) -> Tally {
-        self.tally
-    }
-
-    /// The storm, and the calm after it, in which everything that is under way comes to its end.
-    pub fn run(&mut self) -> Result<(), String> {
-        self.run_until(STORM);
-        self.is_storm = false;
-        self.faults = Faults {
-            loss: 0.0,
-            repeat: 0.0,
-            late: 0.0,
-            refuse: 0.0,
-            every: STORM,
-            away: 1,
-        };
-        self.cut.clear();
-        (0..self.nodes.len()).for_each(|node| self.restart(node));
-        self.run_until(STORM + CALM);
-        let busy = self
-            .nodes
-            .iter()
-            .filter(|node| !node.ops.is_empty())
-            .count();
-        match busy {
-            0 => Ok(()),
-            _ => Err(format!("{busy} nodes still have operations under way")),
-        }
-    }
-
-    /// One read of all replicas makes them equal, now that all are there, and no hint is left.
-    pub fn converge(&mut self) -> Result<(), String> {
-        self.read_all();
-        self.run_until(self.now + CALM);
-        let last = self.history.last().expect("a reading was just made");
-        if last.outcome != crate::linear::Outcome::Done {
-            return Err(format!("without a fault a reading at ALL failed: {last:?}"));
-        }
-        let held: Vec<Record> = self.nodes[..self.replicas]
-            .iter()
-            .map(|node| node.durable)
-            .collect();
-        if held.iter().any(|record| *record != held[0]) {
-            return Err(format!("replicas differ in the end: {held:?}"));
-        }
-        let hints: usize = self.nodes.iter().map(|node| node.hints.len()).sum();
-        match hints {
-            0 => Ok(()),
-            _ => Err(format!("{hints} hints were never brought home")),
-        }
-    }
-
     fn run_until(&mut self, end: Micros) {
         while let Some(entry) = self.queue.first_entry() {
             if entry.key().0 > end {
@@ -343,7 +221,7 @@ impl World {
             }
             let ((time, _), event) = entry.remove_entry();
             self.now = time;
-            self.tally.events += 1;
+            self.tally.note("events");
             self.handle(event);
         }
         self.now = end;
@@ -391,8 +269,11 @@ impl World {
             random if random < self.faults.loss + self.faults.repeat => 2,
             _ => 1,
         };
-        self.tally.lost += u64::from(copies == 0);
-        self.tally.repeated += u64::from(copies == 2);
+        match copies {
+            0 => self.tally.note("lost"),
+            2 => self.tally.note("repeated"),
+            _ => {}
+        }
         for _ in 0..copies {
             let is_late = self.chance.f64() < self.faults.late;
             let delay = match from == to {
@@ -436,7 +317,7 @@ impl World {
                 self.send(to, from, op, Message::Holds(record, want));
             }
             Message::Write(_) if self.does_refuse(op, to) => {
-                self.tally.refused += 1;
+                self.tally.note("refused");
                 self.send(to, from, op, Message::Wrote(Ack::Refused));
             }
             Message::Write(record) | Message::Replay(_, record) => {
@@ -448,7 +329,9 @@ impl World {
             }
             Message::Hint(..) => self.sync(to, from, op, message),
             Message::Replayed(hint) => {
-                self.tally.replayed += u64::from(self.nodes[to].hints.remove(&hint).is_some());
+                if self.nodes[to].hints.remove(&hint).is_some() {
+                    self.tally.note("hints brought home");
+                }
             }
             Message::Clock(_) | Message::Wrote(_) | Message::Holds(..) | Message::Hinted(..) => {
                 self.answered(from, to, op, message);
@@ -456,10 +339,8 @@ impl World {
         }
     }
 
-    /// Decided once for an operation and a replica: no copy of what was refused may be applied.
     fn does_refuse(&self, op: OpId, node: usize) -> bool {
-        let mut chance = fastrand::Rng::with_seed(op.0 << 8 | node as u64);
-        chance.f64() < self.faults.refuse
+        self.faults.refuses(op.0 << 8 | node as u64)
     }
 
     fn sync(&mut self, node: usize, asked_by: usize, op: OpId, message: Message) {
@@ -481,7 +362,7 @@ impl World {
 
     fn synced(&mut self, (node, life): (usize, u16), asked_by: usize, op: OpId, message: Message) {
         if !self.nodes[node].is_up || self.nodes[node].life != life {
-            self.tally.unsynced_lost += 1;
+            self.tally.note("unsynced lost");
             return;
         }
         match message {
@@ -500,7 +381,7 @@ impl World {
                 self.nodes[node]
                     .hints
                     .insert(self.events, (replica, record));
-                self.tally.hints += 1;
+                self.tally.note("hints");
                 self.send(node, asked_by, op, Message::Hinted(replica, Ack::Stored));
             }
             _ => unreachable!("nothing else is written"),
@@ -538,12 +419,7 @@ impl World {
     pub fn is_suspect(&mut self, from: usize, to: usize) -> bool {
         let is_cut = self.cut.contains(&(from, to)) || self.cut.contains(&(to, from));
         let is_away = is_cut || !self.nodes[to].is_up;
-        let share = match (is_away, self.is_storm) {
-            (true, _) => 0.7,
-            (false, true) => 0.02,
-            (false, false) => 0.0,
-        };
-        self.chance.f64() < share
+        self.chance.f64() < suspicion(is_away, self.is_storm)
     }
 
     pub fn wall_ms(&self, node: usize) -> u64 {
@@ -563,7 +439,10 @@ impl World {
                 let others = self.chance.usize(1..=self.nodes.len());
                 (0..others).for_each(|other| self.crash(other));
             }
-            5 => self.partition(),
+            5 => {
+                self.tally.note("cuts");
+                self.cut = partition(self.nodes.len(), &mut self.chance);
+            }
             6..8 => self.cut.clear(),
             8 => {
                 let other = self.chance.usize(..self.nodes.len());
@@ -571,37 +450,21 @@ impl World {
             }
             _ => self.nodes[node].offset_ms = self.chance.i64(-DAY_MS..=DAY_MS),
         }
-        let pause = self.chance.u64(1..2 * self.faults.every);
+        let pause = self.chance.u64(1..2 * self.faults.every_us);
         self.after(pause, Event::Fault);
-    }
-
-    /// Two sides that do not hear each other; a one-way cut now and then.
-    fn partition(&mut self) {
-        self.cut.clear();
-        self.tally.cuts += 1;
-        let sides: Vec<bool> = self.nodes.iter().map(|_| self.chance.bool()).collect();
-        let is_one_way = self.chance.u8(..4) == 0;
-        for from in 0..sides.len() {
-            for to in 0..sides.len() {
-                let is_across = sides[from] != sides[to];
-                if is_across && (!is_one_way || sides[from]) {
-                    self.cut.insert((from, to));
-                }
-            }
-        }
     }
 
     fn crash(&mut self, number: usize) {
         if !self.nodes[number].is_up {
             return;
         }
-        self.tally.crashes += 1;
+        self.tally.note("crashes");
         let node = &mut self.nodes[number];
         node.is_up = false;
         node.visible = node.durable;
         let ops = std::mem::take(&mut node.ops);
         ops.into_values().for_each(|op| self.forget(op));
-        let pause = self.chance.u64(1..2 * self.faults.away);
+        let pause = self.chance.u64(1..2 * self.faults.away_us);
         self.after(pause, Event::Restart(number));
     }
 

@@ -28,7 +28,7 @@ pub type Verdict<T = ()> = Result<T, String>;
 /// The one node of these tests.
 pub const NODE: NodeId = NodeId(1);
 const PORT: u16 = 6379;
-const CORE_PORT: u16 = 16379;
+pub const CORE_PORT: u16 = 16379;
 const HTTP_PORT: u16 = 8379;
 /// Where core 0 listens for other nodes; the other cores' ports follow.
 pub const PEER_PORT: u16 = 7379;
@@ -74,10 +74,79 @@ pub fn config(cores: u16, chance: &mut fastrand::Rng) -> Config {
     config
 }
 
-/// A node that is up.
-pub struct Node {
+/// One start of a node.
+pub struct Started {
+    machine: NodeId,
     /// Its cores' mains.
     tasks: Vec<Task<quoit::error::Result<()>>>,
+    is_ready: Rc<Cell<bool>>,
+}
+
+impl Started {
+    /// True once it accepts clients.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.get()
+    }
+
+    /// Returns when it accepts clients, has ended, or `time` is over.
+    pub fn settle(&self, world: &World, time: Duration) {
+        world.run_until(|| self.is_ready() || world.node_ended(self.machine), time);
+    }
+
+    /// Why it has ended. Told once.
+    pub fn failure(&self) -> Option<Error> {
+        self.tasks
+            .iter()
+            .find_map(|task| task.take().and_then(Result::err))
+    }
+}
+
+/// Where clients of `machine` connect.
+pub fn address_of(machine: NodeId) -> SocketAddr {
+    machine.address(PORT)
+}
+
+/// Where core 0 of `machine` listens for other nodes.
+pub fn peer_address_of(machine: NodeId) -> SocketAddr {
+    machine.address(PEER_PORT)
+}
+
+/// Starts a node on `machine`, which asks the machines of `join` to let it in if it is in no cluster yet.
+pub fn launch(world: &World, machine: NodeId, config: &Config, join: &[NodeId]) -> Started {
+    let join: Vec<SocketAddr> = join.iter().map(|other| peer_address_of(*other)).collect();
+    let cores = config.cores;
+    let config = Rc::new(Config {
+        bind: address_of(machine).ip(),
+        join: join.iter().map(ToString::to_string).collect(),
+        ..config.clone()
+    });
+    let facts = NodeFacts {
+        address: address_of(machine),
+        core_ports: (0..cores).map(|core| CORE_PORT + core).collect(),
+        http: machine.address(HTTP_PORT),
+        peer_ports: (0..cores).map(|core| PEER_PORT + core).collect(),
+        join,
+        cluster_key: CLUSTER_KEY.to_vec(),
+        run_id: "0".repeat(40),
+        process_id: 1,
+        os: "a simulated one".to_owned(),
+    };
+    let is_ready = Rc::new(Cell::new(false));
+    let tasks = world.start_node(machine, cores, |core| {
+        let is_ready = Rc::clone(&is_ready);
+        let ready = move || is_ready.set(true);
+        shard::run(core, Rc::clone(&config), facts.clone(), http::serve, ready)
+    });
+    Started {
+        machine,
+        tasks,
+        is_ready,
+    }
+}
+
+/// A node that is up.
+pub struct Node {
+    started: Started,
     /// What its clients share.
     pub life: Rc<Life>,
 }
@@ -166,45 +235,19 @@ impl Node {
 
     /// Starts the node; `None` if it does not accept clients within `time`, and has not ended.
     fn start_within(world: &World, config: &Config, time: Duration) -> Verdict<Option<Node>> {
-        let is_ready = Rc::new(Cell::new(false));
-        let config = Rc::new(config.clone());
-        let facts = NodeFacts {
-            address: NODE.address(PORT),
-            core_ports: (0..config.cores).map(|core| CORE_PORT + core).collect(),
-            http: NODE.address(HTTP_PORT),
-            peer_ports: (0..config.cores).map(|core| PEER_PORT + core).collect(),
-            join: Vec::new(),
-            cluster_key: CLUSTER_KEY.to_vec(),
-            run_id: "0".repeat(40),
-            process_id: 1,
-            os: "a simulated one".to_owned(),
-        };
-        let tasks = world.start_node(NODE, config.cores, |core| {
-            let is_ready = Rc::clone(&is_ready);
-            let ready = move || is_ready.set(true);
-            shard::run(core, Rc::clone(&config), facts.clone(), http::serve, ready)
-        });
-        let done = || is_ready.get() || world.node_ended(NODE);
-        if !world.run_until(done, time) {
-            return Ok(None);
-        }
-        let node = Node {
-            tasks,
-            life: Rc::default(),
-        };
-        match is_ready.get() {
-            true => Ok(Some(node)),
-            false => Err(match node.failure() {
+        let started = launch(world, NODE, config, &[]);
+        started.settle(world, time);
+        match started.is_ready() {
+            true => Ok(Some(Node {
+                started,
+                life: Rc::default(),
+            })),
+            false if !world.node_ended(NODE) => Ok(None),
+            false => Err(match started.failure() {
                 Some(error) => format!("the node does not start: {error:?}"),
                 None => "the node does not start, and says nothing".to_owned(),
             }),
         }
-    }
-
-    fn failure(&self) -> Option<Error> {
-        self.tasks
-            .iter()
-            .find_map(|task| task.take().and_then(Result::err))
     }
 
     /// Ends this life, and says what was found to be wrong in it.
@@ -218,7 +261,7 @@ impl Node {
                 if !world.run_until(|| world.node_ended(NODE), START_MAX) {
                     return Err("the node was asked to stop and does not".to_owned());
                 }
-                if let Some(error) = self.failure() {
+                if let Some(error) = self.started.failure() {
                     return Err(format!("the node did not stop well: {error}"));
                 }
             }

@@ -1,9 +1,11 @@
 //! `engines reads-beside-fio`: cold reads by Quoit and by `fio`, in turn, on the same file system.
 //!
-//! `fio` (Debian's package of this name) reads a file of the same size as all data, at random, with
-//! io_uring and direct I/O: what the device gives at this size and depth. Quoit reads each record once,
-//! after having read others until its index is in memory.
+//! `fio` (Debian's package of this name) reads from the very files that the values are in, at random, with
+//! io_uring and direct I/O: what the device gives at this size and depth. (A file of its own might be in a
+//! cache below this machine, or not, unlike them.) Quoit reads each record once, after having read others
+//! until its index is in memory.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -29,8 +31,8 @@ const SIZES: Sizes = Sizes {
 const SHARE_MIN: f64 = 0.85;
 /// Of so many parts of the records, one is read before, to warm the index.
 const WARM_PART: u64 = 10;
-/// The disk must have so many times the data: Quoit's and fio's.
-const SPACE_FACTOR: u64 = 3;
+/// The disk must have so many times the data.
+const SPACE_FACTOR: u64 = 2;
 
 const WARM: &str = "warm the index";
 const READ: &str = "cold reads";
@@ -71,17 +73,18 @@ impl BesideFio {
             ("fio", self.describe()?),
         ];
         let mut report = Report::new("reads-beside-fio", &self.common, sizes, &more);
-        let file = parent.dir().join("fio.data");
-        self.lay_out(&file, sizes.data)?;
         let mut fill = parent.job(EngineName::Quoit, "quoit", sizes);
         fill.steps = vec![Step::Load(self.fill(sizes.records()))];
         parent.results(&fill)?;
+        let links = parent.dir().join("links");
+        fs::create_dir(&links)?;
+        link_values(&parent.dir().join("quoit"), &links)?;
         let mut turns = Vec::new();
         for turn in 1..=self.turns {
             eprintln!("turn {turn} of {}", self.turns);
             machine::drop_page_cache()?;
             let result = self.quoit_turn(&parent, sizes)?;
-            let fio = self.fio_turn(&file)?;
+            let fio = self.fio_turn(&links)?;
             report.note_others(&result);
             turns.push((result, fio));
         }
@@ -150,32 +153,13 @@ impl BesideFio {
         ))
     }
 
-    /// Writes the file that fio reads.
-    fn lay_out(&self, file: &Path, bytes: u64) -> Outcome<()> {
-        eprintln!("fio writes {bytes} B");
-        let (file, size) = (file.display(), format!("--size={bytes}"));
-        let name = format!("--filename={file}");
-        let layout = [
-            "--name=layout",
-            "--rw=write",
-            "--bs=1M",
-            "--direct=1",
-            "--end_fsync=1",
-        ];
-        run_fio(
-            &[
-                &layout[..],
-                &[&name, &size, "--ioengine=io_uring", "--iodepth=4"],
-            ]
-            .concat(),
-        )?;
-        Ok(())
-    }
-
-    fn fio_turn(&self, file: &Path) -> Outcome<FioTurn> {
+    /// fio reads from all files in `folder`.
+    fn fio_turn(&self, folder: &Path) -> Outcome<FioTurn> {
         let arguments = [
             "--name=reads".to_owned(),
-            format!("--filename={}", file.display()),
+            format!("--opendir={}", folder.display()),
+            "--readonly".to_owned(),
+            "--file_service_type=random".to_owned(),
             "--rw=randread".to_owned(),
             format!("--bs={}", self.block),
             format!("--iodepth={}", self.depth),
@@ -255,6 +239,28 @@ impl BesideFio {
             "fio_reads_per_second",
             turns.iter().map(|turn| turn.1.rate).collect::<Vec<_>>(),
         )
+    }
+}
+
+/// Links all segments of the value log below `from` into `to`, by numbers: they stay, whatever the collector does.
+fn link_values(from: &Path, to: &Path) -> Outcome<()> {
+    let mut number = 0;
+    for core in fs::read_dir(from)? {
+        let core = core?.path();
+        if !core.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(&core)? {
+            let file = file?;
+            if file.file_name().as_encoded_bytes().starts_with(b"values-") {
+                fs::hard_link(file.path(), to.join(number.to_string()))?;
+                number += 1;
+            }
+        }
+    }
+    match number > 0 {
+        true => Ok(()),
+        false => Err(Failure::new("there is no value log to read from")),
     }
 }
 

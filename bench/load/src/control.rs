@@ -30,6 +30,8 @@ pub struct Manners {
     pub password: Option<String>,
     /// Consistency of reads and writes, of servers that have it.
     pub levels: Option<(String, String)>,
+    /// Something to be answered, that tells whether anybody does.
+    pub pings: bool,
 }
 
 impl Manners {
@@ -48,6 +50,9 @@ impl Manners {
         }
         if let Some((read, write)) = &self.levels {
             commands.push(words(&["KV.CONSISTENCY", "READ", read, "WRITE", write]));
+        }
+        if self.pings {
+            commands.push(words(&["PING"]));
         }
         Greeting { commands }
     }

@@ -21,14 +21,20 @@ use nix::unistd::Pid;
 
 use crate::control::{Greeting, PATIENCE, resolve};
 use crate::core::{Core, Phase};
+use crate::history::Entry;
 use crate::tally::Tally;
 
 const READ_BYTES: usize = 256 << 10;
 /// Reads of one connection before others get their turn.
 const READS_MAX: usize = 16;
 const EVENTS_MAX: usize = 1024;
-/// How often timeouts, lost connections and the end are looked at.
+/// How often timeouts, lost connections and the end are looked at; more often where timeouts are short.
 const TICK: Duration = Duration::from_millis(50);
+const TICKS_PER_TIMEOUT: u32 = 10;
+/// How long opening a connection may take at least.
+const CONNECT_NANOS: u64 = 1_000_000_000;
+/// A server that says nothing for so long, and three timeouts, ends the reading back.
+const SILENCE_NANOS: u64 = 3_000_000_000;
 /// Before a lost connection is opened again.
 const RETRY_NANOS: u64 = 100_000_000;
 /// A gap that is not worth a timer.
@@ -45,8 +51,12 @@ pub enum Report {
         to: u64,
         tally: Box<Tally>,
     },
-    /// A phase is over: when, and how much CPU it took.
-    Done { to: u64, cpu: Duration },
+    /// A phase is over: when, how much CPU it took, and what clients were told, if that is kept.
+    Done {
+        to: u64,
+        cpu: Duration,
+        history: Vec<Entry>,
+    },
     /// It cannot go on.
     Failed(String),
 }
@@ -57,6 +67,10 @@ pub struct Common {
     /// Where clients connect to in turn, without a slot map.
     pub servers: Vec<String>,
     pub greeting: Greeting,
+    /// What they say before they read back, and how long nothing is asked before that.
+    pub reading_back: Option<Greeting>,
+    pub settle: Duration,
+    pub enough: Arc<AtomicBool>,
     /// Phases begin together.
     pub barrier: Barrier,
     pub stop: AtomicBool,
@@ -79,7 +93,7 @@ pub struct Thread {
 
 enum Socket {
     Closed { retry_at: u64 },
-    Connecting(TcpStream),
+    Connecting { stream: TcpStream, since: u64 },
     Up(TcpStream),
 }
 
@@ -94,7 +108,7 @@ struct Driver {
     /// Connections with more to read than their share.
     again: Vec<u32>,
     buffer: Box<[u8]>,
-    greeting: Vec<u8>,
+    greeting: Greeting,
     origin: Instant,
     /// Beginning of the interval, next look at timeouts, last bytes from the server.
     cut: u64,
@@ -148,7 +162,7 @@ impl Driver {
             .register(&mut SourceFd(&descriptor), TIMER, Interest::READABLE)
             .map_err(said)?;
         let mut driver = Driver {
-            greeting: common.greeting.bytes(),
+            greeting: common.greeting.clone(),
             common,
             thread,
             poll,
@@ -167,6 +181,9 @@ impl Driver {
     }
 
     fn run_phase(&mut self, phase: Phase) -> Result<(), String> {
+        if phase == Phase::ReadBack && !self.common.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(self.common.settle);
+        }
         let cpu = thread_cpu();
         self.origin = Instant::now();
         (self.cut, self.tick, self.heard, self.armed) = (0, 0, 0, 0);
@@ -176,6 +193,9 @@ impl Driver {
             }
         }
         self.thread.core.begin(phase);
+        if phase == Phase::ReadBack {
+            self.greet_again();
+        }
         let warmup = if phase == Phase::Work {
             self.common.warmup
         } else {
@@ -196,7 +216,7 @@ impl Driver {
                 next_cut = now - now.saturating_sub(warmup) % INTERVAL_NANOS + INTERVAL_NANOS;
             }
             if now >= self.tick {
-                self.tick = now + TICK.as_nanos() as u64;
+                self.tick = now + self.tick().as_nanos() as u64;
                 self.look_around(phase, now)?;
             }
             self.wait(&mut events)?;
@@ -213,13 +233,37 @@ impl Driver {
             }
         }
         let now = self.now();
+        let history = self.thread.core.end_phase(now);
         let empty = Box::new(self.thread.core.plan().empty_tally());
         self.send_interval(empty, now);
         self.tell(Report::Done {
             to: now,
             cpu: thread_cpu().saturating_sub(cpu),
+            history,
         });
         Ok(())
+    }
+
+    /// Reads the acknowledged writes back by another greeting, if there is one for it.
+    fn greet_again(&mut self) {
+        let Some(greeting) = self.common.reading_back.clone() else {
+            return;
+        };
+        for (connection, socket) in self.sockets.iter().enumerate() {
+            if let Socket::Up(_) = socket {
+                let commands = greeting.commands.len();
+                let core = &mut self.thread.core;
+                core.greet(connection as u32, &greeting.bytes(), commands);
+            }
+        }
+        self.greeting = greeting;
+    }
+
+    /// Until we look around again.
+    fn tick(&self) -> Duration {
+        let timeout = Duration::from_nanos(self.common.timeout);
+        TICK.min(timeout / TICKS_PER_TIMEOUT)
+            .max(Duration::from_millis(1))
     }
 
     fn now(&self) -> u64 {
@@ -232,14 +276,14 @@ impl Driver {
         let timeout = match core.next_due().filter(|_| core.has_room()) {
             _ if self.common.spins || core.has_dirty() || !self.again.is_empty() => Duration::ZERO,
             None if core.has_room() => Duration::ZERO,
-            None => TICK,
+            None => self.tick(),
             Some(due) => {
                 let now = self.now();
                 if due <= now + SPIN_NANOS {
                     Duration::ZERO
                 } else {
                     self.arm(due, now)?;
-                    TICK
+                    self.tick()
                 }
             }
         };
@@ -262,7 +306,7 @@ impl Driver {
     }
 
     fn on_event(&mut self, connection: u32, is_readable: bool) {
-        if let Socket::Connecting(_) = &self.sockets[connection as usize] {
+        if let Socket::Connecting { .. } = &self.sockets[connection as usize] {
             self.finish_connecting(connection);
         }
         self.write(connection);
@@ -369,25 +413,26 @@ impl Driver {
                 .registry()
                 .register(&mut stream, Token(connection as usize), interest);
         registered.map_err(|why| why.to_string())?;
-        self.sockets[connection as usize] = Socket::Connecting(stream);
+        let since = self.now();
+        self.sockets[connection as usize] = Socket::Connecting { stream, since };
         Ok(())
     }
 
     fn finish_connecting(&mut self, connection: u32) {
         let retry_at = self.now() + RETRY_NANOS;
         let socket = &mut self.sockets[connection as usize];
-        let Socket::Connecting(stream) = std::mem::replace(socket, Socket::Closed { retry_at })
-        else {
+        let closed = Socket::Closed { retry_at };
+        let Socket::Connecting { stream, since } = std::mem::replace(socket, closed) else {
             return;
         };
         match (stream.take_error(), stream.peer_addr()) {
             (Ok(None), Ok(_)) => {
                 *socket = Socket::Up(stream);
-                let commands = self.common.greeting.commands.len();
-                self.thread.core.on_up(connection, &self.greeting, commands);
+                let (bytes, commands) = (self.greeting.bytes(), self.greeting.commands.len());
+                self.thread.core.on_up(connection, &bytes, commands);
             }
             (Ok(None), Err(why)) if why.kind() == ErrorKind::NotConnected => {
-                *socket = Socket::Connecting(stream)
+                *socket = Socket::Connecting { stream, since }
             }
             _ => {} // closed, and tried again
         }
@@ -417,7 +462,8 @@ impl Driver {
     // --- Now and then ---
 
     fn look_around(&mut self, phase: Phase, now: u64) -> Result<(), String> {
-        if self.common.stop.load(Ordering::Relaxed) {
+        let is_enough = phase == Phase::Work && self.common.enough.load(Ordering::Relaxed);
+        if is_enough || self.common.stop.load(Ordering::Relaxed) {
             self.thread.core.stop();
         }
         for connection in self.thread.core.overdue(now) {
@@ -427,13 +473,23 @@ impl Driver {
             assert!(connection as usize == self.sockets.len());
             self.sockets.push(Socket::Closed { retry_at: 0 });
         }
+        let patience = self.common.timeout.max(CONNECT_NANOS);
         for connection in 0..self.sockets.len() as u32 {
             match &self.sockets[connection as usize] {
                 Socket::Closed { retry_at } if *retry_at <= now => self.open(connection),
+                // What was sent to a host that was not there is sent again more and more seldom.
+                Socket::Connecting { since, .. } if now.saturating_sub(*since) > patience => {
+                    self.open(connection)
+                }
                 _ => {}
             }
         }
-        let is_silent = now.saturating_sub(self.heard) > 3 * self.common.timeout;
+        let silence_max = self.common.timeout.saturating_mul(3);
+        let silence_max = match phase {
+            Phase::ReadBack => silence_max.max(SILENCE_NANOS), // servers may be on their way back
+            Phase::Fill | Phase::Work => silence_max,
+        };
+        let is_silent = now.saturating_sub(self.heard) > silence_max;
         match is_silent && phase != Phase::Work {
             true => Err("the server has not answered for too long".into()),
             false => Ok(()),

@@ -3,12 +3,18 @@
 //! A record has one write under way at most, so its writes have an order, and the answers a read may give
 //! follow from two numbers: it may not be older than what was acknowledged before the read was sent, nor
 //! newer than what was sent before its answer came. A write whose outcome is not known (the connection
-//! broke, the server said so) may show from then on, at any time, or never.
+//! broke, the server said so) may show from then on, at any time, or never; so may one that was tried a second time
+//! and then acknowledged, as its first try may still be on its way.
 //!
 //! Three kinds of wrong, counted apart: **lost**, nothing is there although a write was acknowledged;
 //! **stale**, an older value than was acknowledged; **corrupt**, what nobody wrote there.
 
+use std::collections::BTreeSet;
+
 use crate::content::Stamp;
+
+/// Writes in doubt that are told from others. What comes on top makes all later writes of its record doubtful.
+const DOUBTS_MAX: usize = 1 << 20;
 
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,18 +56,24 @@ pub enum Verdict {
 struct Cell {
     sent: u32,
     acknowledged: u32,
-    /// The first write whose outcome is not known.
+    /// The first write in doubt that there was no room for in the ledger.
     doubtful: u32,
     /// The last delete that was not refused.
     deleted: u32,
     under_way: Option<Write>,
     may_expire: bool,
+    /// A delete is in doubt.
+    may_vanish: bool,
 }
+
+const _: () = assert!(size_of::<Cell>() <= 24);
 
 /// What one load thread wrote to its records.
 pub struct Ledger {
     run: u32,
     cells: Vec<Cell>,
+    /// Records and their writes whose outcome is not known.
+    doubts: BTreeSet<(u64, u32)>,
 }
 
 impl Ledger {
@@ -70,6 +82,7 @@ impl Ledger {
         Ledger {
             run,
             cells: vec![Cell::default(); records],
+            doubts: BTreeSet::new(),
         }
     }
 
@@ -85,14 +98,26 @@ impl Ledger {
         Some(cell.sent)
     }
 
+    /// The write that is under way may have been made, or be made later, whatever is known of it in the end.
+    pub fn doubt(&mut self, record: u64) {
+        let cell = &mut self.cells[record as usize];
+        cell.may_vanish |= cell.under_way == Some(Write::Delete);
+        if self.doubts.len() < DOUBTS_MAX {
+            self.doubts.insert((record, cell.sent));
+        } else if cell.doubtful == 0 {
+            cell.doubtful = cell.sent;
+        }
+    }
+
     /// Ends the write that is under way.
     pub fn end(&mut self, record: u64, outcome: Outcome) {
+        if outcome == Outcome::Unknown {
+            self.doubt(record);
+        }
         let cell = &mut self.cells[record as usize];
         let write = cell.under_way.take().expect("a write that ends was begun");
-        match outcome {
-            Outcome::Done => cell.acknowledged = cell.sent,
-            Outcome::Unknown if cell.doubtful == 0 => cell.doubtful = cell.sent,
-            Outcome::Unknown | Outcome::Refused => {}
+        if outcome == Outcome::Done {
+            cell.acknowledged = cell.sent;
         }
         if write == Write::Delete && outcome != Outcome::Refused {
             cell.deleted = cell.sent;
@@ -109,11 +134,14 @@ impl Ledger {
         let cell = &self.cells[record as usize];
         assert!(floor <= cell.acknowledged && cell.acknowledged <= cell.sent);
         // A late write may still come to light.
-        let is_doubtful = |seq: u32| cell.doubtful != 0 && seq >= cell.doubtful;
+        let is_doubtful = |seq: u32| {
+            let is_beyond = cell.doubtful != 0 && seq >= cell.doubtful;
+            is_beyond || self.doubts.contains(&(record, seq))
+        };
         match seen {
             Seen::Damaged => Verdict::Corrupt,
             Seen::Absent => {
-                let is_deleted = cell.deleted >= floor || is_doubtful(cell.deleted);
+                let is_deleted = cell.deleted >= floor || cell.may_vanish;
                 let is_being_deleted = cell.under_way == Some(Write::Delete);
                 match floor == 0 || is_deleted || is_being_deleted || cell.may_expire {
                     true => Verdict::Sound,
@@ -353,6 +381,28 @@ mod tests {
         write(&mut ledger, Write::Delete, Outcome::Unknown);
         write(&mut ledger, Write::Value, Outcome::Done);
         assert_eq!(judge(&ledger, Seen::Absent), Verdict::Sound);
+    }
+
+    /// Were all that follows a doubtful write excused with it, a cluster that falls back after a fault would look sound.
+    #[test]
+    fn a_doubt_excuses_its_own_write_and_no_later_one() {
+        let mut ledger = written(2);
+        write(&mut ledger, Write::Value, Outcome::Unknown);
+        write(&mut ledger, Write::Value, Outcome::Done);
+        write(&mut ledger, Write::Value, Outcome::Done);
+        assert_eq!(judge(&ledger, value(3)), Verdict::Sound);
+        assert_eq!(judge(&ledger, value(4)), Verdict::Stale);
+        // One that was tried twice, and acknowledged the second time.
+        ledger.begin(0, Write::Value);
+        ledger.doubt(0);
+        ledger.end(0, Outcome::Done);
+        assert_eq!(judge(&ledger, value(5)), Verdict::Stale);
+        write(&mut ledger, Write::Value, Outcome::Done);
+        assert_eq!(
+            judge(&ledger, value(6)),
+            Verdict::Sound,
+            "its first try came late"
+        );
     }
 
     #[test]

@@ -116,6 +116,7 @@ impl Liar {
                 }
                 integer(i64::from(is_ours))
             }
+            b"WAIT" => integer(2),
             b"HELLO" => b"%2\r\n$6\r\nserver\r\n$4\r\nliar\r\n+proto\r\n:3\r\n".to_vec(),
             _ => b"+OK\r\n".to_vec(),
         }

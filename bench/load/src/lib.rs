@@ -6,10 +6,14 @@ pub mod content;
 pub mod control;
 pub mod core;
 pub mod driver;
+pub mod gaps;
+pub mod history;
 pub mod keys;
 pub mod ledger;
 #[cfg(test)]
 mod liar;
+#[path = "../../../tests/linear/mod.rs"]
+pub mod linear;
 pub mod options;
 pub mod page;
 pub mod plan;

@@ -39,6 +39,12 @@ fn start(options: Options) -> Result<ExitCode, String> {
             .map_err(|why| why.to_string())?;
     }
     let mut prepared = options.prepare()?;
+    // Enough of the work, but not of what comes after it.
+    signal_hook::flag::register(
+        signal_hook::consts::SIGUSR1,
+        Arc::clone(&prepared.setup.enough),
+    )
+    .map_err(|why| why.to_string())?;
     if let Some(warning) = prepared.warning() {
         eprintln!("quoit-bench: {warning}");
     }
@@ -143,6 +149,8 @@ fn run_once(
         offered_rate: rate,
         targets: prepared.options.targets(),
         is_verified: prepared.options.verify,
+        has_gaps: prepared.options.gaps,
+        is_linear: prepared.options.linear,
         is_interrupted: interrupt.load(Ordering::Relaxed),
     };
     Ok((Summary::new(facts, &measured), measured))

@@ -1,12 +1,14 @@
 //! The command line, checked once, and turned into a plan.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
 
 use crate::content::{Content, HEADER_BYTES};
 use crate::control::{Control, Manners};
+use crate::core::SERVERS_MAX;
 use crate::keys::{Distribution, KEY_BYTES_MAX, KEY_BYTES_MIN, RECORDS_MAX};
 use crate::plan::{KeysOf, Plan, Release};
 use crate::run::Setup;
@@ -41,6 +43,10 @@ pub struct Options {
     /// Ask for the slot map and send each key to its owner, over a connection to each node
     #[arg(long)]
     pub cluster: bool,
+    /// Connect each client to every --server, and ask the next where one fails: what may be done twice also if it may have been
+    /// done. The --timeout is that of each try
+    #[arg(long, conflicts_with = "cluster")]
+    pub failover: bool,
     /// Version of the protocol
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=3))]
     pub resp: u8,
@@ -53,6 +59,9 @@ pub struct Options {
     pub read_level: Option<Level>,
     #[arg(long, value_enum, requires = "read_level")]
     pub write_level: Option<Level>,
+    /// Consistency of the reading back at the end
+    #[arg(long, value_enum, requires = "verify")]
+    pub read_back_level: Option<Level>,
 
     /// Load threads
     #[arg(long, default_value_t = 1)]
@@ -140,6 +149,19 @@ pub struct Options {
     /// Check every answer, and read all acknowledged writes back at the end
     #[arg(long)]
     pub verify: bool,
+    /// Ask nothing for so long before the reading back
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "0s")]
+    pub settle: Duration,
+    /// Instead of judging each answer: several writes to a record at once, and at the end one order has to explain all that
+    /// was told of each record. Records have to be absent at the beginning
+    #[arg(long, requires = "verify")]
+    pub linear: bool,
+    /// Follow each write with WAIT for so many replicas, and take it for done when that many have it
+    #[arg(long, value_name = "REPLICAS", default_value_t = 0)]
+    pub wait: u32,
+    /// Measure for how long a record was asked for without a success
+    #[arg(long)]
+    pub gaps: bool,
 
     /// Targets: each kind of operation has to keep them
     #[arg(long, value_name = "LATENCY", value_parser = humantime::parse_duration)]
@@ -174,6 +196,17 @@ pub enum Level {
     One,
     Quorum,
     All,
+}
+
+impl Level {
+    fn name(self) -> String {
+        let name = match self {
+            Level::One => "ONE",
+            Level::Quorum => "QUORUM",
+            Level::All => "ALL",
+        };
+        name.to_owned()
+    }
 }
 
 fn workloads_help() -> String {
@@ -220,9 +253,10 @@ impl Options {
         self.check(workload, &mix, &sizes)?;
         let manners = self.manners();
         let mut control = Control::connect(&self.server[0], &manners.greeting())?;
-        let slots: Option<SlotMap> = match self.cluster {
-            true => Some(control.slot_map()?),
-            false => None,
+        let slots: Option<SlotMap> = match (self.cluster, self.failover) {
+            (true, _) => Some(control.slot_map()?),
+            (false, true) => Some(SlotMap::alike(self.server.clone())),
+            (false, false) => None,
         };
         let release = match mix.has(Family::Locks) {
             true => control.release()?,
@@ -234,6 +268,16 @@ impl Options {
             clients: self.clients,
             servers: self.server.clone(),
             slots,
+            reading_back: self.read_back_level.map(|level| {
+                let levels = Some((level.name(), level.name()));
+                let manners = Manners {
+                    levels,
+                    ..manners.clone()
+                };
+                manners.greeting()
+            }),
+            settle: self.settle,
+            enough: Arc::default(),
             greeting: manners.greeting(),
             warmup: if workload.order == Order::OnceEach {
                 Duration::ZERO
@@ -255,16 +299,15 @@ impl Options {
     }
 
     fn manners(&self) -> Manners {
-        let name = |level: Level| match level {
-            Level::One => "ONE".to_owned(),
-            Level::Quorum => "QUORUM".to_owned(),
-            Level::All => "ALL".to_owned(),
-        };
         Manners {
             is_resp3: self.resp == 3,
             user: self.user.clone(),
             password: self.password.clone(),
-            levels: self.read_level.map(name).zip(self.write_level.map(name)),
+            levels: self
+                .read_level
+                .map(Level::name)
+                .zip(self.write_level.map(Level::name)),
+            pings: self.failover,
         }
     }
 
@@ -324,7 +367,13 @@ impl Options {
     }
 
     fn load_rules(&self) -> Vec<Rule> {
-        let durations = [self.duration, self.warmup, self.timeout, self.ttl];
+        let durations = [
+            self.duration,
+            self.warmup,
+            self.timeout,
+            self.ttl,
+            self.settle,
+        ];
         let is_pinned = self.cpus.is_empty() || self.cpus.len() == self.threads;
         let is_shared = self.clients as usize >= self.threads && self.clients <= CLIENTS_MAX;
         let is_short = durations.iter().all(|duration| *duration <= DURATION_MAX);
@@ -344,6 +393,10 @@ impl Options {
                 "--pipeline: 1 to 100000",
             ),
             (is_short, "times are at most 100 days"),
+            (
+                !self.failover || self.server.len() <= SERVERS_MAX,
+                "--failover: at most 32 servers",
+            ),
             (is_patient, "--timeout and --ttl are above 0"),
         ]
     }
@@ -353,6 +406,7 @@ impl Options {
         let in_flight = u64::from(self.clients) * u64::from(self.pipeline);
         let smallest_share = self.records / self.threads.max(1) as u64;
         let is_key = self.key_prefix.len() <= PREFIX_BYTES_MAX && self.key_bytes <= KEY_BYTES_MAX;
+        let is_plain = |kind: Kind| matches!(kind, Kind::Get | Kind::Set | Kind::Delete);
         let has_header = sizes.smallest() as usize >= HEADER_BYTES || !mix.has(Family::Values);
         vec![
             (
@@ -373,12 +427,16 @@ impl Options {
                 "--verify remembers at most a billion --records",
             ),
             (
-                !self.verify || smallest_share > in_flight,
+                !self.verify || self.linear || smallest_share > in_flight,
                 "--verify needs more --records than requests in flight",
             ),
             (
                 !self.verify || has_header,
                 "--verify needs values of 24 bytes or more",
+            ),
+            (
+                !self.linear || mix.kinds().all(is_plain),
+                "--linear knows get, set and del",
             ),
         ]
     }
@@ -442,6 +500,10 @@ impl Prepared {
             requests: options.requests,
             timeout: options.timeout.as_nanos() as u64,
             is_cluster: options.cluster,
+            fails_over: options.failover,
+            has_gaps: options.gaps,
+            is_linear: options.linear,
+            wait: options.wait,
         }
     }
 }
@@ -503,6 +565,7 @@ mod tests {
                 "/does/not/exist",
             ),
             ("set --closed --value 99TiB", "at most"),
+            ("counters --closed --verify --linear", "--linear"),
         ] {
             let why = refusal(words);
             assert!(why.contains(reason), "{words}: {why}");

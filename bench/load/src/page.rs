@@ -244,6 +244,7 @@ mod tests {
             seconds: 1.0,
             points,
             busy: vec![0.5],
+            history: Vec::new(),
         };
         let facts = Facts {
             command: "quoit-bench <get> & \"more\"".into(),
@@ -251,6 +252,8 @@ mod tests {
             offered_rate: Some(1.0),
             targets: Vec::new(),
             is_verified: false,
+            has_gaps: false,
+            is_linear: false,
             is_interrupted: false,
         };
         let measured = [work];

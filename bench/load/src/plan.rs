@@ -48,6 +48,14 @@ pub struct Plan {
     pub timeout: u64,
     /// Whether redirections are followed.
     pub is_cluster: bool,
+    /// Whether what one server fails is asked of the next.
+    pub fails_over: bool,
+    /// Whether gaps are measured.
+    pub has_gaps: bool,
+    /// Whether all operations are remembered, to be explained by one order; there may be several writes to a record at once.
+    pub is_linear: bool,
+    /// How many replicas have to have a write before it is done, by WAIT; 0: none, and nobody is asked.
+    pub wait: u32,
 }
 
 impl Plan {

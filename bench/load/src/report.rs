@@ -69,6 +69,18 @@ pub fn text(summary: &Summary) -> String {
             printable(&failure.example)
         ));
     }
+    if summary.tried_again > 0 {
+        line(format!(
+            "{} requests failed at first, {} were tried again at another server",
+            summary.failed_at_first, summary.tried_again
+        ));
+    }
+    if let Some(gaps) = &summary.gaps {
+        line(format!(
+            "longest without a success while somebody asked: {:.1} ms for reads of a key, {:.1} for writes, {:.1} for all keys",
+            gaps.reads.ms, gaps.writes.ms, gaps.all.ms
+        ));
+    }
     if summary.redirects + summary.reconnects > 0 {
         line(format!(
             "{} redirections, {} lost connections",
@@ -82,6 +94,21 @@ pub fn text(summary: &Summary) -> String {
             judged(&of.read_back),
             of.unread
         ));
+    }
+    if summary.verification.is_some() {
+        line(format!(
+            "writes: {} acknowledged, {} refused, {} unknown",
+            summary.writes.acknowledged, summary.writes.refused, summary.writes.unknown
+        ));
+    }
+    if let Some(of) = &summary.linear {
+        line(format!(
+            "one order explains all that was told of {} keys, {} operations ({} writes unknown): {} exceptions",
+            of.records, of.operations, of.unknown, of.wrong
+        ));
+        for fault in &of.faults {
+            line(format!("no order explains {fault}"));
+        }
     }
     let busy = summary
         .threads_busy

@@ -23,10 +23,24 @@ const REFUSALS: &[&str] = &[
     "MOVED",
     "NOAUTH",
     "NOPERM",
+    "NOREPLICAS",
     "OOM",
     "READONLY",
     "TRYAGAIN",
     "WRONGTYPE",
+];
+/// Failures that another server of the same cluster may not have.
+const OF_ONE_SERVER: &[&str] = &[
+    "BUSY",
+    "CLUSTERDOWN",
+    "IOERR",
+    "LOADING",
+    "MISCONF",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "UNKNOWN",
+    "disconnected",
+    "timeout",
 ];
 /// Letters of an error's first word.
 const CLASS_BYTES_MAX: usize = 24;
@@ -38,6 +52,8 @@ pub enum Step {
     Whole,
     /// Its reading, before the writing; or the reading back of what it wrote.
     Read,
+    /// The write before the WAIT that is all of it.
+    Ahead,
     /// A greeting of the connection, of no operation.
     Greeting,
 }
@@ -60,9 +76,35 @@ pub struct Request {
     /// Of an unlock: when its lock was sent.
     pub locked: u64,
     pub redirects: u8,
+    /// The server that it was sent to, and those that have failed it, a bit for each.
+    pub server: u16,
+    pub tried: u32,
+    /// Whether one of them has, and whether what it was to do may be done by that one nevertheless.
+    pub is_again: bool,
+    pub is_doubtful: bool,
 }
 
 impl Request {
+    /// What a connection of `client` says first.
+    pub fn greeting(client: u32) -> Request {
+        Request {
+            kind: Kind::Get,
+            step: Step::Greeting,
+            client,
+            record: 0,
+            seq: 0,
+            floor: 0,
+            due: 0,
+            sent: 0,
+            locked: 0,
+            redirects: 0,
+            server: 0,
+            tried: 0,
+            is_again: false,
+            is_doubtful: false,
+        }
+    }
+
     /// The write to a value that its operation makes, sooner or later.
     pub fn write(&self) -> Option<Write> {
         match self.kind {
@@ -70,6 +112,24 @@ impl Request {
             Kind::SetExpiring => Some(Write::Expiring),
             Kind::Delete => Some(Write::Delete),
             Kind::Get | Kind::Increment | Kind::Lock | Kind::Unlock => None,
+        }
+    }
+
+    /// Whether it is followed by a WAIT.
+    pub fn waits(&self, plan: &Plan) -> bool {
+        plan.wait > 0 && self.step == Step::Whole && self.write().is_some()
+    }
+
+    /// Whether it may be done twice, one time after the other, as if it had been done once.
+    pub fn is_idempotent(&self) -> bool {
+        match self.kind {
+            Kind::Get
+            | Kind::Set
+            | Kind::SetExpiring
+            | Kind::Insert
+            | Kind::Delete
+            | Kind::ReadModifyWrite => true,
+            Kind::Increment | Kind::Lock | Kind::Unlock => self.step == Step::Read,
         }
     }
 
@@ -136,6 +196,17 @@ impl Request {
         }
     }
 
+    /// Appends the bytes of its WAIT.
+    pub fn write_wait(&self, plan: &Plan, out: &mut Vec<u8>) {
+        write_head(3, out);
+        write_word(b"WAIT", out);
+        for number in [u64::from(plan.wait), plan.timeout / 1_000_000] {
+            let mut digits = Vec::with_capacity(20);
+            write_number(number, &mut digits);
+            write_word(&digits, out);
+        }
+    }
+
     fn write_value(&self, plan: &Plan, number: u64, out: &mut Vec<u8>) {
         let stamp = Stamp {
             record: number,
@@ -188,6 +259,11 @@ pub fn class_of(message: &str) -> &str {
     if is_class { word } else { "ERR" }
 }
 
+/// Whether a failure of this class is worth asking another server.
+pub fn is_of_one_server(class: &str) -> bool {
+    OF_ONE_SERVER.contains(&class)
+}
+
 /// What an error says of the write that it answers.
 pub fn outcome_of(message: &str) -> Outcome {
     match REFUSALS.contains(&class_of(message)) {
@@ -217,6 +293,7 @@ mod tests {
     #[test]
     fn only_errors_that_say_so_mean_that_nothing_was_done() {
         assert_eq!(outcome_of("MISCONF no space"), Outcome::Refused);
+        assert_eq!(outcome_of("NOREPLICAS too few"), Outcome::Refused);
         assert_eq!(
             outcome_of("UNKNOWN may or may not survive"),
             Outcome::Unknown

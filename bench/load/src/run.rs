@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::control::Greeting;
 use crate::core::{Core, Phase};
 use crate::driver::{self, Common, Report, Thread};
+use crate::history::Entry;
 use crate::plan::{Plan, Share};
 use crate::series::{Point, Series};
 use crate::slots::SlotMap;
@@ -34,6 +35,11 @@ pub struct Setup {
     /// Where the keys are, for a client that knows it; else servers are dealt to clients in turn.
     pub slots: Option<SlotMap>,
     pub greeting: Greeting,
+    /// What connections say before they read back, if it is something else, and how long nothing is asked before that.
+    pub reading_back: Option<Greeting>,
+    pub settle: Duration,
+    /// Ends the work early; what comes after it is done.
+    pub enough: Arc<AtomicBool>,
     pub warmup: Duration,
     /// Whether every record is written before.
     pub fills: bool,
@@ -49,6 +55,8 @@ pub struct Measured {
     pub points: Vec<Point>,
     /// The share of a CPU that each thread used.
     pub busy: Vec<f64>,
+    /// Of a run that remembers all operations.
+    pub history: Vec<Entry>,
 }
 
 /// What a run tells while it goes on.
@@ -77,6 +85,9 @@ pub fn run(
             Vec::new()
         },
         greeting: setup.greeting.clone(),
+        reading_back: setup.reading_back.clone(),
+        settle: setup.settle,
+        enough: Arc::clone(&setup.enough),
         barrier: Barrier::new(setup.threads),
         stop: AtomicBool::new(false),
         warmup: setup.warmup.as_nanos() as u64,
@@ -168,11 +179,13 @@ impl Collector<'_> {
             seconds: 0.0,
             points: Vec::new(),
             busy: Vec::new(),
+            history: Vec::new(),
         };
         while measured.busy.len() < threads {
             match self.next()? {
                 Report::Failed(why) => return Err(why),
-                Report::Done { to, cpu } => {
+                Report::Done { to, cpu, history } => {
+                    measured.history.extend(history);
                     let seconds = to.saturating_sub(warmup) as f64 / 1e9;
                     measured.seconds = measured.seconds.max(seconds);
                     measured

@@ -42,6 +42,15 @@ impl SlotMap {
         }
     }
 
+    /// Nodes of which any serves everything: `node_of` says nothing of them.
+    pub fn alike(addresses: Vec<String>) -> SlotMap {
+        assert!(!addresses.is_empty() && addresses.len() <= NODES_MAX);
+        SlotMap {
+            nodes: addresses,
+            of_slot: vec![0; SLOTS],
+        }
+    }
+
     /// From what the server says; an error where that leaves a slot out.
     pub fn from_ranges(ranges: &[Range]) -> Result<SlotMap, String> {
         const NOBODY: u16 = u16::MAX;

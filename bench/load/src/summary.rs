@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::core::Phase;
+use crate::gaps::Gap;
+use crate::history::{Linear, judge as judge_history};
 use crate::run::Measured;
 use crate::series::Point;
-use crate::tally::Verdicts;
+use crate::tally::{Failure, Verdicts, Writes};
 use crate::target::{Judgement, Target, judge, latency_at, millis};
 
 /// Of one kind of operation.
@@ -75,6 +77,32 @@ impl Judged {
     }
 }
 
+/// The longest time in which a record, or anything, was asked for without a success.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GapLine {
+    pub ms: f64,
+    /// Since the beginning of the warm-up.
+    pub from_seconds: f64,
+}
+
+impl From<Gap> for GapLine {
+    fn from(gap: Gap) -> GapLine {
+        GapLine {
+            ms: millis(gap.nanos),
+            from_seconds: gap.from as f64 / 1e9,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Gaps {
+    /// Of any record.
+    pub reads: GapLine,
+    pub writes: GapLine,
+    /// Of all records of a thread together.
+    pub all: GapLine,
+}
+
 /// See the head of the file.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -91,7 +119,14 @@ pub struct Summary {
     pub operations: Vec<Operation>,
     pub targets: Vec<Judgement>,
     pub failure_kinds: BTreeMap<String, FailureLine>,
+    /// Requests whose first try failed, whatever became of them then.
+    pub failed_at_first: u64,
+    pub kinds_at_first: BTreeMap<String, FailureLine>,
+    pub tried_again: u64,
+    pub writes: Writes,
+    pub gaps: Option<Gaps>,
     pub verification: Option<Verification>,
+    pub linear: Option<Linear>,
     pub redirects: u64,
     pub reconnects: u64,
     /// What the load generator itself added: from when a request was due to when it was sent.
@@ -111,6 +146,8 @@ pub struct Facts {
     pub offered_rate: Option<f64>,
     pub targets: Vec<Target>,
     pub is_verified: bool,
+    pub has_gaps: bool,
+    pub is_linear: bool,
     pub is_interrupted: bool,
 }
 
@@ -141,13 +178,13 @@ impl Summary {
                 max_ms: millis(of.latency.max()),
             }
         });
-        let failure_kinds = tally.failures.iter().map(|(class, failure)| {
-            let line = FailureLine {
-                count: failure.count,
-                example: failure.example.clone(),
-            };
-            (class.clone(), line)
+        let longest = tally.longest;
+        let gaps = facts.has_gaps.then(|| Gaps {
+            reads: longest.reads.into(),
+            writes: longest.writes.into(),
+            all: longest.all.into(),
         });
+        let history = measured.iter().flat_map(|measured| &measured.history);
         let read_back = of(Phase::ReadBack);
         let verification = facts.is_verified.then(|| Verification {
             during: tally.verdicts.into(),
@@ -168,8 +205,14 @@ impl Summary {
             interrupted: facts.is_interrupted,
             operations: operations.collect(),
             targets: judge(&facts.targets, tally),
-            failure_kinds: failure_kinds.collect(),
+            failure_kinds: lines(&tally.failures),
+            failed_at_first: count(&tally.failures_at_first),
+            kinds_at_first: lines(&tally.failures_at_first),
+            tried_again: tally.tried_again,
+            writes: tally.writes,
+            gaps,
             verification,
+            linear: facts.is_linear.then(|| judge_history(history)),
             redirects: tally.redirects,
             reconnects: tally.reconnects,
             lag_p50_ms: millis(tally.lag.value_at_quantile(0.5)),
@@ -188,6 +231,23 @@ impl Summary {
     /// Whether an answer was wrong, or nothing was answered, or not all could be verified.
     pub fn is_broken(&self) -> bool {
         let wrong = |of: &Verification| of.during.wrong() + of.read_back.wrong() + of.unread;
-        self.answers == 0 || self.verification.as_ref().is_some_and(|of| wrong(of) > 0)
+        let is_disproved = self.linear.as_ref().is_some_and(|of| of.wrong > 0);
+        let is_wrong = self.verification.as_ref().is_some_and(|of| wrong(of) > 0);
+        self.answers == 0 || is_wrong || is_disproved
     }
+}
+
+fn lines(failures: &BTreeMap<String, Failure>) -> BTreeMap<String, FailureLine> {
+    let line = |(class, failure): (&String, &Failure)| {
+        let line = FailureLine {
+            count: failure.count,
+            example: failure.example.clone(),
+        };
+        (class.clone(), line)
+    };
+    failures.iter().map(line).collect()
+}
+
+fn count(failures: &BTreeMap<String, Failure>) -> u64 {
+    failures.values().map(|failure| failure.count).sum()
 }

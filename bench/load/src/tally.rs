@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
 
-use crate::ledger::Verdict;
+use crate::gaps::Longest;
+use crate::ledger::{Outcome, Verdict};
 use crate::workload::{KINDS, Kind};
 
 /// The longest latency that is told from longer ones: an hour.
@@ -28,6 +30,45 @@ pub struct Failure {
     pub count: u64,
     /// What the first of them said.
     pub example: String,
+}
+
+/// Adds failures of the class `class`, of which `example` is one.
+fn add_failures(failures: &mut BTreeMap<String, Failure>, class: &str, example: &str, count: u64) {
+    let is_new = !failures.contains_key(class);
+    let class = match is_new && failures.len() >= FAILURES_MAX {
+        true => FAILURE_OTHER,
+        false => class,
+    };
+    let failure = failures.entry(class.to_owned()).or_default();
+    if failure.count == 0 {
+        failure.example = example.to_owned();
+    }
+    failure.count += count;
+}
+
+/// What became of writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Writes {
+    pub acknowledged: u64,
+    /// Certainly not done.
+    pub refused: u64,
+    pub unknown: u64,
+}
+
+impl Writes {
+    pub fn add(&mut self, outcome: Outcome) {
+        *match outcome {
+            Outcome::Done => &mut self.acknowledged,
+            Outcome::Refused => &mut self.refused,
+            Outcome::Unknown => &mut self.unknown,
+        } += 1;
+    }
+
+    fn merge(&mut self, other: Writes) {
+        self.acknowledged += other.acknowledged;
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+    }
 }
 
 /// Answers that were read and judged.
@@ -81,9 +122,15 @@ pub struct Tally {
     /// From there to its answer: what a generator would have told that does not see what it left out.
     pub service: Histogram<u64>,
     pub failures: BTreeMap<String, Failure>,
+    /// Of requests whose first try failed, whatever became of them.
+    pub failures_at_first: BTreeMap<String, Failure>,
     pub verdicts: Verdicts,
+    pub writes: Writes,
+    pub longest: Longest,
     pub redirects: u64,
     pub reconnects: u64,
+    /// Requests that were sent to another server.
+    pub tried_again: u64,
 }
 
 impl Tally {
@@ -94,9 +141,13 @@ impl Tally {
             lag: histogram(),
             service: histogram(),
             failures: BTreeMap::new(),
+            failures_at_first: BTreeMap::new(),
             verdicts: Verdicts::default(),
+            writes: Writes::default(),
+            longest: Longest::default(),
             redirects: 0,
             reconnects: 0,
+            tried_again: 0,
         };
         for kind in kinds {
             tally.kinds[kind as usize] = Some(PerKind {
@@ -135,16 +186,12 @@ impl Tally {
 
     /// Counts failures of no particular kind of operation, too.
     pub fn note(&mut self, class: &str, message: &str, count: u64) {
-        let is_new = !self.failures.contains_key(class);
-        let class = match is_new && self.failures.len() >= FAILURES_MAX {
-            true => FAILURE_OTHER,
-            false => class,
-        };
-        let failure = self.failures.entry(class.to_owned()).or_default();
-        if failure.count == 0 {
-            failure.example = message.to_owned();
-        }
-        failure.count += count;
+        add_failures(&mut self.failures, class, message, count);
+    }
+
+    /// The first try of a request has failed.
+    pub fn failed_at_first(&mut self, class: &str, message: &str) {
+        add_failures(&mut self.failures_at_first, class, message, 1);
     }
 
     /// Adds what `other`, of the same kinds, has.
@@ -161,9 +208,16 @@ impl Tally {
         for (class, failure) in &other.failures {
             self.note(class, &failure.example, failure.count);
         }
+        for (class, failure) in &other.failures_at_first {
+            let (example, count) = (&failure.example, failure.count);
+            add_failures(&mut self.failures_at_first, class, example, count);
+        }
         self.verdicts.merge(other.verdicts);
+        self.writes.merge(other.writes);
+        self.longest.merge(other.longest);
         self.redirects += other.redirects;
         self.reconnects += other.reconnects;
+        self.tried_again += other.tried_again;
     }
 
     /// Ready to be used again, without giving memory back.
@@ -176,9 +230,13 @@ impl Tally {
         self.lag.reset();
         self.service.reset();
         self.failures.clear();
+        self.failures_at_first.clear();
         self.verdicts = Verdicts::default();
+        self.writes = Writes::default();
+        self.longest = Longest::default();
         self.redirects = 0;
         self.reconnects = 0;
+        self.tried_again = 0;
     }
 
     /// Latencies of all kinds together.
@@ -218,7 +276,13 @@ mod tests {
         b.missed(Kind::Get);
         b.verdicts.add(Verdict::Stale);
         b.lag.saturating_record(5);
+        b.writes.add(Outcome::Unknown);
+        b.failed_at_first("timeout", "no answer in time");
+        b.longest.reads.nanos = 7;
         a.merge(&b);
+        assert_eq!((a.writes.unknown, a.writes.acknowledged), (1, 0));
+        assert_eq!(a.failures_at_first["timeout"].count, 1);
+        assert_eq!(a.longest.reads.nanos, 7);
         assert_eq!(
             (a.answers(), a.failures(), a.verdicts.wrong(), a.lag.len()),
             (3, 1, 1, 1)
@@ -234,6 +298,8 @@ mod tests {
             (b.answers(), b.failures(), b.verdicts),
             (0, 0, Verdicts::default())
         );
+        assert_eq!((b.writes, b.longest), Default::default());
+        assert!(b.failures_at_first.is_empty());
     }
 
     #[test]

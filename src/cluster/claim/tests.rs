@@ -3,22 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::cluster::map::tests::plain;
 use crate::cluster::map::{State, Uuid};
 use crate::cluster::ring::Vnodes;
 
 fn node(number: u16, rack: u16, weight: u32, cores: u16) -> Node {
     Node {
-        id: NodeId(number),
-        uuid: Uuid(u128::from(number)),
-        host: format!("n{number}"),
-        port: 6379,
-        core_port: 16_379,
-        peer_port: 7379,
-        http_port: 8379,
         rack: format!("r{rack}"),
         weight,
         cores,
-        state: State::Alive,
+        ..plain(number)
     }
 }
 

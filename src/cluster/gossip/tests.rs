@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::message::MESSAGE_BYTES_MAX;
 use super::*;
 use crate::cluster::claim::{Change, change};
-use crate::cluster::map::{Node, State};
+use crate::cluster::map::Node;
+use crate::cluster::map::tests::plain;
 use crate::cluster::member::Why;
 use crate::cluster::ring::Vnodes;
 use crate::config::NODES_MAX;
@@ -21,17 +22,8 @@ const SIZES: [usize; 4] = [3, 5, 30, 100];
 
 fn node(number: usize) -> Node {
     Node {
-        id: NodeId(number as u16),
-        uuid: Uuid(number as u128),
-        host: format!("n{number}"),
-        port: 6379,
-        core_port: 16_379,
-        peer_port: 7379,
-        http_port: 8379,
-        rack: String::new(),
-        weight: 100,
         cores: 1,
-        state: State::Alive,
+        ..plain(number as u16)
     }
 }
 

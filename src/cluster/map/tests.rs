@@ -4,7 +4,8 @@ use super::*;
 use crate::cluster::claim::{Change, change};
 use serde_json::{Value, json};
 
-pub fn node(number: u16) -> Node {
+/// A node like any other: what tests of whatever has to do with maps begin with.
+pub(crate) fn plain(number: u16) -> Node {
     Node {
         id: NodeId(number),
         uuid: Uuid(u128::from(number) << 64 | 7),
@@ -13,10 +14,17 @@ pub fn node(number: u16) -> Node {
         core_port: 16_379,
         peer_port: 7379,
         http_port: 8379,
-        rack: format!("rack-{}", number % 3),
+        rack: String::new(),
         weight: 100,
         cores: 2,
         state: State::Alive,
+    }
+}
+
+fn node(number: u16) -> Node {
+    Node {
+        rack: format!("rack-{}", number % 3),
+        ..plain(number)
     }
 }
 

@@ -73,6 +73,7 @@ impl Answering {
         let length = match answer {
             Answer::Holds(held) => held.value.map_or(0, <[u8]>::len),
             Answer::Map { map, .. } => map.len(),
+            Answer::Walked(page) => page.keys.len(),
             _ => 0,
         };
         match length > SMALL_BYTES_MAX && self.to.is_full() {
@@ -96,9 +97,18 @@ pub(super) fn may_ask_stranger(request: &Request<'_>) -> bool {
         Request::Register { .. }
         | Request::Write(_)
         | Request::Read { .. }
+        | Request::Walk(_)
         | Request::Clock
         | Request::Hint { .. }
         | Request::Gossip(_) => false,
+    }
+}
+
+/// What a node may ask that our map does not know: it may be in a newer one, which we are to hear of.
+fn may_ask_unknown(request: &Request<'_>) -> bool {
+    match request {
+        Request::Gossip(_) | Request::Register { .. } => true,
+        other => may_ask_stranger(other),
     }
 }
 
@@ -132,7 +142,12 @@ impl Talk for Answerer<'_> {
         if left_ms == 0 {
             return Ok(()); // nobody waits for it any more
         }
-        if from.node == NO_NODE && !may_ask_stranger(&request) {
+        let is_known = from.node == NO_NODE || self.peers.is_member(from.node);
+        let may_ask = match from.node {
+            NO_NODE => may_ask_stranger(&request),
+            _ => is_known || may_ask_unknown(&request),
+        };
+        if !may_ask {
             accepted.push(frame.id, &Answer::NotMine);
             return Ok(());
         }

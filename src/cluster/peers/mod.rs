@@ -169,6 +169,9 @@ pub trait Serve {
     fn serve(self: Rc<Self>, asked: Asked<'_>, answering: Answering);
 }
 
+/// Whether a node is in the map.
+type IsMember = Box<dyn Fn(NodeId) -> bool>;
+
 /// One core's links to other nodes.
 pub struct Peers {
     core: CoreId,
@@ -177,10 +180,13 @@ pub struct Peers {
     told: Box<dyn Fn(Event)>,
     identity: Cell<Identity>,
     epoch: Cell<u64>,
-    /// The highest epoch of others that was told of.
+    /// The highest epoch of others that was told of, and when that may be told again.
     epoch_heard: Cell<u64>,
+    tell_epoch_at: Cell<Duration>,
     links: RefCell<BTreeMap<Holder, Rc<Link>>>,
     accepted: RefCell<Vec<Rc<Accepted>>>,
+    /// Whether a node is in the map; `None`: there is no map yet.
+    members: RefCell<Option<IsMember>>,
     /// Connections that have not proved themselves.
     greeting: Cell<usize>,
     buffers: Buffers,
@@ -205,8 +211,10 @@ impl Peers {
             identity: Cell::new(Identity::STRANGER),
             epoch: Cell::new(0),
             epoch_heard: Cell::new(0),
+            tell_epoch_at: Cell::new(Duration::ZERO),
             links: RefCell::default(),
             accepted: RefCell::default(),
+            members: RefCell::default(),
             greeting: Cell::new(0),
             buffers: Buffers::default(),
             complaints: Complaints::default(),
@@ -231,12 +239,20 @@ impl Peers {
         self.epoch.set(epoch);
     }
 
-    /// Ends what there is with nodes that are not in the map any more.
-    pub fn keep_only(&self, is_member: impl Fn(NodeId) -> bool) {
+    /// From now on these are the nodes of the map. Ends what there is with others: they know the key, but are asked for nothing,
+    /// and may ask for nothing but what brings a newer map.
+    pub fn keep_only(&self, is_member: impl Fn(NodeId) -> bool + 'static) {
         let is_gone = |node: NodeId| node != NO_NODE && !is_member(node);
         self.end_connections(is_gone, "that node has left the cluster");
         let mut links = self.links.borrow_mut();
         links.retain(|to, _| is_member(to.node));
+        self.members.replace(Some(Box::new(is_member)));
+    }
+
+    /// True if `node` is in the map, as far as it is known.
+    fn is_member(&self, node: NodeId) -> bool {
+        let members = self.members.borrow();
+        members.as_ref().is_none_or(|is_member| is_member(node))
     }
 
     /// Asks core `to.core` of node `to.node`, which listens at `address`. To be waited for at once or later; that it is asked does
@@ -307,9 +323,15 @@ impl Peers {
         if is_other || self.is_closed.get() {
             return Ok(());
         }
+        let (node, epoch) = (NodeId(peer.side.node), peer.side.epoch);
+        if node != NO_NODE && !self.is_member(node) && epoch <= self.epoch.get() {
+            return Err(Broken::OutOfPlace(
+                "a greeting of a node that is not in the map",
+            ));
+        }
         let accepted = Accepted::new(peer, self.limits.waiting_bytes_max);
         self.replace(&accepted);
-        self.hear_epoch(NodeId(peer.side.node), peer.side.epoch);
+        self.hear_epoch(node, epoch);
         let limits = &self.limits;
         let limits = Limits::proven(peer.version, limits.key_bytes_max, limits.value_bytes_max);
         let answerer = Answerer {
@@ -382,11 +404,16 @@ impl Peers {
         (self.told)(event);
     }
 
-    /// A node has a map of this epoch.
+    /// A node has a map of this epoch. It is told again and again while we have none as new: the first that said so may be
+    /// one from which the map cannot be had, as a node that has just come back, whose link here is not open yet.
     fn hear_epoch(&self, node: NodeId, epoch: u64) {
-        let known = self.epoch.get().max(self.epoch_heard.get());
-        if epoch > known && node != NO_NODE {
-            self.epoch_heard.set(epoch);
+        if epoch <= self.epoch.get() || node == NO_NODE {
+            return;
+        }
+        let now = rt::now();
+        if epoch > self.epoch_heard.get() || now >= self.tell_epoch_at.get() {
+            self.epoch_heard.set(epoch.max(self.epoch_heard.get()));
+            self.tell_epoch_at.set(now + TELL_EPOCH_EVERY);
             self.tell(Event::Newer(node, epoch));
         }
     }
@@ -400,6 +427,9 @@ impl Identity {
         }
     }
 }
+
+/// That others have a newer map is told this often, until it is here.
+const TELL_EPOCH_EVERY: Duration = Duration::from_millis(10);
 
 /// What others do wrong is said in the log, but not more often than this: whoever reaches the port could fill it.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(1);

@@ -8,6 +8,14 @@ pub(super) fn accepted(_: Call<'_>) -> Parsed<'_> {
     session(Session::Accepted)
 }
 
+pub(super) fn readonly(_: Call<'_>) -> Parsed<'_> {
+    session(Session::ReadCopies(true))
+}
+
+pub(super) fn readwrite(_: Call<'_>) -> Parsed<'_> {
+    session(Session::ReadCopies(false))
+}
+
 fn cluster(command: Cluster<'_>) -> Parsed<'_> {
     session(Session::Cluster(command))
 }
@@ -30,6 +38,10 @@ pub(super) fn info(_: Call<'_>) -> Parsed<'_> {
 
 pub(super) fn my_id(_: Call<'_>) -> Parsed<'_> {
     cluster(Cluster::MyId)
+}
+
+pub(super) fn replicas(call: Call<'_>) -> Parsed<'_> {
+    cluster(Cluster::Replicas(call.word(2)))
 }
 
 pub(super) fn links(_: Call<'_>) -> Parsed<'_> {
@@ -105,8 +117,13 @@ mod tests {
             read("cluster slots x"),
             "ERR wrong number of arguments for 'cluster|slots' command"
         );
-        for line in ["readonly", "READWRITE", "asking"] {
-            assert_eq!(read(line), "Accepted");
+        for (line, read_as) in [
+            ("readonly", "ReadCopies(true)"),
+            ("READWRITE", "ReadCopies(false)"),
+            ("asking", "Accepted"),
+            ("cluster replicas 0", "Cluster(Replicas([48]))"),
+        ] {
+            assert_eq!(read(line), read_as);
         }
     }
 }

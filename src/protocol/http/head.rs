@@ -6,7 +6,7 @@
 use super::Refusal;
 
 /// Fields of a head.
-const FIELDS_MAX: usize = 64;
+pub(super) const FIELDS_MAX: usize = 64;
 /// Tags of one condition.
 const TAGS_MAX: usize = 64;
 
@@ -296,7 +296,7 @@ fn read_target(target: &str) -> Result<(String, Option<String>), Refusal> {
 }
 
 /// The fields of a head.
-struct Fields<'a>(&'a [httparse::Header<'a>]);
+pub(super) struct Fields<'a>(pub(super) &'a [httparse::Header<'a>]);
 
 impl<'a> Fields<'a> {
     fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
@@ -340,7 +340,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn framing(&self, is_1_1: bool) -> Result<Framing, Refusal> {
+    pub(super) fn framing(&self, is_1_1: bool) -> Result<Framing, Refusal> {
         let length = self.one("content-length", "There is more than one Content-Length.")?;
         let coding = self.one(
             "transfer-encoding",

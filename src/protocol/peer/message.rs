@@ -8,6 +8,7 @@
 //! register := subject | bytes                                            register := bytes
 //! map      := at least u64                                               map := epoch u64 | bytes
 //! join     := bytes                                                      map := epoch u64 | bytes
+//! walk     := drawn in `walk`                                            walked
 //! ping     :=                                                            pong :=
 //!
 //! any request may be answered by: busy | stale epoch := epoch u64 | not mine | failed := is certain u8 | text
@@ -19,6 +20,7 @@
 
 use super::Reader;
 use super::handshake::{Hello, PROOF_BYTES, Welcome};
+use super::walk::{Walk, Walked};
 use crate::types::{CoreId, Meta, UnixMillis, Version};
 
 /// Longest text of a failure.
@@ -80,6 +82,8 @@ pub enum Request<'a> {
     },
     /// To let the sender, who is no node of the cluster yet, in: what it says of itself. The answer is the map with it.
     Join(&'a [u8]),
+    /// To tell the keys of a part of the ring that it holds, page by page.
+    Walk(Walk<'a>),
     /// To show that it is there.
     Ping,
 }
@@ -104,6 +108,8 @@ pub enum Answer<'a> {
         /// Its bytes.
         map: &'a [u8],
     },
+    /// A page of keys.
+    Walked(Walked<'a>),
     /// It is there.
     Pong,
     /// Too much is queued. Nothing was done.
@@ -184,6 +190,7 @@ const REGISTER: u8 = 21;
 const MAP: u8 = 22;
 const PING: u8 = 23;
 const JOIN: u8 = 24;
+const WALK: u8 = 25;
 
 const DONE: u8 = 64;
 const HOLDS: u8 = 65;
@@ -196,6 +203,7 @@ const BUSY: u8 = 71;
 const STALE_EPOCH: u8 = 72;
 const NOT_MINE: u8 = 73;
 const FAILED: u8 = 74;
+const WALKED: u8 = 75;
 
 /// True for the kinds of the handshake.
 pub(super) fn is_greeting(kind: u8) -> bool {
@@ -203,7 +211,7 @@ pub(super) fn is_greeting(kind: u8) -> bool {
 }
 
 pub(super) fn is_known(kind: u8) -> bool {
-    is_greeting(kind) || (WRITE..=JOIN).contains(&kind) || (DONE..=FAILED).contains(&kind)
+    is_greeting(kind) || (WRITE..=WALK).contains(&kind) || (DONE..=WALKED).contains(&kind)
 }
 
 impl<'a> Message<'a> {
@@ -233,8 +241,8 @@ impl<'a> Message<'a> {
             HELLO => Hello::decode(reader).map(Message::Hello),
             WELCOME => Welcome::decode(reader).map(Message::Welcome),
             PROOF => reader.array().map(Message::Proof),
-            WRITE..=JOIN => Request::decode(kind, reader).map(Message::Request),
-            DONE..=FAILED => Answer::decode(kind, reader).map(Message::Answer),
+            WRITE..=WALK => Request::decode(kind, reader).map(Message::Request),
+            DONE..=WALKED => Answer::decode(kind, reader).map(Message::Answer),
             _ => None,
         }
     }
@@ -252,6 +260,7 @@ impl<'a> Request<'a> {
             Request::Map { .. } => MAP,
             Request::Ping => PING,
             Request::Join(_) => JOIN,
+            Request::Walk(_) => WALK,
         }
     }
 
@@ -287,6 +296,7 @@ impl<'a> Request<'a> {
                 out.extend_from_slice(request);
             }
             Request::Map { at_least } => out.extend_from_slice(&at_least.to_le_bytes()),
+            Request::Walk(walk) => walk.encode(out),
             Request::Clock | Request::Ping => {}
         }
     }
@@ -321,6 +331,7 @@ impl<'a> Request<'a> {
             },
             PING => Request::Ping,
             JOIN => Request::Join(reader.rest()),
+            WALK => Request::Walk(Walk::decode(reader)?),
             _ => return None,
         })
     }
@@ -350,6 +361,7 @@ impl<'a> Answer<'a> {
             Answer::StaleEpoch { .. } => STALE_EPOCH,
             Answer::NotMine => NOT_MINE,
             Answer::Failed { .. } => FAILED,
+            Answer::Walked(_) => WALKED,
         }
     }
 
@@ -372,6 +384,7 @@ impl<'a> Answer<'a> {
                 out.push(u8::from(*certainty == Certainty::NotDone));
                 out.extend_from_slice(text.as_bytes());
             }
+            Answer::Walked(walked) => walked.encode(out),
             Answer::Done | Answer::Pong | Answer::Busy | Answer::NotMine => {}
         }
     }
@@ -393,6 +406,7 @@ impl<'a> Answer<'a> {
                 epoch: reader.u64()?,
             },
             NOT_MINE => Answer::NotMine,
+            WALKED => Answer::Walked(Walked::decode(reader)?),
             FAILED => Answer::Failed {
                 certainty: match reader.flag()? {
                     true => Certainty::NotDone,
@@ -446,18 +460,18 @@ impl<'a> Held<'a> {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     let length = u32::try_from(bytes.len()).expect("keys are limited to 64 KiB where they enter");
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(bytes);
 }
 
-fn put_version(out: &mut Vec<u8>, version: Version) {
+pub(super) fn put_version(out: &mut Vec<u8>, version: Version) {
     out.extend_from_slice(&version.clock.to_le_bytes());
     out.extend_from_slice(&version.coordinator.to_le_bytes());
 }
 
-fn version(reader: &mut Reader<'_>) -> Option<Version> {
+pub(super) fn version(reader: &mut Reader<'_>) -> Option<Version> {
     Some(Version {
         clock: reader.u64()?,
         coordinator: reader.u32()?,

@@ -1,8 +1,9 @@
 //! Frames of every kind there and back, whole, in pieces and damaged; and handshakes, honest and not.
 
 use super::handshake::{Accepting, Connecting, Hello, Peer, Refusal, Side, Welcome};
+use super::walk::{Wanted, pack, pack_ranges};
 use super::*;
-use crate::types::{CoreId, Meta, Version};
+use crate::types::{CoreId, Meta, Position, Version};
 
 const KEY: &[u8] = b"the cluster's key";
 
@@ -39,6 +40,58 @@ fn side(chance: &mut fastrand::Rng) -> Side {
 struct Text {
     key: Vec<u8>,
     value: Vec<u8>,
+    /// Keys, and how many.
+    keys: (Vec<u8>, u32),
+    ranges: Vec<u8>,
+}
+
+impl Text {
+    fn random(chance: &mut fastrand::Rng, value_max: usize) -> Text {
+        let count = chance.u32(..4);
+        let mut keys = Vec::new();
+        (0..count).for_each(|_| pack(&mut keys, &bytes(chance, 10)));
+        Text {
+            key: bytes(chance, 20),
+            value: bytes(chance, value_max),
+            keys: (keys, count),
+            ranges: ranges(chance),
+        }
+    }
+}
+
+/// Some parts of the ring.
+fn ranges(chance: &mut fastrand::Rng) -> Vec<u8> {
+    let mut ends: Vec<u32> = (0..2 * chance.usize(1..5))
+        .map(|_| chance.u32(..))
+        .collect();
+    ends.sort_unstable();
+    ends.dedup();
+    let ends: Vec<Position> = ends.into_iter().map(Position).collect();
+    pack_ranges(ends.chunks_exact(2).map(|two| (two[0], two[1])))
+}
+
+fn walk<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Walk<'a> {
+    Walk {
+        want: [Wanted::Keys, Wanted::Count][chance.usize(..2)],
+        now: chance.u64(..),
+        visits: chance.u32(1..),
+        after: chance.bool().then_some(&text.key[..]),
+        pattern: chance.bool().then_some(&text.value[..]),
+        ranges: &text.ranges,
+    }
+}
+
+fn walked<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Walked<'a> {
+    let next = Position(chance.u32(..));
+    let after = chance.bool().then_some(&text.key[..]);
+    let (keys, count) = &text.keys;
+    Walked {
+        visited: count + chance.u32(..100),
+        count: u64::from(*count),
+        newest: meta(chance).version,
+        next: chance.bool().then_some((next, after)),
+        keys,
+    }
 }
 
 fn message<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Message<'a> {
@@ -88,6 +141,8 @@ fn message<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Message<'a> {
         }),
         Message::Request(Request::Ping),
         Message::Request(Request::Join(value)),
+        Message::Request(Request::Walk(walk(chance, text))),
+        Message::Answer(Answer::Walked(walked(chance, text))),
         Message::Answer(Answer::Done),
         Message::Answer(Answer::Holds(held)),
         Message::Answer(Answer::Holds(Held {
@@ -131,10 +186,7 @@ fn every_message_comes_back_however_its_bytes_are_cut() {
     let mut kinds = std::collections::BTreeSet::new();
     for seed in 0..5_000 {
         let mut chance = fastrand::Rng::with_seed(seed);
-        let text = Text {
-            key: bytes(&mut chance, 20),
-            value: bytes(&mut chance, 300),
-        };
+        let text = Text::random(&mut chance, 300);
         let frame = Frame {
             id: chance.u64(..),
             deadline_ms: chance.u32(..),
@@ -159,7 +211,7 @@ fn every_message_comes_back_however_its_bytes_are_cut() {
             "seed {seed}"
         );
     }
-    assert_eq!(kinds.len(), 23, "a kind was never made");
+    assert_eq!(kinds.len(), 25, "a kind was never made");
 }
 
 /// Else a peer, or whoever takes its place, could end the process, or have one message taken for another.
@@ -168,10 +220,7 @@ fn no_bytes_end_the_process_and_no_damage_is_believed() {
     let mut believed = 0;
     for seed in 0..30_000 {
         let mut chance = fastrand::Rng::with_seed(seed);
-        let text = Text {
-            key: bytes(&mut chance, 20),
-            value: bytes(&mut chance, 60),
-        };
+        let text = Text::random(&mut chance, 60);
         let frame = Frame {
             id: 1,
             deadline_ms: 2,

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures_lite::future;
 use glommio::{
     ExecutorJoinHandle, GlommioError, Latency, LocalExecutorBuilder, Placement, Shares,
     TaskQueueHandle,
@@ -41,7 +42,7 @@ pub use host::{
     HostReport, check_host, cpu_count, cpu_seconds, open_files, pins_for, resident_bytes,
 };
 pub use mail::{Inbox, Mail, Outbox};
-pub use net::{Listener, Stream, reserve_ports, resolve};
+pub use net::{Listener, Stream, reserve_ports, reserve_rows, resolve};
 pub use stop::{request_stop, stopping};
 
 /// Submissions that a ring takes at once; deeper ones gained nothing.
@@ -56,6 +57,8 @@ const BEGIN_MAX: Duration = Duration::from_millis(300);
 const BEGIN_ATTEMPTS_MAX: usize = 50;
 /// Time between two looks at whether the cores begin.
 const BEGIN_LOOK: Duration = Duration::from_millis(10);
+/// Timers of a core that ends: it goes on at the first.
+const LAST_TIMERS_MS: [u64; 8] = [1, 2, 3, 5, 8, 13, 21, 34];
 /// How long an ending core waits for its siblings to take its last messages.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
@@ -391,7 +394,14 @@ async fn wind_up(local: &Local) {
         glommio::timer::sleep(Duration::from_millis(1)).await;
     }
     local.pulse.stop();
-    glommio::timer::sleep(Duration::from_millis(1)).await;
+    // From here on nobody kicks this core. Should it park with what the first timer wakes (see `kick`), a later one is
+    // another event, which ends that.
+    let [first, later @ ..] =
+        LAST_TIMERS_MS.map(|ms| glommio::timer::sleep(Duration::from_millis(ms)));
+    let later = async {
+        join_all(later).await;
+    };
+    future::or(first, later).await;
 }
 
 /// What a core's program returned; `None`: it never ran, for another core did not start.

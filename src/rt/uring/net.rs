@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 
 /// How long [`reserve_ports`] waits for somebody to answer on a port that looks taken.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// So many ports are tried as the first of a free row.
+const ROW_TRIES: usize = 500;
 
 /// A listening socket, by SO_REUSEPORT one of several on its address. The kernel spreads
 /// connections over them.
@@ -115,11 +117,54 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
 ///
 /// A taken port is looked at again for a little while.
 pub fn reserve_ports(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
+    let rows: Vec<(SocketAddr, u16)> = addresses.iter().map(|address| (*address, 1)).collect();
+    reserve_rows(&rows)
+}
+
+/// The same for rows of ports, each with its first address and its length: all addresses, row by row. A row that begins with port 0
+/// is one of free ports that follow each other: who knows the first knows all.
+pub fn reserve_rows(rows: &[(SocketAddr, u16)]) -> Result<Vec<SocketAddr>> {
     super::when_freed(is_in_use, || {
-        let mut held = Vec::with_capacity(addresses.len()); // lest one free port is found twice
-        let reserve = |address: &SocketAddr| try_port(*address, &mut held);
-        addresses.iter().map(reserve).collect()
+        let mut held = Vec::new(); // lest one free port is found twice
+        let mut reserved = Vec::new();
+        for (first, length) in rows {
+            match first.port() {
+                0 => reserved.extend(try_any_row(*first, *length, &mut held)?),
+                port => {
+                    for port in (port..=u16::MAX).take(usize::from(*length)) {
+                        let address = SocketAddr::new(first.ip(), port);
+                        reserved.push(try_port(address, &mut held)?);
+                    }
+                }
+            }
+        }
+        Ok(reserved)
     })
+}
+
+/// Free ports that follow each other.
+fn try_any_row(
+    any: SocketAddr,
+    length: u16,
+    held: &mut Vec<std::net::TcpListener>,
+) -> Result<Vec<SocketAddr>> {
+    for _ in 0..ROW_TRIES {
+        let mut row = Vec::with_capacity(usize::from(length));
+        let first = try_port(any, &mut row)?;
+        let behind = |offset| {
+            let port = first.port().checked_add(offset)?;
+            std::net::TcpListener::bind(SocketAddr::new(any.ip(), port)).ok()
+        };
+        let rest: Option<Vec<_>> = (1..length).map(behind).collect();
+        if let Some(rest) = rest {
+            held.extend(row.into_iter().chain(rest));
+            let ports = (0..length).map(|offset| first.port() + offset);
+            return Ok(ports.map(|port| SocketAddr::new(any.ip(), port)).collect());
+        }
+    }
+    let what = format!("{length} free ports in a row of {}", any.ip());
+    let none = io::Error::from(io::ErrorKind::AddrInUse);
+    Err(Error::io("listen on", std::path::Path::new(&what), none))
 }
 
 fn is_in_use(error: &Error) -> bool {

@@ -63,6 +63,9 @@ impl Shard {
 
     /// `Job::Kv`: the key is this core's.
     pub async fn kv_here(self: &Rc<Self>, operation: Operation) -> Result<Outcome> {
+        if self.is_clustered() {
+            return self.kv_replicated(operation).await; // the core that sent it has not heard of the others yet
+        }
         match self.begin_kv(operation) {
             Begun::Refused(error) => Err(error),
             Begun::Later(task) => task.await,
@@ -143,6 +146,7 @@ impl Shard {
             records: vec![(key.position, record)],
         };
         self.store.wait_admitted(&batch).await?;
+        self.refuse_if_widened()?;
         Ok((written(meta), self.store.write_batch(batch)))
     }
 

@@ -1,6 +1,7 @@
 //! What a load thread sends next, and on which connection. Pure.
 
 use super::{Connection, Core, NO_LINK, Phase};
+use crate::history::History;
 use crate::request::{Request, Step};
 use crate::workload::{Family, Kind, Order};
 
@@ -10,6 +11,7 @@ const OVERTIME: u64 = 2_000_000_000;
 impl Core {
     /// Hands what is due at `now` to clients that have room.
     pub fn issue(&mut self, now: u64) {
+        self.now = self.now.max(now);
         while let Some(&client) = self.free.front() {
             if !self.may_issue(now) {
                 return;
@@ -40,7 +42,8 @@ impl Core {
             Some(due) => due >= self.end || now >= self.end.saturating_add(OVERTIME),
             None => now >= self.end,
         };
-        let is_over = is_late || self.issued >= self.issued_max;
+        let is_full = self.history.as_ref().is_some_and(History::is_full);
+        let is_over = is_late || is_full || self.issued >= self.issued_max;
         if is_over {
             self.is_ended = true;
             self.fail_unsent();
@@ -57,8 +60,9 @@ impl Core {
             && self.schedule.take(self.end.saturating_sub(1)).is_some()
         {
             let kind = self.plan.mix.draw(&mut self.chance);
-            self.tally
-                .failed(kind, "never sent", "the server was too slow for the rate");
+            let why = ("never sent", "the server was too slow for the rate");
+            self.tally.failed(kind, why.0, why.1);
+            self.tally.failed_at_first(why.0, why.1);
             self.issued += 1;
         }
     }
@@ -71,11 +75,17 @@ impl Core {
         self.issued += 1;
         self.in_flight += 1;
         self.clients[client as usize].in_flight += 1;
+        if let Some(gaps) = &mut self.gaps {
+            gaps.asked(request.record, request.write().is_none(), due);
+        }
         let node = self.node_of(&request);
         self.send(request, node);
     }
 
     pub(super) fn node_of(&self, request: &Request) -> u16 {
+        if self.plan.fails_over {
+            return self.server_for(request);
+        }
         if self.slots.nodes().len() == 1 {
             return 0;
         }
@@ -84,10 +94,40 @@ impl Core {
         self.slots.node_of(&key)
     }
 
+    /// The server to ask on behalf of a client that fails over: its own, or the next that has not failed it lately, or
+    /// any that is there, or one to wait for.
+    fn server_for(&self, request: &Request) -> u16 {
+        let count = self.slots.nodes().len() as u64;
+        let home = self.share.number(u64::from(request.client)) % count;
+        let untried = (home..home + count)
+            .map(|server| (server % count) as u16)
+            .filter(|server| request.tried & 1 << server == 0);
+        let link = |server: u16| {
+            let links = &self.clients[request.client as usize].links;
+            &self.connections[links[usize::from(server)] as usize]
+        };
+        let is_there = |server: &u16| link(*server).is_up && link(*server).greetings == 0;
+        let is_trusted = |server: &u16| is_there(server) && link(*server).shunned_until <= self.now;
+        let mut choice = untried.clone().find(is_trusted);
+        choice = choice.or_else(|| untried.clone().find(is_there));
+        choice
+            .or_else(|| untried.clone().next())
+            .unwrap_or(home as u16)
+    }
+
     pub(super) fn send(&mut self, request: Request, node: u16) {
         let link = self.link(request.client, node);
+        let request = Request {
+            server: node,
+            ..request
+        };
         let connection = &mut self.connections[link as usize];
         request.write_to(&self.plan, self.share, &mut connection.out);
+        if request.waits(&self.plan) {
+            request.write_wait(&self.plan, &mut connection.out);
+            let step = Step::Ahead;
+            connection.waiting.push_back(Request { step, ..request });
+        }
         connection.waiting.push_back(request);
         self.soil(link);
     }
@@ -141,14 +181,10 @@ impl Core {
             } else {
                 Step::Whole
             },
-            client,
             record,
-            seq: 0,
-            floor: 0,
             due,
             sent: now,
-            locked: 0,
-            redirects: 0,
+            ..Request::greeting(client)
         };
         self.seq = self.seq.wrapping_add(1).max(1);
         request.seq = self.seq;
@@ -186,6 +222,12 @@ impl Core {
 
     fn next_to_read_back(&mut self) -> Option<(Kind, u64)> {
         let next = &mut self.read_back;
+        if self.history.is_some() {
+            let record = next.values;
+            next.values += 1;
+            let is_there = record < self.share.part(self.plan.records);
+            return is_there.then_some((Kind::Get, record));
+        }
         if let Some(record) = self
             .ledger
             .as_ref()

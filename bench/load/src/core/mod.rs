@@ -3,7 +3,8 @@
 //!
 //! A **client** is what a user of a server has: one connection to each node, and at most `pipeline` requests
 //! in flight. In a closed loop it sends so many at once, and again when all are answered; in an open loop it
-//! takes what is due while it has room. The driver reads and writes sockets, and calls [`Core::on_bytes`],
+//! takes what is due while it has room. One that fails over has a connection to each server, prefers its own, and
+//! asks the next one where that fails. The driver reads and writes sockets, and calls [`Core::on_bytes`],
 //! [`Core::issue`] and [`Core::outgoing`] in turn.
 //!
 //! Memory: requests in flight are bounded by clients and pipeline, payloads are judged as they pass, and
@@ -19,19 +20,25 @@ use std::sync::Arc;
 
 use crate::chance::{Chance, mix};
 use crate::content::Check;
+use crate::gaps::Gaps;
+use crate::history::{Entry, History};
 use crate::keys::{Chooser, Spread};
 use crate::ledger::{Counters, Ledger, Outcome};
 use crate::plan::{Plan, Share};
 use crate::request::{Request, Step};
-use crate::resp::{Broken, Event, Parser};
+use crate::resp::{Broken, Event, Parser, Reply};
 use crate::schedule::{Pace, Schedule};
 use crate::slots::SlotMap;
 use crate::tally::Tally;
-use crate::workload::{Family, Kind, Order};
+use crate::workload::{Family, Order};
 
 /// Bytes that a connection's buffer keeps when it is empty.
 const OUT_KEPT_MAX: usize = 1 << 20;
 const NO_LINK: u32 = u32::MAX;
+/// Servers between which a client can fail over.
+pub const SERVERS_MAX: usize = u32::BITS as usize;
+/// A server that has failed a client is asked again after so long, unless there is no other.
+const SHUN_NANOS: u64 = 1_000_000_000;
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +64,12 @@ struct Connection {
     node: u16,
     is_up: bool,
     is_dirty: bool,
+    /// Greetings that are not answered.
+    greetings: u32,
+    /// What the write before a WAIT was answered with, if it was an error.
+    refusal: Option<Box<str>>,
+    /// Of a client that fails over: others are preferred up to then.
+    shunned_until: u64,
     out: Vec<u8>,
     written: usize,
     waiting: VecDeque<Request>,
@@ -83,7 +96,11 @@ pub struct Core {
     wanted: Vec<u32>,
     ledger: Option<Ledger>,
     counters: Option<Counters>,
+    history: Option<History>,
+    gaps: Option<Gaps>,
     tally: Box<Tally>,
+    /// The latest time that was heard of.
+    now: u64,
     issued: u64,
     /// Of which so many at most; and not later than this.
     issued_max: u64,
@@ -116,8 +133,12 @@ impl Core {
             chooser: Chooser::new(plan.distribution, records, inserts_max),
             once_each: Spread::new(records),
             tally: Box::new(plan.empty_tally()),
-            ledger: verifies(Family::Values).then(|| Ledger::new(capacity, plan.run)),
+            ledger: (verifies(Family::Values) && !plan.is_linear)
+                .then(|| Ledger::new(capacity, plan.run)),
             counters: verifies(Family::Counters).then(|| Counters::new(capacity)),
+            history: plan.is_linear.then(History::default),
+            gaps: plan.has_gaps.then(|| Gaps::new(capacity)),
+            now: 0,
             clients: Vec::new(),
             free: VecDeque::new(),
             connections: Vec::new(),
@@ -151,6 +172,13 @@ impl Core {
     /// Begins a phase at time 0. Nothing may be in flight.
     pub fn begin(&mut self, phase: Phase) {
         assert!(self.in_flight == 0 && self.is_ended);
+        if let Some(history) = &mut self.history {
+            history.begin_phase(self.now);
+        }
+        self.now = 0;
+        for link in &mut self.connections {
+            link.shunned_until = 0;
+        }
         let plan = &self.plan;
         let seed = mix(plan.seed ^ mix(self.share.thread as u64 + phase as u64 * 1_000_003));
         let (pace, end, issued_max) = match phase {
@@ -175,6 +203,15 @@ impl Core {
         self.is_ended = false;
         self.tally.clear();
         self.free = (0..self.clients.len() as u32).collect();
+    }
+
+    /// A phase is over at `now`, with all that was asked for: what its clients asked for and were told since the last one.
+    pub fn end_phase(&mut self, now: u64) -> Vec<Entry> {
+        self.now = self.now.max(now);
+        if let Some(gaps) = &mut self.gaps {
+            gaps.finish(now, &mut self.tally.longest);
+        }
+        self.history.as_mut().map_or_else(Vec::new, History::take)
     }
 
     /// Gives away what was measured, and goes on with `empty`.
@@ -227,19 +264,20 @@ impl Core {
         assert!(!link.is_up && link.written == 0);
         link.is_up = true;
         link.out.splice(0..0, greeting.iter().copied());
-        let request = Request {
-            kind: Kind::Get,
-            step: Step::Greeting,
-            client: link.client,
-            record: 0,
-            seq: 0,
-            floor: 0,
-            due: 0,
-            sent: 0,
-            locked: 0,
-            redirects: 0,
-        };
+        let request = Request::greeting(link.client);
         (0..commands).for_each(|_| link.waiting.push_front(request));
+        link.greetings = commands as u32;
+        self.soil(connection);
+    }
+
+    /// Has a connection that is open greet again, after all that waits.
+    pub fn greet(&mut self, connection: u32, greeting: &[u8], commands: usize) {
+        let link = &mut self.connections[connection as usize];
+        assert!(link.is_up);
+        link.out.extend_from_slice(greeting);
+        let request = Request::greeting(link.client);
+        (0..commands).for_each(|_| link.waiting.push_back(request));
+        link.greetings += commands as u32;
         self.soil(connection);
     }
 
@@ -274,6 +312,7 @@ impl Core {
 
     /// Bytes came in at `now`.
     pub fn on_bytes(&mut self, connection: u32, mut bytes: &[u8], now: u64) -> Result<(), Broken> {
+        self.now = self.now.max(now);
         let link = &mut self.connections[connection as usize];
         let mut parser = std::mem::take(&mut link.parser);
         let mut check = std::mem::take(&mut link.check);
@@ -282,9 +321,15 @@ impl Core {
                 Event::Payload(piece) if self.plan.verify => check.feed(piece),
                 Event::Payload(_) => {}
                 Event::Reply(reply) => {
-                    let waiting = &mut self.connections[connection as usize].waiting;
-                    let request = waiting.pop_front().ok_or(Broken)?;
-                    self.settle(request, reply, &mut check, now);
+                    let link = &mut self.connections[connection as usize];
+                    let request = link.waiting.pop_front().ok_or(Broken)?;
+                    link.greetings -= u32::from(request.step == Step::Greeting);
+                    match (request.step, reply, link.refusal.take()) {
+                        (Step::Ahead, Reply::Error(message), _) => link.refusal = Some(message),
+                        (Step::Ahead, _, _) => {}
+                        (_, _, Some(message)) => self.on_error(request, &message),
+                        (_, reply, None) => self.settle(request, reply, &mut check, now),
+                    }
                     check = Check::default();
                 }
             }
@@ -301,19 +346,22 @@ impl Core {
         let waiting = std::mem::take(&mut link.waiting);
         self.tally.reconnects += u64::from(link.is_up);
         link.is_up = false;
+        link.greetings = 0;
+        link.refusal = None;
         link.out = Vec::new();
         link.written = 0;
         link.parser = Parser::default();
         link.check = Check::default();
         for request in waiting {
-            if request.step != Step::Greeting {
+            if !matches!(request.step, Step::Greeting | Step::Ahead) {
                 self.fail(request, Outcome::Unknown, (class, message));
             }
         }
     }
 
     /// Connections on which a request has waited for too long.
-    pub fn overdue(&self, now: u64) -> Vec<u32> {
+    pub fn overdue(&mut self, now: u64) -> Vec<u32> {
+        self.now = self.now.max(now);
         let is_overdue = |connection: &Connection| {
             let mut waiting = connection.waiting.iter();
             let oldest = waiting.find(|request| request.step != Step::Greeting);

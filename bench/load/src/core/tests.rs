@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Core, Phase};
 use crate::chance::Chance;
 use crate::content::Content;
+use crate::history::{self, Entry};
 use crate::liar::{Liar, Lie};
 use crate::plan::{KeysOf, Plan, Release, Share};
 use crate::schedule::Pace;
@@ -38,6 +39,10 @@ fn plan(mix: &str) -> Plan {
         requests: Some(20_000),
         timeout: 10 * SECOND,
         is_cluster: false,
+        fails_over: false,
+        has_gaps: true,
+        is_linear: false,
+        wait: 0,
     }
 }
 
@@ -52,6 +57,11 @@ struct World {
     chance: Chance,
     /// From when to when the server does nothing.
     stall: (u64, u64),
+    /// A server that is away in every second stretch of so long.
+    away: Option<(&'static str, u64)>,
+    /// No server answers.
+    is_silent: bool,
+    history: Vec<Entry>,
     requests_in_flight_most: usize,
 }
 
@@ -69,6 +79,9 @@ impl World {
             last: HashMap::new(),
             chance: Chance::new(99),
             stall: (0, 0),
+            away: None,
+            is_silent: false,
+            history: Vec::new(),
             requests_in_flight_most: 0,
         }
     }
@@ -81,8 +94,43 @@ impl World {
         while !self.core.is_done() {
             self.step();
         }
+        self.history.extend(self.core.end_phase(self.now));
         let empty = Box::new(self.core.plan.empty_tally());
         self.core.swap_tally(empty)
+    }
+
+    /// The same with three servers that are one store.
+    fn of_three(plan: Plan, liar: Liar) -> World {
+        let mut world = World::new(plan, liar);
+        let share = Share {
+            thread: 0,
+            threads: 1,
+        };
+        let servers = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        let plan = Arc::clone(&world.core.plan);
+        world.core = Core::new(plan, share, 8, SlotMap::alike(servers));
+        world
+    }
+
+    /// Connections to a server that is away break, and are not opened again before it is back.
+    fn take_away(&mut self) {
+        let Some((server, stretch)) = self.away else {
+            return;
+        };
+        let is_away = self.now / stretch % 2 == 1;
+        for connection in 0..self.core.connections.len() as u32 {
+            if self.core.address(connection) != server {
+                continue;
+            }
+            match self.core.connections[connection as usize].is_up {
+                true if is_away => {
+                    self.answers.retain(|(_, other, _)| *other != connection);
+                    self.core.on_lost(connection, "disconnected", "it is away");
+                }
+                false if !is_away => self.core.on_up(connection, b"*1\r\n$4\r\nPING\r\n", 1),
+                _ => {}
+            }
+        }
     }
 
     fn step(&mut self) {
@@ -93,6 +141,7 @@ impl World {
             self.core.on_lost(connection, "timeout", "no answer");
             self.core.on_up(connection, b"", 0);
         }
+        self.take_away();
         self.core.issue(self.now);
         self.requests_in_flight_most = self
             .requests_in_flight_most
@@ -104,6 +153,9 @@ impl World {
                 let piece = self.core.outgoing(connection)[..bytes].to_vec();
                 let answer = self.liar.on_bytes(connection, &piece);
                 self.core.wrote(connection, bytes);
+                if self.is_silent {
+                    continue;
+                }
                 let mut at = self.now + MILLI / 10 + self.chance.below(MILLI / 10);
                 if (self.stall.0..self.stall.1).contains(&at) {
                     at = self.stall.1;
@@ -413,5 +465,100 @@ fn a_read_modify_write_and_a_lock_are_two_requests_each() {
             "rmw" => assert_eq!(kinds, [(Kind::ReadModifyWrite, 1000)]),
             _ => assert_eq!(kinds, [(Kind::Lock, 1000), (Kind::Unlock, 1000)]),
         }
+    }
+}
+
+/// A client that gives up where a good one would ask another server measures its own clumsiness; one that forgets that
+/// the first server may have done it accuses a sound cluster.
+#[test]
+fn what_one_server_fails_another_does() {
+    for lie in [Lie::None, Lie::Forget] {
+        let mut plan = plan("get=2,set=2,del=1,rmw=1");
+        plan.fails_over = true;
+        let mut world = World::of_three(plan, Liar::new(Lie::None, 19));
+        world.run(Phase::Fill);
+        world.liar.lie = lie;
+        world.away = Some(("b:1", 10 * MILLI));
+        let worked = world.run(Phase::Work);
+        assert_eq!(worked.failures(), 0, "{:?}", worked.failures);
+        let at_first = worked.failures_at_first["disconnected"].count;
+        assert!(at_first > 0 && worked.tried_again >= at_first);
+        world.away = None;
+        let read = world.run(Phase::ReadBack);
+        let wrong = worked.verdicts.wrong() + read.verdicts.wrong();
+        assert_eq!(wrong > 0, lie == Lie::Forget, "{lie:?}");
+        assert!(worked.writes.acknowledged > 1000 && worked.writes.unknown == 0);
+        assert!(worked.longest.writes.nanos < 100 * MILLI);
+    }
+}
+
+/// An addition that may have been done must not be done again.
+#[test]
+fn what_must_not_be_done_twice_is_not_tried_twice() {
+    let mut plan = plan("incr");
+    plan.fails_over = true;
+    let mut world = World::of_three(plan, Liar::new(Lie::None, 19));
+    world.away = Some(("b:1", 10 * MILLI));
+    let worked = world.run(Phase::Work);
+    assert!(worked.failures["disconnected"].count > 0 && worked.tried_again == 0);
+    world.away = None;
+    let read = world.run(Phase::ReadBack);
+    assert_eq!(worked.verdicts.wrong() + read.verdicts.wrong(), 0);
+}
+
+/// Else a run without any server would not end, or be told to be one without failures.
+#[test]
+fn where_no_server_is_left_requests_fail() {
+    let mut plan = plan("get=1,set=1");
+    plan.fails_over = true;
+    (plan.timeout, plan.requests) = (20 * MILLI, Some(100));
+    let mut world = World::of_three(plan, Liar::new(Lie::None, 19));
+    world.is_silent = true;
+    let worked = world.run(Phase::Work);
+    assert_eq!((worked.answers(), worked.failures()), (0, 100));
+    let first = worked.failures_at_first["timeout"].count;
+    assert_eq!((first, worked.tried_again), (100, 200));
+    assert!(worked.longest.all.nanos > 60 * MILLI);
+}
+
+/// With several writes to a record at once only an order of all of them tells right from wrong.
+#[test]
+fn histories_are_explained_unless_the_server_lies() {
+    for (lie, is_away, is_sound) in [
+        (Lie::None, false, true),
+        (Lie::None, true, true),
+        (Lie::Old, false, false),
+        (Lie::Forget, true, false),
+    ] {
+        let mut plan = plan("get=3,set=2,del=1");
+        (plan.records, plan.requests, plan.pipeline) = (6, Some(5_000), 1);
+        plan.distribution = "uniform".parse().expect("a distribution");
+        (plan.is_linear, plan.fails_over) = (true, true);
+        let mut world = World::of_three(plan, Liar::new(lie, 19));
+        world.away = is_away.then_some(("b:1", 10 * MILLI));
+        let worked = world.run(Phase::Work);
+        world.away = None;
+        let read = world.run(Phase::ReadBack);
+        let told = history::judge(world.history.iter());
+        assert_eq!(told.wrong == 0, is_sound, "{lie:?}: {told:?}");
+        let answers = worked.answers() + read.answers();
+        assert_eq!(told.operations as u64, answers + worked.writes.unknown);
+        assert_eq!((told.records, told.unknown > 0), (6, is_away));
+    }
+}
+
+/// A write is done when enough replicas have it, and an error before the WAIT is not hidden by the WAIT's answer.
+#[test]
+fn a_write_that_waits_for_replicas_is_done_with_them() {
+    for (wait, lie) in [(2, Lie::None), (3, Lie::None), (1, Lie::Refuse)] {
+        let mut plan = plan("get=1,set=1");
+        (plan.wait, plan.verify, plan.requests) = (wait, false, Some(2_000));
+        let mut world = World::new(plan, Liar::new(lie, 7));
+        let worked = world.run(Phase::Work);
+        let failed = |class: &str| worked.failures.get(class).map_or(0, |of| of.count);
+        assert_eq!(worked.answers() + worked.failures(), 2_000);
+        assert_eq!(failed("MISCONF") > 0, lie == Lie::Refuse);
+        assert_eq!(failed("WAIT") > 500, wait == 3);
+        assert_eq!(worked.writes.acknowledged > 500, wait < 3);
     }
 }

@@ -91,6 +91,10 @@ fn plan(mix: &str) -> Plan {
         requests: Some(5_000),
         timeout: 60_000_000_000,
         is_cluster: false,
+        fails_over: false,
+        has_gaps: true,
+        is_linear: false,
+        wait: 0,
     }
 }
 
@@ -102,6 +106,9 @@ fn setup(servers: &[String]) -> Setup {
         servers: servers.to_vec(),
         slots: None,
         greeting: Greeting::default(),
+        reading_back: None,
+        settle: Duration::ZERO,
+        enough: Arc::default(),
         warmup: Duration::ZERO,
         fills: true,
         spins: false,
@@ -250,6 +257,41 @@ fn an_interrupted_run_ends_with_what_it_has() {
     let measured =
         run(plan, &setup, &AtomicBool::new(true), &mut Quiet::default()).expect("it runs");
     assert_eq!(measured.len(), 3);
+}
+
+/// Who makes faults knows only afterwards how long the load has to last; what was acknowledged is to be read back all the same.
+#[test]
+fn a_run_that_is_told_that_it_is_enough_reads_back() {
+    let mut plan = plan("set");
+    plan.requests = None;
+    let mut setup = setup(&[serve(Lie::None, Habit::Answers)]);
+    setup.settle = Duration::from_millis(20);
+    setup.enough.store(true, Ordering::Relaxed);
+    let measured = run_all(plan, &setup).expect("it runs");
+    let counts: Vec<u64> = measured.iter().map(|of| of.tally.answers()).collect();
+    assert_eq!((counts[0], counts[2]), (500, 500), "{counts:?}");
+}
+
+/// One of three servers hangs up again and again: its clients go on with the others, and come back.
+#[test]
+fn clients_fail_over_from_a_server_that_hangs_up() {
+    let sound = serve(Lie::None, Habit::Answers);
+    let servers = [sound.clone(), serve(Lie::None, Habit::HangsUp(5)), sound];
+    let mut plan = plan("get");
+    (plan.fails_over, plan.verify, plan.pipeline) = (true, false, 1);
+    let setup = Setup {
+        slots: Some(SlotMap::alike(servers.to_vec())),
+        fills: false,
+        ..setup(&servers)
+    };
+    let measured = run_all(plan, &setup).expect("it runs");
+    let tally = &measured[0].tally;
+    assert_eq!((tally.answers(), tally.failures()), (5_000, 0));
+    assert!(tally.tried_again > 0 && tally.reconnects > 0);
+    assert_eq!(
+        tally.failures_at_first["disconnected"].count,
+        tally.tried_again
+    );
 }
 
 /// Each key goes to its owner alone: two servers that know only their own half see no redirections.

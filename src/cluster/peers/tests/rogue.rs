@@ -102,12 +102,17 @@ fn frame(id: u64, message: Message<'_>) -> Frame<'_> {
 
 /// A connection that has proved to be of this node, if it could.
 async fn greet(node: u16, key: &[u8]) -> Option<Stream> {
+    greet_with(node, 0, key).await
+}
+
+/// The same, with a map of this epoch.
+async fn greet_with(node: u16, epoch: u64, key: &[u8]) -> Option<Stream> {
     let mut stream = connect().await;
     let side = Side {
         cluster: CLUSTER,
         node,
         core: CoreId(0),
-        epoch: 0,
+        epoch,
         nonce: [3; 32],
     };
     let (connecting, hello) = Connecting::start(side, None);
@@ -346,4 +351,70 @@ fn who_is_in_no_cluster_may_only_ask_to_be_let_in() {
             "{request:?} of {stranger:?}"
         );
     }
+}
+
+/// Takes note of what it is asked.
+struct Noting(Rc<RefCell<Vec<String>>>);
+
+impl Serve for Noting {
+    fn serve(self: Rc<Self>, asked: Asked<'_>, answering: Answering) {
+        let what = format!("{:?} of {}", asked.request, asked.from.node.0);
+        self.0.borrow_mut().push(what);
+        answering.give(&Answer::Done);
+    }
+}
+
+/// Else a node that has left the cluster, or was never in it, could read and write, for it knows the key; or one that has just
+/// come in could not say that there is a newer map.
+#[test]
+fn who_knows_the_key_and_is_not_in_the_map_is_asked_for_a_newer_map_at_most() {
+    let world = World::new(Options::calm(4));
+    let asked = Rc::new(RefCell::new(Vec::new()));
+    let note = Rc::clone(&asked);
+    world.start_node(sim::NodeId(2), 1, move |_: Core<()>| {
+        let note = Rc::clone(&note);
+        async move {
+            let peers = peers_of(2, 0, KEY, |_| {});
+            peers.set_epoch(5);
+            peers.keep_only(|node| node.0 <= 3);
+            listen(peers, Rc::new(Noting(note)), 2, 0).await;
+        }
+    });
+    world.block_on(async {
+        for (node, epoch) in [(3, 4), (9, 5), (9, 6)] {
+            let mut stream = greet_with(node, epoch, KEY)
+                .await
+                .expect("the key is known");
+            let read = Request::Read {
+                key: b"key",
+                want: crate::protocol::peer::Want::Value,
+                now: 0,
+            };
+            for (id, request) in [
+                (1, Request::Clock),
+                (2, read),
+                (3, Request::Gossip(b"news")),
+            ] {
+                let _ = send(&mut stream, frame(id, Message::Request(request))).await;
+            }
+            let mut piece = [0; 4000];
+            let came = stream.read(&mut piece).await.unwrap_or(0);
+            assert_eq!(came > 0, (node, epoch) != (9, 5), "hung up on, or not");
+            rt::sleep(SECOND).await;
+        }
+    });
+    let of_three = asked
+        .borrow()
+        .iter()
+        .filter(|what| what.ends_with("of 3"))
+        .count();
+    assert_eq!(of_three, 3, "a node of the map is served: {asked:?}");
+    let of_nine: Vec<String> = asked
+        .borrow()
+        .iter()
+        .filter(|what| what.ends_with("of 9"))
+        .cloned()
+        .collect();
+    assert_eq!(of_nine.len(), 1, "{of_nine:?}");
+    assert!(of_nine[0].starts_with("Gossip"), "{of_nine:?}");
 }

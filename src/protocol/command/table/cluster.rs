@@ -19,18 +19,21 @@ pub(super) const ROWS: &[Spec] = &[
         "readonly",
         1,
         LOADING | STALE | FAST | CONNECTION,
-        parse_cluster::accepted,
+        parse_cluster::readonly,
     )
     .doc(Group::Cluster, "3.0.0", "O(1)")
-    .usage("", "Accepted; every key is read from its one home."),
+    .usage(
+        "",
+        "Lets this connection read a core's copies of keys of others.",
+    ),
     spec(
         "readwrite",
         1,
         LOADING | STALE | FAST | CONNECTION,
-        parse_cluster::accepted,
+        parse_cluster::readwrite,
     )
     .doc(Group::Cluster, "3.0.0", "O(1)")
-    .usage("", "Accepted; takes READONLY back."),
+    .usage("", "Takes READONLY back."),
 ];
 
 const UNSTEADY: &[&str] = &["nondeterministic_output"];
@@ -64,10 +67,23 @@ const CLUSTER: &[Spec] = &[
         .tips(UNSTEADY)
         .doc(Group::Cluster, "3.0.0", "O(N) over the cores")
         .usage("", "Describes each core as a node, one in a line."),
+    spec(
+        "cluster|replicas",
+        3,
+        ADMIN | STALE,
+        parse_cluster::replicas,
+    )
+    .tips(UNSTEADY)
+    .doc(Group::Cluster, "5.0.0", "O(N) over the cores")
+    .usage("node-id", "Lists who has copies of what a core owns."),
     spec("cluster|shards", 2, STALE, parse_cluster::shards)
         .tips(UNSTEADY)
         .doc(Group::Cluster, "7.0.0", "O(N) over the cores")
         .usage("", "Lists the cores, each with its slots."),
+    spec("cluster|slaves", 3, ADMIN | STALE, parse_cluster::replicas)
+        .tips(UNSTEADY)
+        .doc(Group::Cluster, "3.0.0", "O(N) over the cores")
+        .usage("node-id", "The older name of CLUSTER REPLICAS."),
     spec("cluster|slots", 2, STALE, parse_cluster::slots)
         .tips(UNSTEADY)
         .doc(Group::Cluster, "3.0.0", "O(N) over the cores")
