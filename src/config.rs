@@ -130,6 +130,10 @@ pub struct Config {
     pub write_consistency: Level,
     /// Milliseconds that a request waits for the replicas of its key.
     pub replica_timeout_ms: u64,
+    /// Bytes of all hints that the node keeps for replicas that are away; 0: it keeps none.
+    pub hint_max_bytes: ByteSize,
+    /// Seconds after which a hint is dropped.
+    pub hint_max_age_s: u64,
     /// How large values are kept.
     pub value_log: ValueLog,
     /// What a client may ask for.
@@ -231,6 +235,8 @@ impl Default for Config {
             read_consistency: Level::One,
             write_consistency: Level::One,
             replica_timeout_ms: 5000,
+            hint_max_bytes: ByteSize::gib(4),
+            hint_max_age_s: 86_400,
             value_log: ValueLog::default(),
             limits: Limits::default(),
         }
@@ -456,7 +462,7 @@ impl Config {
     }
 
     /// What must hold of the keys that are about the cluster.
-    fn cluster_rules(&self) -> [(bool, &'static str); 10] {
+    fn cluster_rules(&self) -> [(bool, &'static str); 12] {
         let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
         let is_place = |text: &String| {
             let parts = text.rsplit_once(':');
@@ -480,6 +486,15 @@ impl Config {
             (
                 (1..=3_600_000).contains(&self.replica_timeout_ms),
                 "`replica-timeout-ms` is 1 to 3600000",
+            ),
+            (
+                self.hint_max_bytes.0 == 0
+                    || fits(self.hint_max_bytes, HINT_BYTES_MIN, 1 << 50),
+                "`hint-max-bytes` is 0 or 64 KiB to 1 PiB",
+            ),
+            (
+                (1..=31_536_000).contains(&self.hint_max_age_s),
+                "`hint-max-age-s` is 1 to 31536000",
             ),
             (
                 self.join.iter().all(is_place),
@@ -613,6 +628,18 @@ pub const HEDGE_AFTER_MAX: Duration = Duration::from_millis(500);
 pub const READ_REPAIR_ONE_IN: u32 = 64;
 /// So many of these are under way at once on a core; beyond it reads are not followed by one.
 pub const READ_REPAIRS_MAX: u32 = 16;
+/// Bytes that hints may take at least, if there are to be any.
+const HINT_BYTES_MIN: u64 = 64 << 10;
+/// A file of hints takes no more when it has come to this size; and at most an eighth of what its core may keep.
+pub const HINT_FILE_BYTES: u64 = 8 << 20;
+/// Bytes of hints that a core writes together, unless one alone is larger.
+pub const HINT_BATCH_BYTES_MAX: usize = 1 << 20;
+/// Bytes of hints that wait to be written on a core, but for one, whatever its size.
+pub const HINT_WAITING_BYTES_MAX: usize = 16 << 20;
+/// Hints that a core has on their way to a replica at once.
+pub const HINTS_AT_ONCE: usize = 32;
+/// Bytes of hints that a core hands on in a second: healthy writes come first.
+pub const HINT_BYTES_PER_S: u64 = 8 << 20;
 /// Most nodes of a cluster.
 pub const NODES_MAX: usize = 1000;
 /// Nodes that a newcomer may name.
@@ -699,6 +726,8 @@ mod tests {
             ("rack = \"a b\"", "rack"),
             ("weight = 0", "weight"),
             ("replicas = 8", "replicas"),
+            ("hint-max-bytes = \"1KiB\"", "hint-max-bytes"),
+            ("hint-max-age-s = 0", "hint-max-age-s"),
             ("suspect-after-ms = 1000", "suspect-after-ms"),
             ("dead-after-ms = 10000", "dead-after-ms"),
             ("http-port = 16380\ncores = 2", "http-port"),

@@ -8,6 +8,8 @@
 mod cluster;
 #[path = "nodes/dialogue.rs"]
 mod dialogue;
+#[path = "nodes/hints.rs"]
+mod hints;
 #[path = "linear/mod.rs"]
 mod linear;
 #[path = "nodes/scene.rs"]

@@ -236,6 +236,14 @@ pub enum Bug {
     HalfOfKeepers,
     /// A node joins though the cluster holds data.
     JoinedLate,
+    /// A hint is said to be kept before it is synced.
+    HintUnsynced,
+    /// A hint is dropped before the replica has said that it is synced there.
+    HintForgotten,
+    /// A hint counts as if the replica had stored the write, at every level.
+    HintCounted,
+    /// A hint is handed on under another version.
+    HintRestamped,
 }
 
 /// True in a simulated world that has `bug` planted.

@@ -101,12 +101,13 @@ impl Shard {
         });
     }
 
-    /// Why nothing is done about `key` for somebody who goes by a map of this epoch.
-    fn refusal_of(&self, key: &[u8], epoch: u64) -> Option<Answer<'static>> {
+    /// Why nothing is done for somebody who goes by a map of this epoch, about `key` or as a stand-in.
+    fn refusal_of(&self, key: Option<&[u8]>, epoch: u64) -> Option<Answer<'static>> {
         let own = self.view().map_or(0, |view| view.map.epoch());
+        let is_stranger = |key| !self.holds(KeyRef::of(key).position);
         match () {
             () if epoch < own => Some(Answer::StaleEpoch { epoch: own }),
-            () if !self.holds(KeyRef::of(key).position) => Some(Answer::NotMine),
+            () if key.is_some_and(is_stranger) => Some(Answer::NotMine),
             () => None,
         }
     }
@@ -115,12 +116,13 @@ impl Shard {
 /// What other nodes ask of this core.
 impl Serve for Shard {
     fn serve(self: Rc<Self>, asked: Asked<'_>, answering: Answering) {
-        let key = match &asked.request {
-            Request::Write(mutation) | Request::Hint { mutation, .. } => Some(mutation.key),
-            Request::Read { key, .. } => Some(*key),
+        let refusal = match &asked.request {
+            Request::Write(mutation) => self.refusal_of(Some(mutation.key), asked.epoch),
+            Request::Read { key, .. } => self.refusal_of(Some(key), asked.epoch),
+            Request::Hint { .. } => self.refusal_of(None, asked.epoch),
             _ => None,
         };
-        if let Some(refusal) = key.and_then(|key| self.refusal_of(key, asked.epoch)) {
+        if let Some(refusal) = refusal {
             return answering.give(&refusal);
         }
         let ask = match asked.request {

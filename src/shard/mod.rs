@@ -14,6 +14,7 @@ pub mod evaluate;
 mod execute;
 mod face;
 mod files;
+mod hints;
 mod info;
 mod keyspace;
 pub mod kv;
@@ -50,10 +51,12 @@ use crate::replication::clock::Clock;
 use crate::rt;
 use crate::rt::sync::Signal;
 use crate::storage::Store;
+use crate::storage::hints::Hints;
 use crate::types::{CoreId, UnixMillis, Version};
 use cluster::Cluster;
 use connection::Clients;
 use execute::Replying;
+use hints::HandOffs;
 use latch_table::LatchTable;
 use place::Place;
 use siblings::{Job, Message, Said, Siblings};
@@ -61,6 +64,7 @@ use transaction::{Refused, Reserved, Token};
 
 pub use connection::{Buffer, Client};
 pub use directory::open_store;
+pub use hints::HintReport;
 pub use refusal::Told;
 pub use report::{Counters, Report, total};
 pub use siblings::Message as CoreMessage;
@@ -80,6 +84,9 @@ pub struct Shard {
     siblings: Siblings,
     cluster: Cluster,
     place: Place,
+    /// What is kept for replicas that are away.
+    hints: Rc<Hints>,
+    hand_offs: HandOffs,
     /// Transactions for which latches are reserved here.
     reserved: RefCell<BTreeMap<Token, Reserved>>,
     token_next: Cell<u64>,

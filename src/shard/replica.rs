@@ -13,6 +13,7 @@ use futures_lite::future;
 
 use super::Shard;
 use super::latches::Wants;
+use crate::cluster::map::NodeId;
 use crate::error::Error;
 use crate::protocol::peer::{self, Answer, Certainty, Mutation, OwnedAnswer, Request};
 use crate::rt::sync::answer_slot;
@@ -50,7 +51,7 @@ impl Failure {
 }
 
 impl Shard {
-    /// Answers `request` (Write, Read, Clock or Ping) as a replica, from whichever core or node it comes; `give` is called
+    /// Answers `request` (Write, Read, Clock, Hint or Ping) as a replica, from whichever core or node it comes; `give` is called
     /// once, now or later, unless the core ends before. Past `deadline` (of [`rt::now`]) nothing is begun any more.
     pub fn serve_replica(
         self: &Rc<Self>,
@@ -65,8 +66,10 @@ impl Shard {
             }
             Request::Clock => give(&Answer::Clock(self.clock.borrow().last())),
             Request::Ping => give(&Answer::Pong),
-            Request::Hint { .. }
-            | Request::Gossip(_)
+            Request::Hint { node, mutation, .. } => {
+                self.serve_hint(NodeId(node), mutation, deadline, give);
+            }
+            Request::Gossip(_)
             | Request::Register { .. }
             | Request::Map { .. }
             | Request::Join(_) => give(&Answer::NotMine),
@@ -126,7 +129,7 @@ impl Shard {
     }
 
     /// Why a mutation is none that a coordinator sends; the sizes were checked where it came to the cluster.
-    fn cannot_be(&self, mutation: &Mutation<'_>) -> Option<&'static str> {
+    pub(super) fn cannot_be(&self, mutation: &Mutation<'_>) -> Option<&'static str> {
         let limits = &self.config.limits;
         match () {
             () if mutation.key.len() as u64 > limits.key_max.0 => Some("the key is too long here"),
@@ -279,7 +282,7 @@ fn give_held(give: impl Give, found: Option<&Found>, (want, now): (peer::Want, U
 }
 
 /// What `future` gives before `deadline`.
-async fn before<T>(deadline: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn before<T>(deadline: Duration, future: impl Future<Output = T>) -> Option<T> {
     let late = async {
         let left = deadline.saturating_sub(rt::now());
         rt::sleep(left).await;
