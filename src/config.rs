@@ -488,8 +488,7 @@ impl Config {
                 "`replica-timeout-ms` is 1 to 3600000",
             ),
             (
-                self.hint_max_bytes.0 == 0
-                    || fits(self.hint_max_bytes, HINT_BYTES_MIN, 1 << 50),
+                self.hint_max_bytes.0 == 0 || fits(self.hint_max_bytes, HINT_BYTES_MIN, 1 << 50),
                 "`hint-max-bytes` is 0 or 64 KiB to 1 PiB",
             ),
             (

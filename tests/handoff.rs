@@ -64,7 +64,11 @@ fn write_all(nodes: &[&Node]) {
         let mut client = node.client();
         for key in (index..KEYS).step_by(nodes.len()) {
             let words = ["SET", &format!("key:{key}"), &value_of(key)];
-            assert_eq!(client.ask_words(&words).text(), "OK", "one replica is enough");
+            assert_eq!(
+                client.ask_words(&words).text(),
+                "OK",
+                "one replica is enough"
+            );
         }
     }
     wait_for("a hint for every key", || {
@@ -119,7 +123,9 @@ fn check(dir: &Path) -> (Option<i32>, String) {
 
 fn hint_files(data: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(data.join("hints")).expect("there are hints");
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     paths.sort();
     paths
 }

@@ -258,9 +258,11 @@ pub const METRICS: &[Metric] = &[
         "Expired records that were taken out of memory.",
         |f| f.expired as f64,
     ),
-    gauge("hints", "Hints that are kept for replicas on other nodes.", |f| {
-        f.hints.left().hints as f64
-    }),
+    gauge(
+        "hints",
+        "Hints that are kept for replicas on other nodes.",
+        |f| f.hints.left().hints as f64,
+    ),
     gauge("hint_bytes", "Bytes that their files take.", |f| {
         f.hints.left().bytes as f64
     }),

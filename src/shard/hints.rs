@@ -159,9 +159,10 @@ impl Shard {
         let Some(view) = self.view() else {
             return Vec::new();
         };
-        let others = view.map.nodes().iter().filter(|node| {
-            node.id != home && node.id != view.own && view.may_be_asked(node.id)
-        });
+        let others =
+            view.map.nodes().iter().filter(|node| {
+                node.id != home && node.id != view.own && view.may_be_asked(node.id)
+            });
         let mut others: Vec<Holder> = others
             .map(|node| Holder {
                 node: node.id,
@@ -305,7 +306,9 @@ impl Shard {
             if !all {
                 return false;
             }
-            let costs = together.iter().map(|it| it.bytes().len().max(HINT_COST_MIN));
+            let costs = together
+                .iter()
+                .map(|it| it.bytes().len().max(HINT_COST_MIN));
             let cost = costs.sum::<usize>() as f64 / HINT_BYTES_PER_S as f64;
             let took = rt::now().saturating_sub(began);
             rt::sleep(Duration::from_secs_f64(cost).saturating_sub(took)).await;
@@ -354,7 +357,10 @@ impl Shard {
         if hand_off.begun.is_none() {
             let NodeId(number) = node;
             let all = count + left;
-            log::info!("node {number} is back: {all} hints that core {} keeps for it are handed on", self.id.0);
+            log::info!(
+                "node {number} is back: {all} hints that core {} keeps for it are handed on",
+                self.id.0
+            );
         }
         hand_off.begun = Some(hand_off.begun.unwrap_or(0) + count);
     }
@@ -375,7 +381,9 @@ impl Shard {
             }
             End::Interrupted => {
                 if let Some(handed) = hand_off.begun.take() {
-                    log::info!("handing hints on to node {number} is interrupted: it has {handed} of those of core {core}");
+                    log::info!(
+                        "handing hints on to node {number} is interrupted: it has {handed} of those of core {core}"
+                    );
                 }
             }
             End::Refused => {

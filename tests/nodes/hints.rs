@@ -68,7 +68,9 @@ fn all_tell(town: &Town, keys: std::ops::Range<u64>, value: &str) -> Verdict {
         let told = town.ask(node, |client| get(client, keys.clone()))?;
         for (key, told) in keys.clone().zip(told) {
             if told.as_ref().is_none_or(|(_, told)| told != value) {
-                return Err(format!("node {node} tells {told:?} of key {key}, not {value}"));
+                return Err(format!(
+                    "node {node} tells {told:?} of key {key}, not {value}"
+                ));
             }
         }
     }
@@ -106,7 +108,9 @@ fn interrupted(seed: u64, planted: &[Bug]) -> Verdict<u64> {
         let next = town.chance.u16(..3);
         match town.chance.u8(..4) {
             0 => town.cut(next, (next + 1) % 3),
-            1 => town.world.pause_node(NodeId(next + 1), Duration::from_millis(700)),
+            1 => town
+                .world
+                .pause_node(NodeId(next + 1), Duration::from_millis(700)),
             2 => town.bring_down_somehow(next),
             _ => town.bring_down_somehow(away),
         }
@@ -151,7 +155,9 @@ fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     town.world.run_for(GRACE);
     // The last acknowledgement is followed by the end at once: one replica's hint must be there, if not all.
     let last = *hinted.last().unwrap_or(&first);
-    let replies = town.ask(left, move |client| put(client, last..last + 1, "last".to_owned(), "one"))?;
+    let replies = town.ask(left, move |client| {
+        put(client, last..last + 1, "last".to_owned(), "one")
+    })?;
     town.bring_down(left, [Fall::PowerCut, Fall::Kill][(seed % 2) as usize]);
     all_stored(&replies)?;
     town.mend()?;
@@ -164,7 +170,9 @@ fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
             return Ok(MANY.end);
         }
     }
-    Err(format!("key {last} was acknowledged at last, and nobody has that"))
+    Err(format!(
+        "key {last} was acknowledged at last, and nobody has that"
+    ))
 }
 
 /// A node has kept what is older than a deletion that it has not heard of.
@@ -194,7 +202,9 @@ fn deleted_meanwhile(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     for node in town.all() {
         let told = town.ask(node, |client| get(client, SOME))?;
         if let Some(back) = told.iter().flatten().next() {
-            return Err(format!("node {node} tells {back:?} of a key that was deleted"));
+            return Err(format!(
+                "node {node} tells {back:?} of a key that was deleted"
+            ));
         }
     }
     Ok(SOME.end)
@@ -212,8 +222,13 @@ fn lonely_quorum(seed: u64, planted: &[Bug]) -> Verdict<u64> {
         town.world.run_for(Duration::from_millis(pause));
         for level in ["quorum", "all"] {
             let replies = town.ask(left, |client| put(client, SOME, "x".to_owned(), level))?;
-            if let Some(stored) = replies.iter().find(|reply| matches!(reply, Reply::Array(_))) {
-                return Err(format!("one of three replicas is there, and a write at {level} was told {stored:?}"));
+            if let Some(stored) = replies
+                .iter()
+                .find(|reply| matches!(reply, Reply::Array(_)))
+            {
+                return Err(format!(
+                    "one of three replicas is there, and a write at {level} was told {stored:?}"
+                ));
             }
         }
     }
@@ -268,7 +283,9 @@ fn majority_without_keeper(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     let found = told.and_then(|text| text.parse().ok()).unwrap_or(0);
     match found >= acknowledged {
         true => Ok(acknowledged),
-        false => Err(format!("{acknowledged} was acknowledged at QUORUM, and {found} is read")),
+        false => Err(format!(
+            "{acknowledged} was acknowledged at QUORUM, and {found} is read"
+        )),
     }
 }
 
@@ -392,14 +409,17 @@ fn storm(seed: u64, planted: &[Bug], disks: Disks) -> Verdict<u64> {
     for key in 0..KEYS {
         judge(&ledger, key, &told, |write| {
             let ends = &town.ends[usize::from(write.node)];
-            let ended = ends.iter().any(|end| {
-                *end >= write.answered && *end < write.answered + GRACE
-            });
+            let ended = ends
+                .iter()
+                .any(|end| *end >= write.answered && *end < write.answered + GRACE);
             disks == Disks::Sound && !ended
         })
         .map_err(|why| format!("key {key}: {why}"))?;
     }
-    let acknowledged = ledger.writes.values().filter(|write| write.version.is_some());
+    let acknowledged = ledger
+        .writes
+        .values()
+        .filter(|write| write.version.is_some());
     Ok(acknowledged.count() as u64)
 }
 
@@ -427,12 +447,16 @@ fn judge(
         let version = match &told[key as usize] {
             None => newest_brief.clone(),
             Some((version, value)) => {
-                let value: u64 = value.parse().map_err(|_| format!("{value:?} was never written"))?;
+                let value: u64 = value
+                    .parse()
+                    .map_err(|_| format!("{value:?} was never written"))?;
                 let write = ledger.writes.get(&(key, value));
                 let write = write.ok_or_else(|| format!("{value} was never written here"))?;
                 let is_own = write.version.as_ref().is_none_or(|own| own == version);
                 if write.is_failed || !is_own {
-                    return Err(format!("node {node} tells {value} as version {version}: {write:?}"));
+                    return Err(format!(
+                        "node {node} tells {value} as version {version}: {write:?}"
+                    ));
                 }
                 Some(version.clone())
             }
@@ -447,7 +471,9 @@ fn judge(
     }
     match versions.iter().max() >= Some(&any) {
         true => Ok(()),
-        false => Err(format!("{any:?} was acknowledged, and is nowhere: {versions:?}")),
+        false => Err(format!(
+            "{any:?} was acknowledged, and is nowhere: {versions:?}"
+        )),
     }
 }
 

@@ -186,10 +186,7 @@ pub fn encode(records: &[Record], kept: UnixMillis, (nonce, offset): (u64, u64),
 }
 
 fn batch_checksum(bytes: &[u8], (nonce, offset): (u64, u64)) -> u32 {
-    let place = crc32c::crc32c_append(
-        crc32c::crc32c(&nonce.to_le_bytes()),
-        &offset.to_le_bytes(),
-    );
+    let place = crc32c::crc32c_append(crc32c::crc32c(&nonce.to_le_bytes()), &offset.to_le_bytes());
     crc32c::crc32c_append(place, bytes)
 }
 

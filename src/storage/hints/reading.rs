@@ -106,6 +106,7 @@ impl Hints {
                 file.is_known.set(true);
             }
             Ok(false) => self.remove(file).await, // there is nothing in it
+            Err(error) if error.is_not_found() => self.forget(file),
             Err(error @ Error::Io { .. }) => self.warn(format_args!("{error}; it is tried again")),
             Err(error) => {
                 // It stays where it is, for `quoit check` and its reader to see.

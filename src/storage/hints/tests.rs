@@ -114,7 +114,7 @@ fn keep_and_crash(seed: u64, planted: &[Bug]) -> Result<u64, String> {
                 }
             }
         };
-        let _mains = world.start_node::<(), (), _>(NODE, 1, main);
+        let _mains = world.start_node(NODE, 1, main);
         world.run_for(Duration::from_micros(chance.u64(..150_000)));
         match chance.bool() {
             true => world.kill_node(NODE),
@@ -177,7 +177,10 @@ fn hints_are_bounded_in_bytes_and_room_comes_back() {
             }
         }
         let left = hints.backlog()[&2];
-        assert!(left.bytes <= limits.bytes_max && kept.len() > 15, "{left:?}");
+        assert!(
+            left.bytes <= limits.bytes_max && kept.len() > 15,
+            "{left:?}"
+        );
         assert_eq!((left.hints, hints.stats().refused), (kept.len() as u64, 1));
         assert_eq!(hints.keep(3, record(200, 100)).await, Kept::Refused);
         assert_eq!(take_all(&hints, 2).await, kept, "in their order");
@@ -215,7 +218,10 @@ fn hints_that_wait_are_bounded_and_one_that_is_large_is_kept_all_the_same() {
             outcomes.push(task.await);
         }
         let of = |wanted| outcomes.iter().filter(|kept| **kept == wanted).count();
-        assert!(of(Kept::Synced) > 20 && of(Kept::Refused) > 20, "{outcomes:?}");
+        assert!(
+            of(Kept::Synced) > 20 && of(Kept::Refused) > 20,
+            "{outcomes:?}"
+        );
         let all = 1 + of(Kept::Synced);
         assert_eq!(take_all(&hints, 2).await.len(), all);
     });
@@ -262,8 +268,10 @@ fn a_disk_that_is_full_or_fails_refuses_hints_and_loses_none() {
                 match chance.u8(..10) {
                     0 => disk.leave_free(chance.u64(..50_000)),
                     1 => disk.change_faults(|faults| faults.capacity_bytes = u64::MAX),
-                    2 => disk.change_faults(|faults| (faults.eio_write, faults.eio_sync) = (0.3, 0.3)),
-                    3 => disk.change_faults(|faults| (faults.eio_write, faults.eio_sync) = (0.0, 0.0)),
+                    2 => disk
+                        .change_faults(|faults| (faults.eio_write, faults.eio_sync) = (0.3, 0.3)),
+                    3 => disk
+                        .change_faults(|faults| (faults.eio_write, faults.eio_sync) = (0.0, 0.0)),
                     _ => {}
                 }
                 match hints.keep(2, record(number, chance.usize(..5_000))).await {
@@ -336,7 +344,9 @@ fn damage_is_told_and_costs_no_more_than_its_batch() {
     let check = || {
         world.run_on(NODE, async {
             // Something that makes the directory a node's.
-            rt::create_dir_all(Path::new("/data/core-000")).await.expect("a sound disk");
+            rt::create_dir_all(Path::new("/data/core-000"))
+                .await
+                .expect("a sound disk");
             let mut told = Vec::new();
             let ring = |_: u16| -> check::Owner { Box::new(|_| CoreId(0)) };
             let mut tell = |what| {

@@ -190,7 +190,9 @@ impl Town {
 
     /// What INFO says of hints under this name.
     pub fn info(&self, number: u16, name: &'static str) -> Verdict<u64> {
-        self.ask(number, move |mut client| async move { info(&mut client, name).await })
+        self.ask(number, move |mut client| async move {
+            info(&mut client, name).await
+        })
     }
 
     /// All is well, and nodes have what was kept for them.
@@ -216,7 +218,10 @@ async fn info(client: &mut Client, name: &str) -> Verdict<u64> {
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
     let value = lines.find(|(found, _)| *found == name);
     let value = value.ok_or_else(|| format!("INFO does not tell {name}"))?;
-    value.1.parse().map_err(|_| format!("{value:?} is no number"))
+    value
+        .1
+        .parse()
+        .map_err(|_| format!("{value:?} is no number"))
 }
 
 /// Returns when the node keeps no hint any more.
@@ -240,7 +245,13 @@ pub async fn put(
     level: &'static str,
 ) -> Verdict<Vec<Reply>> {
     let put = |key: u64| {
-        let words = ["KV.PUT", &format!("key:{key}"), &value, "CONSISTENCY", level];
+        let words = [
+            "KV.PUT",
+            &format!("key:{key}"),
+            &value,
+            "CONSISTENCY",
+            level,
+        ];
         request(words)
     };
     let requests: Vec<_> = keys.map(put).collect();
