@@ -28,7 +28,7 @@ use crate::protocol::peer::{self, Answer, Certainty};
 use crate::replication::coordinate::{Mutation, Replicas};
 use crate::replication::quorum::write::Ack;
 use crate::rt::{self, Bug, Queue};
-use crate::storage::hints::{Backlog, HintLimits, HintStats, Hints, Kept, Portion};
+use crate::storage::hints::{Backlog, HintLimits, HintStats, Kept, Portion};
 use crate::storage::record::Record;
 use crate::types::{CoreId, KeyHash, Position, Version};
 
