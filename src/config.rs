@@ -1,7 +1,7 @@
 //! The configuration: config.toml into [`Config`], checked once, before anything starts.
 //!
 //! config.toml at the top of the repository is the manual: every key with its unit, default and
-//! consequence. A test holds it to [`Config::default`]. Every limit has its name here.
+//! consequence. A test holds it to [`Config::default`]. Every other limit has its name in `fixed`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -14,9 +14,11 @@ use crate::error::{Error, Result};
 use crate::types::Level;
 
 mod cluster;
+mod fixed;
 
 use cluster::host_and_port;
 pub use cluster::{Cluster, ETCD_PREFIX_BYTES_MAX, Metadata, etcd_endpoint};
+pub use fixed::*;
 
 /// The manual, as shipped.
 pub const MANUAL: &str = include_str!("../config.toml");
@@ -141,6 +143,10 @@ pub struct Config {
     pub write_consistency: Level,
     /// Milliseconds that a request waits for the replicas of its key.
     pub replica_timeout_ms: u64,
+    /// Bytes of all hints that the node keeps for replicas that are away; 0: it keeps none.
+    pub hint_max_bytes: ByteSize,
+    /// Seconds after which a hint is dropped.
+    pub hint_max_age_s: u64,
     /// How large values are kept.
     pub value_log: ValueLog,
     /// What a client may ask for.
@@ -244,6 +250,8 @@ impl Default for Config {
             read_consistency: Level::One,
             write_consistency: Level::One,
             replica_timeout_ms: 5000,
+            hint_max_bytes: ByteSize::gib(4),
+            hint_max_age_s: 86_400,
             value_log: ValueLog::default(),
             limits: Limits::default(),
         }
@@ -470,7 +478,7 @@ impl Config {
     }
 
     /// What must hold of the keys that are about the cluster.
-    fn cluster_rules(&self) -> [(bool, &'static str); 11] {
+    fn cluster_rules(&self) -> [(bool, &'static str); 13] {
         let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
         [
             (self.node_id > 0, "`node-id` is 1 to 65535"),
@@ -487,6 +495,14 @@ impl Config {
             (
                 (1..=3_600_000).contains(&self.replica_timeout_ms),
                 "`replica-timeout-ms` is 1 to 3600000",
+            ),
+            (
+                self.hint_max_bytes.0 == 0 || fits(self.hint_max_bytes, HINT_BYTES_MIN, 1 << 50),
+                "`hint-max-bytes` is 0 or 64 KiB to 1 PiB",
+            ),
+            (
+                (1..=31_536_000).contains(&self.hint_max_age_s),
+                "`hint-max-age-s` is 1 to 31536000",
             ),
             (
                 self.join.iter().all(|text| host_and_port(text).is_some()),
@@ -582,89 +598,6 @@ impl Config {
     }
 }
 
-/// The port of core 0 alone, if nothing else is said.
-pub const CORE_PORT: u16 = 16379;
-/// The port for HTTP, if nothing else is said.
-pub const HTTP_PORT: u16 = 8379;
-/// The port by which other nodes reach core 0, if nothing else is said.
-pub const PEER_PORT: u16 = 7379;
-/// Requests of one core to another node's core that are not answered yet, and those that are under way there.
-pub const PEER_REQUESTS_MAX: usize = 4096;
-/// Bytes that wait to be sent to another node's core, but for one frame, whatever its size.
-pub const PEER_WAITING_BYTES_MAX: usize = 8 << 20;
-/// The least pace at which a request over HTTP must arrive after `limits.http-request-timeout-s`.
-pub const HTTP_BYTES_PER_S: u64 = 64 << 10;
-/// Bytes of all fields in the head of a request over HTTP.
-pub const HTTP_FIELDS_BYTES_MAX: usize = 16 << 10;
-/// Bytes of the query of a request over HTTP, and of what else its line has besides the key.
-pub const HTTP_QUERY_BYTES_MAX: usize = 1 << 10;
-/// The longest time to live that a request may name, in seconds: three thousand years.
-pub const TTL_SECONDS_MAX: u64 = 100_000_000_000;
-/// Most bytes of a host's name, as in the DNS.
-const HOST_BYTES_MAX: usize = 253;
-/// Most bytes of a value, whatever `limits.value-max` says.
-pub const VALUE_BYTES_MAX: usize = 512 << 20;
-/// Most cores of one node.
-pub const CORES_MAX: u16 = 1024;
-/// Arcs of the ring (DESIGN: Q). A cluster keeps the number that it was made with.
-pub const VNODES: u32 = 1024;
-/// Fewest arcs that a ring may have.
-pub const VNODES_MIN: u32 = 64;
-/// Most arcs: one for each slot.
-pub const VNODES_MAX: u32 = 16_384;
-/// Most replicas of a vnode.
-pub const REPLICAS_MAX: u8 = 7;
-/// Most replicas of all vnodes together: what the cluster map has room for.
-pub const PLACEMENT_MAX: usize = 1 << 16;
-/// A replica that is late is raced by another after this time at the earliest, however fast it usually is.
-pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(1);
-/// And after this at the latest.
-pub const HEDGE_AFTER_MAX: Duration = Duration::from_millis(500);
-/// One in so many reads at ONE has all replicas of its key compared behind the answer: nobody else asks them all where
-/// all is read at ONE.
-pub const READ_REPAIR_ONE_IN: u32 = 64;
-/// So many of these are under way at once on a core; beyond it reads are not followed by one.
-pub const READ_REPAIRS_MAX: u32 = 16;
-/// Most nodes of a cluster.
-pub const NODES_MAX: usize = 1000;
-/// Nodes that a newcomer may name.
-const JOIN_MAX: usize = 64;
-/// The longest silence of a node that is not yet dead: a day.
-const DEAD_AFTER_MS_MAX: u64 = 86_400_000;
-/// Most nodes that keep the map as a register: as many as a register may have holders.
-pub const KEEPERS_MAX: usize = 5;
-/// How much a node may weigh.
-pub const WEIGHT_MAX: u32 = 100_000;
-/// Bytes of a rack's name.
-pub const RACK_BYTES_MAX: usize = 64;
-/// Numbers of removed nodes that the cluster map remembers, so that nobody gets them again.
-pub const RETIRED_MAX: usize = 1000;
-/// Bytes of a cluster map as text. What etcd takes in one request is 1.5 MiB.
-pub const MAP_BYTES_MAX: usize = 1408 * 1024;
-/// Commands of one connection that are under way at once; further ones wait in its buffer.
-pub const PIPELINE_COMMANDS_MAX: usize = 1024;
-/// A connection with this many bytes of replies sends them before it runs another command.
-pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
-/// Values of one connection that are read from tables at once: how large they are is not known before.
-pub const PIPELINE_READS_MAX: usize = 16;
-/// Memory that each core needs at least.
-pub const MEMORY_CORE_MIN: u64 = 1 << 20;
-/// A memtable takes at most this part of its core's memory; there may be three at a time.
-pub const MEMTABLE_SHARE: u64 = 8;
-/// Filters and indexes take at most so many hundredths of their core's memory: beside three memtables that
-/// leaves some for the caches.
-pub const INDEX_SHARE_PERCENT_MAX: u64 = 50;
-/// Unmerged runs of a core up to which merges take only what clients leave.
-pub const RUNS_CALM: usize = 4;
-/// Unmerged runs beyond which writers are slowed, and the more the more there are.
-pub const RUNS_SOFT: usize = 12;
-/// Unmerged runs at which writers wait.
-pub const RUNS_HARD: usize = 36;
-/// Keys that one core looks at, at most, for one page of SCAN.
-pub const SCAN_COUNT_MAX: usize = 100_000;
-/// Bytes that a client's name, library name or library version may have.
-pub const CLIENT_NAME_BYTES_MAX: usize = 1024;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -731,6 +664,8 @@ mod tests {
             ("rack = \"a b\"", "rack"),
             ("weight = 0", "weight"),
             ("replicas = 8", "replicas"),
+            ("hint-max-bytes = \"1KiB\"", "hint-max-bytes"),
+            ("hint-max-age-s = 0", "hint-max-age-s"),
             ("suspect-after-ms = 1000", "suspect-after-ms"),
             ("dead-after-ms = 10000", "dead-after-ms"),
             ("http-port = 16380\ncores = 2", "http-port"),

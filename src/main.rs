@@ -497,6 +497,9 @@ impl Reporter {
             summary.log_records,
             ByteSize(summary.bytes)
         ));
+        if summary.hints > 0 {
+            out(&format!("{} hints for other nodes", summary.hints));
+        }
     }
 }
 

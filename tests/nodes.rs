@@ -14,6 +14,8 @@ mod dialogue;
 mod etcd;
 #[path = "nodes/forming.rs"]
 mod forming;
+#[path = "nodes/hints.rs"]
+mod hints;
 #[path = "nodes/holders.rs"]
 mod holders;
 #[path = "linear/mod.rs"]

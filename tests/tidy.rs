@@ -300,6 +300,7 @@ fn pure_modules_wait_for_nothing() {
                 "src/storage/sstable/partition.rs",
                 "src/storage/codec.rs",
                 "src/storage/wal/format.rs",
+                "src/storage/hints/format.rs",
                 "src/shard/latches.rs",
                 "src/shard/plan.rs",
                 "src/shard/evaluate.rs",

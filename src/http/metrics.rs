@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::rt;
-use crate::shard::{Counters, Report, Shard, total};
+use crate::shard::{Counters, HintReport, Report, Shard, total};
 use crate::storage::Sizes;
 use crate::storage::cache::CacheStats;
 
@@ -23,6 +23,7 @@ pub struct Figures {
     value_bytes_stored: u64,
     value_bytes_moved: u64,
     expired: u64,
+    hints: HintReport,
     cores: u64,
     uptime_s: u64,
 }
@@ -47,6 +48,7 @@ impl Figures {
             value_bytes_stored: sum(|report| report.stats.value_bytes_stored),
             value_bytes_moved: sum(|report| report.stats.value_bytes_moved),
             expired: sum(|report| report.stats.expired),
+            hints: HintReport::total(reports.iter().map(|report| &report.hints)),
             cores: u64::from(shard.cores()),
             uptime_s: shard.uptime_s(),
         }
@@ -255,6 +257,37 @@ pub const METRICS: &[Metric] = &[
         "expired_total",
         "Expired records that were taken out of memory.",
         |f| f.expired as f64,
+    ),
+    gauge(
+        "hints",
+        "Hints that are kept for replicas on other nodes.",
+        |f| f.hints.left().hints as f64,
+    ),
+    gauge("hint_bytes", "Bytes that their files take.", |f| {
+        f.hints.left().bytes as f64
+    }),
+    counter("hints_kept_total", "Hints that were kept.", |f| {
+        f.hints.stats.kept as f64
+    }),
+    counter(
+        "hints_handed_on_total",
+        "Hints that their replicas have synced.",
+        |f| f.hints.stats.handed as f64,
+    ),
+    counter(
+        "hints_refused_total",
+        "Hints for which there was no room, or which the disk did not take.",
+        |f| f.hints.stats.refused as f64,
+    ),
+    counter(
+        "hints_expired_total",
+        "Hints that were dropped because they were too old.",
+        |f| f.hints.stats.expired as f64,
+    ),
+    counter(
+        "hints_damaged_total",
+        "Places in files of hints that were damaged.",
+        |f| f.hints.stats.damaged as f64,
     ),
     gauge("resident_bytes", "Memory of the process.", |_| {
         rt::resident_bytes() as f64

@@ -172,9 +172,10 @@ fn describe(info: &str) -> String {
         "weight",
         "cores",
         "holds_percent",
+        "hints",
     ];
     let mut rows = vec![vec![
-        "node", "address", "peers", "is", "state", "rack", "weight", "cores", "holds %",
+        "node", "address", "peers", "is", "state", "rack", "weight", "cores", "holds %", "hints",
     ]];
     let mut nodes: Vec<(u16, &str)> = lines
         .iter()

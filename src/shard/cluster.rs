@@ -24,7 +24,7 @@ use crate::replication::coordinate::{
 };
 use crate::replication::quorum::read::Want;
 use crate::replication::quorum::write::Ack;
-use crate::replication::quorum::{Mistake, Reach, Rules};
+use crate::replication::quorum::{Mistake, Reach, Rules, StandIns};
 use crate::rt::sync::answer_slot;
 use crate::rt::{self, Bug, Queue};
 use crate::types::{Position, Version};
@@ -131,10 +131,9 @@ impl Shard {
 
     /// Who asks the replicas.
     pub fn coordinator(self: &Rc<Self>) -> &Rc<Coordinator<Way>> {
-        self.cluster.coordinator.get_or_init(|| {
-            let way = Way(Rc::downgrade(self));
-            Coordinator::new(Rc::new(way), rules())
-        })
+        self.cluster
+            .coordinator
+            .get_or_init(|| Coordinator::new(Way::of(self), rules()))
     }
 
     /// True if what is at `position` has the holders that it had by `before`.
@@ -208,8 +207,13 @@ fn rules() -> Rules {
         () if rt::planted(Bug::HalfOfReplicas) => Some(Mistake::SmallMajority),
         () => None,
     };
+    let stand_ins = match rt::planted(Bug::HintCounted) {
+        true => StandIns::Always,
+        false => StandIns::AtOne,
+    };
     Rules {
         mistake,
+        stand_ins,
         ..Rules::default()
     }
 }
@@ -218,6 +222,27 @@ fn rules() -> Rules {
 pub struct Way(Weak<Shard>);
 
 impl Way {
+    /// That of `shard`.
+    pub(super) fn of(shard: &Rc<Shard>) -> Rc<Way> {
+        Rc::new(Way(Rc::downgrade(shard)))
+    }
+
+    /// Has `stand_in` keep `mutation` for `home`.
+    pub(super) async fn hint_at(
+        &self,
+        stand_in: Holder,
+        home: Holder,
+        mutation: &Mutation,
+        deadline: Duration,
+    ) -> Ack {
+        let request = Request::Hint {
+            node: home.node.0,
+            core: home.core,
+            mutation: peer_mutation(mutation),
+        };
+        ack_of(self.ask(stand_in, request, deadline, ack).await)
+    }
+
     /// Asks `to`, and takes what `read` makes of the answer.
     async fn ask<T: 'static>(
         &self,
@@ -345,9 +370,11 @@ impl Replicas for Way {
         asked.ok().flatten()
     }
 
-    /// Nobody keeps hints yet.
-    async fn hint(self: Rc<Self>, _: Holder, _: Rc<Mutation>, _: Duration) -> Ack {
-        Ack::Refused
+    async fn hint(self: Rc<Self>, home: Holder, mutation: Rc<Mutation>, deadline: Duration) -> Ack {
+        match self.0.upgrade() {
+            Some(shard) => shard.keep_hint(home, &mutation, deadline).await,
+            None => Ack::Refused,
+        }
     }
 
     async fn version(self: Rc<Self>, heard: Version) -> Result<Version> {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::Shard;
 use super::face::mode;
+use super::hints::HintReport;
 use super::report::{Report, total};
 use super::session::REDIS_VERSION;
 use crate::cluster::face::Port;
@@ -197,6 +198,15 @@ fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
         Metadata::Etcd => "etcd".to_owned(),
     };
     line(out, "cluster_map_kept_by", kept_by);
+    let hints = HintReport::total(asked.reports.iter().map(|report| &report.hints));
+    let (left, stats) = (hints.left(), hints.stats);
+    line(out, "hints", left.hints);
+    line(out, "hint_bytes", left.bytes);
+    line(out, "hints_kept", stats.kept);
+    line(out, "hints_handed_on", stats.handed);
+    line(out, "hints_refused", stats.refused);
+    line(out, "hints_expired", stats.expired);
+    line(out, "hints_damaged", stats.damaged);
     line(out, "cluster_nodes", map.nodes().len());
     for node in map.nodes() {
         let standing = match view.standings.get(&node.id) {
@@ -212,8 +222,16 @@ fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
             State::Dead => "removed",
         };
         let text = format!(
-            "address={}:{},peers={}:{},state={state},standing={standing},rack={},weight={},cores={},holds_percent={share:.1}",
-            node.host, node.port, node.host, node.peer_port, node.rack, node.weight, node.cores
+            "address={}:{},peers={}:{},state={state},standing={standing},rack={},weight={},cores={},holds_percent={share:.1},\
+             hints={}",
+            node.host,
+            node.port,
+            node.host,
+            node.peer_port,
+            node.rack,
+            node.weight,
+            node.cores,
+            hints.backlog.get(&node.id).map_or(0, |left| left.hints)
         );
         line(out, &format!("node{}", node.id.0), text);
     }

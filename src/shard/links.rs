@@ -104,11 +104,11 @@ impl Shard {
     /// Why nothing is done as a replica for somebody who goes by a map of this epoch.
     fn refusal_of(&self, request: &Request<'_>, epoch: u64) -> Option<Answer<'static>> {
         let key = match request {
-            Request::Write(mutation) | Request::Hint { mutation, .. } => Some(mutation.key),
+            Request::Write(mutation) => Some(mutation.key),
             Request::Read { key, .. } => Some(*key),
             // Of a walk each part is looked at. Whoever asks for clocks by an old map may ask none of those who have
-            // stored the newest write.
-            Request::Walk(_) | Request::Clock => None,
+            // stored the newest write. Hints are kept for the keys of others.
+            Request::Walk(_) | Request::Clock | Request::Hint { .. } => None,
             _ => return None,
         };
         let own = self.view().map_or(0, |view| view.map.epoch());

@@ -14,6 +14,7 @@ pub mod evaluate;
 mod execute;
 mod face;
 mod files;
+mod hints;
 mod info;
 mod keyspace;
 pub mod kv;
@@ -52,10 +53,12 @@ use crate::replication::clock::Clock;
 use crate::rt;
 use crate::rt::sync::Signal;
 use crate::storage::Store;
+use crate::storage::hints::Hints;
 use crate::types::{CoreId, UnixMillis, Version};
 use cluster::Cluster;
 use connection::Clients;
 use execute::Replying;
+use hints::HandOffs;
 use latch_table::LatchTable;
 use place::Place;
 use siblings::{Job, Message, Said, Siblings};
@@ -64,6 +67,7 @@ use walk::Walks;
 
 pub use connection::{Buffer, Client};
 pub use directory::open_store;
+pub use hints::HintReport;
 pub use refusal::Told;
 pub use report::{Counters, Report, total};
 pub use siblings::Message as CoreMessage;
@@ -84,6 +88,9 @@ pub struct Shard {
     cluster: Cluster,
     walks: Walks,
     place: Place,
+    /// What is kept for replicas that are away.
+    hints: Rc<Hints>,
+    hand_offs: HandOffs,
     /// Transactions for which latches are reserved here.
     reserved: RefCell<BTreeMap<Token, Reserved>>,
     token_next: Cell<u64>,

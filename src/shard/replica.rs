@@ -16,6 +16,7 @@ use futures_lite::future;
 
 use super::Shard;
 use super::latches::Wants;
+use crate::cluster::map::NodeId;
 use crate::error::Error;
 use crate::protocol::peer::{self, Answer, Certainty, Mutation, OwnedAnswer, Request};
 use crate::rt::sync::answer_slot;
@@ -53,7 +54,7 @@ impl Failure {
 }
 
 impl Shard {
-    /// Answers `request` (Write, Read, Walk, Clock or Ping) as a replica, from whichever core or node it comes; `give` is called
+    /// Answers `request` (Write, Read, Walk, Clock, Hint or Ping) as a replica, from whichever core or node it comes; `give` is called
     /// once, now or later, unless the core ends before. Past `deadline` (of [`rt::now`]) nothing is begun any more.
     pub fn serve_replica(
         self: &Rc<Self>,
@@ -74,8 +75,10 @@ impl Shard {
             Request::Walk(walk) => self.tell_walk(walk, deadline, give),
             Request::Clock => give(&Answer::Clock(self.clock.borrow().last())),
             Request::Ping => give(&Answer::Pong),
-            Request::Hint { .. }
-            | Request::Gossip(_)
+            Request::Hint { node, mutation, .. } => {
+                self.serve_hint(NodeId(node), mutation, deadline, give);
+            }
+            Request::Gossip(_)
             | Request::Register { .. }
             | Request::Map { .. }
             | Request::Join(_) => give(&Answer::NotMine),
@@ -140,7 +143,7 @@ impl Shard {
     }
 
     /// Why a mutation is none that a coordinator sends; the sizes were checked where it came to the cluster.
-    fn cannot_be(&self, mutation: &Mutation<'_>) -> Option<&'static str> {
+    pub(super) fn cannot_be(&self, mutation: &Mutation<'_>) -> Option<&'static str> {
         let limits = &self.config.limits;
         match () {
             () if mutation.key.len() as u64 > limits.key_max.0 => Some("the key is too long here"),

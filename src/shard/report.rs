@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::Shard;
 use super::connection::Client;
+use super::hints::HintReport;
 use crate::rt;
 use crate::storage::{Sizes, Stats};
 
@@ -59,6 +60,8 @@ pub struct Report {
     pub failed: bool,
     /// True if it refuses writes for want of space.
     pub disk_full: bool,
+    /// Its hints.
+    pub hints: HintReport,
     /// Connections made since the start.
     pub connections: u64,
     /// Its clients: number and CLIENT LIST line.
@@ -76,6 +79,7 @@ impl Shard {
             stats: self.store.stats(),
             failed: self.store.has_failed(),
             disk_full: self.store.is_disk_full(),
+            hints: self.hint_report(),
             connections: self.clients.made(),
             clients,
         }

@@ -10,6 +10,7 @@ use futures_lite::future;
 
 use super::cluster::Cluster;
 use super::connection::Clients;
+use super::hints::{self, HandOffs};
 use super::links::Way;
 use super::place::{self, Beginning, Claim, Place};
 use super::report::Counters;
@@ -23,6 +24,7 @@ use crate::error::Result;
 use crate::membership::Begun;
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue, Stream};
+use crate::storage::hints::Hints;
 use crate::storage::{Opened, Store, Undecided};
 use crate::types::{CoreId, Version};
 
@@ -99,7 +101,12 @@ pub async fn run(
     let folders = beginning.identity;
     let dir = config.dir.join(folders.folder(id).name());
     let options = directory::store_options(id, core.count, &config);
-    let opened = match Store::open(&dir, options).await {
+    let limits = hints::limits(&config, core.count);
+    let opened = async {
+        let hints = Hints::open(&config.dir, (id, core.count), limits).await?;
+        Ok((Store::open(&dir, options).await?, hints))
+    };
+    let (opened, hints) = match opened.await {
         Ok(opened) => opened,
         Err(error) => {
             tell_all(&|| Message::Leave);
@@ -110,7 +117,7 @@ pub async fn run(
         (id, core.count),
         (config, facts),
         siblings,
-        (beginning, opened),
+        (beginning, opened, hints),
     );
     let receivers: Vec<_> = inboxes
         .into_iter()
@@ -131,7 +138,7 @@ fn make(
     (id, count): (CoreId, u16),
     (config, facts): (Rc<Config>, NodeFacts),
     siblings: Siblings,
-    (beginning, opened): (Beginning, Opened),
+    (beginning, opened, hints): (Beginning, Opened, Rc<Hints>),
 ) -> (Rc<Shard>, Vec<Undecided>) {
     let identity = beginning.identity;
     let Opened {
@@ -154,6 +161,8 @@ fn make(
         epoch: u64::from(identity.generation) + 1,
         clock: RefCell::new(clock),
         place: Place::new(id, &config, beginning),
+        hints,
+        hand_offs: HandOffs::default(),
         facts,
         store,
         latches: Rc::default(),
@@ -237,6 +246,7 @@ async fn serve(
     let for_peers = Listener::bind(shard.facts.peer_address_of(shard.id))?;
     rt::spawn(Rc::clone(shard).settle_transactions());
     rt::spawn_in(Queue::Background, Rc::clone(shard).sweep_expired());
+    rt::spawn_in(Queue::Background, Rc::clone(shard).hand_off());
     if shard.config.limits.idle_timeout_s > 0 {
         rt::spawn_in(Queue::Background, Rc::clone(shard).close_idle_clients());
     }
@@ -366,6 +376,7 @@ impl Shard {
         while is_in_use() && rt::now() < deadline {
             rt::sleep(Duration::from_millis(5)).await;
         }
+        self.hints.stop().await;
         if let Some(peers) = self.links() {
             peers.close();
         }

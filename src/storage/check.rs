@@ -2,7 +2,8 @@
 //!
 //! For each core: its manifest, every table that the manifest names (sections, blocks, keys, counts),
 //! every segment of its logs from the floors on, every live one of the value log, that each pointer
-//! leads to the record that was meant (check/follow.rs), and that each key is the core's. What no
+//! leads to the record that was meant (check/follow.rs), and that each key is the core's. For the node: every
+//! file of hints (check/hints.rs). What no
 //! manifest names is named too, as a note: the next start removes it. Damage does not end the check: all
 //! of it is named, by file and byte. What a crash may leave is no damage: a torn end of a log, what came
 //! after it in the order of all writes (`recover`), a half-written file.
@@ -10,10 +11,12 @@
 //! Without its manifest a core's tables are taken at their own word, and its logs cannot be judged.
 
 mod follow;
+mod hints;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::hints::FOLDER;
 use super::identity::{self, Folder, Identity};
 use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest};
 use super::merge::Item;
@@ -78,6 +81,8 @@ pub struct Summary {
     pub log_records: u64,
     /// Pointers from tables into the value log.
     pub pointers: u64,
+    /// Mutations that are kept for other nodes' replicas.
+    pub hints: u64,
     /// Bytes read.
     pub bytes: u64,
     /// Places that are damaged.
@@ -136,6 +141,8 @@ pub async fn check(
     let there = folders.iter().filter(|folder| !is_left_over(folder));
     let all: BTreeSet<Folder> = there.copied().chain(expected.iter().copied()).collect();
     checker.bytes_total = measure(dir, all.intersection(&folders)).await?;
+    checker.bytes_total += hints::measure(dir, &names).await?;
+    checker.check_hints(dir, &names).await;
     let mut missing = Vec::new();
     for folder in all {
         let path = dir.join(folder.name());
@@ -234,7 +241,10 @@ impl Checker<'_> {
     /// Names what is neither a core's directory nor a file that a node makes.
     fn name_strangers(&mut self, dir: &Path, names: &[String]) {
         let is_sealed = |name: &str| sealed::KINDS.iter().any(|kind| kind.name == name);
-        let is_own = |name: &str| name == identity::NAME || name == LOCK || is_sealed(name);
+        let is_own = |name: &str| {
+            let own = [identity::NAME, LOCK, FOLDER];
+            own.contains(&name) || is_sealed(name)
+        };
         let is_known = |name: &str| is_own(name) || Folder::parse(name).is_some();
         for name in names.iter().filter(|name| !is_known(name)) {
             let what = match name.ends_with(".tmp") {

@@ -24,6 +24,7 @@ mod codec;
 mod compact;
 pub mod compaction;
 mod compress;
+pub mod hints;
 pub mod identity;
 pub mod levels;
 mod lookup;

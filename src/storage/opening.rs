@@ -60,7 +60,7 @@ impl Store {
     }
 
     /// Waits until the store is open, or one is turned away.
-    pub(super) async fn wait_open(&self) -> Result<()> {
+    pub async fn wait_open(&self) -> Result<()> {
         let opening = &self.opening;
         if !opening.is_closed.get() {
             return Ok(());
