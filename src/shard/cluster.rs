@@ -211,11 +211,7 @@ fn rules() -> Rules {
         true => StandIns::Always,
         false => StandIns::AtOne,
     };
-    Rules {
-        mistake,
-        stand_ins,
-        ..Rules::default()
-    }
+    Rules { stand_ins, mistake }
 }
 
 /// The way to the replicas.

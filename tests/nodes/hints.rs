@@ -1,10 +1,8 @@
 //! What is kept for replicas that are away: nothing that was acknowledged is lost, and replicas become equal though nobody
 //! reads, whichever nodes go down and come back, whenever.
-//!
-//! `SEED=n` runs that seed, `QUOIT_SEEDS=n` so many.
 
-#[path = "hints/town.rs"]
-mod town;
+#[path = "hints/talks.rs"]
+mod talks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,11 +11,12 @@ use std::time::Duration;
 
 use quoit::rt;
 use quoit::rt::Bug;
-use quoit::rt::sim::{Handle, NodeId};
+use quoit::rt::sim::Handle;
 
 use crate::cluster::{Client, Life, Reply, Verdict};
-use crate::scene::{address, words};
-use town::{Fall, GRACE, Town, field, get, put};
+use crate::scene::{Scene, address, machine, words};
+use crate::seeds::{self, Test};
+use talks::{GRACE, field, get, put};
 
 /// Seeds of the short form.
 const SEEDS: u64 = 10;
@@ -26,29 +25,21 @@ const FINDING_SEEDS: u64 = 100;
 /// Keys that are worked on under a storm: few enough that reading all of them repairs nothing by the way.
 const KEYS: u64 = 12;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-fn for_seeds(name: &str, simulate: impl Fn(u64) -> Verdict<u64>) {
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("QUOIT_SEEDS").unwrap_or(SEEDS),
+fn for_seeds(name: &'static str, simulate: impl Fn(u64) -> Verdict<u64>) {
+    let test = Test {
+        program: "nodes",
+        name,
+        seeds: SEEDS,
+        twice_every: SEEDS,
     };
-    let count = seeds.end - seeds.start;
-    let mut done = 0;
-    for seed in seeds {
-        let repeat = format!("SEED={seed} cargo test --test nodes {name}");
-        done += simulate(seed).unwrap_or_else(|why| panic!("{repeat}: {why}"));
-    }
-    println!("{name}, {count} seeds: {done}");
-    assert!(done > count, "next to nothing was done");
+    let (done, _) = test.run(simulate);
+    let (count, sum) = (done.len() as u64, done.iter().sum::<u64>());
+    println!("{name}, {count} seeds: {sum}");
+    assert!(sum > count, "next to nothing was done");
 }
 
 fn finds(bug: Bug, simulate: impl Fn(u64, &[Bug]) -> Verdict<u64>) {
-    let found = (0..FINDING_SEEDS).find_map(|seed| Some((seed, simulate(seed, &[bug]).err()?)));
-    let (seed, why) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
-    println!("{bug:?} is found by seed {seed}: {why}");
+    seeds::finds(bug, 0..FINDING_SEEDS, |seed| simulate(seed, &[bug]));
 }
 
 /// All of `replies` say that something was stored; by how many replicas, at least and at most.
@@ -63,9 +54,9 @@ fn all_stored(replies: &[Reply]) -> Verdict<(u64, u64)> {
 }
 
 /// Every node tells `value` of all of `keys`.
-fn all_tell(town: &Town, keys: std::ops::Range<u64>, value: &str) -> Verdict {
-    for node in town.all() {
-        let told = town.ask(node, |client| get(client, keys.clone()))?;
+fn all_tell(scene: &Scene, keys: std::ops::Range<u64>, value: &str) -> Verdict {
+    for node in scene.all() {
+        let told = scene.talk_to(node, |client| get(client, keys.clone()))?;
         for (key, told) in keys.clone().zip(told) {
             if told.as_ref().is_none_or(|(_, told)| told != value) {
                 return Err(format!(
@@ -80,60 +71,66 @@ fn all_tell(town: &Town, keys: std::ops::Range<u64>, value: &str) -> Verdict {
 /// One node is away while others write, and goes down again, as they do, while it is told what it has missed.
 fn interrupted(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     const MANY: std::ops::Range<u64> = 0..120;
-    let mut town = Town::new(seed, 3, planted)?;
-    let away = town.chance.u16(..3);
-    town.bring_down_somehow(away);
-    town.wait_for(2)?;
-    let size = [1, 300, 6_000][town.chance.usize(..3)];
+    let mut scene = Scene::holding_data(seed, 3, planted)?;
+    let away = scene.chance.u16(..3);
+    scene.crash(away);
+    scene.wait_for_those_up()?;
+    let size = [1, 300, 6_000][scene.chance.usize(..3)];
     let value = "v".repeat(size);
-    for (index, node) in town.all().filter(|node| *node != away).enumerate() {
+    for (index, node) in scene
+        .all()
+        .into_iter()
+        .filter(|node| *node != away)
+        .enumerate()
+    {
         let half = MANY.end / 2 * index as u64..MANY.end / 2 * (index as u64 + 1);
         let written = value.clone();
-        let replies = town.ask(node, |client| put(client, half, written, "one"))?;
+        let replies = scene.talk_to(node, |client| put(client, half, written, "one"))?;
         all_stored(&replies)?;
     }
-    town.world.run_for(GRACE);
-    let kept: u64 = town
+    scene.world.run_for(GRACE);
+    let kept: u64 = scene
         .all()
+        .into_iter()
         .filter(|node| *node != away)
-        .map(|node| town.info(node, "hints"))
+        .map(|node| scene.info(node, "hints"))
         .sum::<Verdict<u64>>()?;
     if kept < MANY.end {
         return Err(format!("{kept} hints are kept for {} keys", MANY.end));
     }
     for _ in 0..5 {
-        town.start_all()?;
-        let pause = Duration::from_micros(town.chance.u64(..1_500_000));
-        town.world.run_for(pause);
-        let next = town.chance.u16(..3);
-        match town.chance.u8(..4) {
-            0 => town.cut(next, (next + 1) % 3),
-            1 => town
+        scene.start_missing()?;
+        let pause = Duration::from_micros(scene.chance.u64(..1_500_000));
+        scene.world.run_for(pause);
+        let next = scene.chance.u16(..3);
+        match scene.chance.u8(..4) {
+            0 => scene.cut(next, (next + 1) % 3),
+            1 => scene
                 .world
-                .pause_node(NodeId(next + 1), Duration::from_millis(700)),
-            2 => town.bring_down_somehow(next),
-            _ => town.bring_down_somehow(away),
+                .pause_node(machine(next), Duration::from_millis(700)),
+            2 => scene.crash(next),
+            _ => scene.crash(away),
         }
-        if town.chance.bool() {
-            town.world.heal_all();
+        if scene.chance.bool() {
+            scene.world.heal_all();
         }
     }
-    town.mend()?;
+    scene.hand_all_on()?;
     // One in 64 of these reads is followed by a repair: far too few to make up for what was not handed on.
-    all_tell(&town, MANY, &value)?;
+    all_tell(&scene, MANY, &value)?;
     Ok(MANY.end)
 }
 
 /// All replicas of some keys are away, and the only node that is there loses its power once it has acknowledged the writes.
 fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     const MANY: std::ops::Range<u64> = 0..40;
-    let mut town = Town::new(seed, 4, planted)?;
-    let left = town.chance.u16(..4);
-    for node in town.all().filter(|node| *node != left) {
-        town.bring_down_somehow(node);
+    let mut scene = Scene::holding_data(seed, 4, planted)?;
+    let left = scene.chance.u16(..4);
+    for node in scene.all().into_iter().filter(|node| *node != left) {
+        scene.crash(node);
     }
-    town.wait_for(1)?;
-    let replies = town.ask(left, |client| put(client, MANY, "kept".to_owned(), "one"))?;
+    scene.wait_for_those_up()?;
+    let replies = scene.talk_to(left, |client| put(client, MANY, "kept".to_owned(), "one"))?;
     let (least, most) = all_stored(&replies)?;
     if (least, most) != (0, 1) {
         return Err(format!("stored by {least} to {most} replicas"));
@@ -145,27 +142,27 @@ fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
         .map(|(key, _)| key)
         .collect();
     let first = hinted[0];
-    let told = town.ask(left, move |mut client| async move {
+    let told = scene.talk_to(left, move |mut client| async move {
         let get = words(&format!("KV.GET key:{first} CONSISTENCY one"));
         Ok(client.must(&[get]).await?.remove(0))
     })?;
     if !matches!(&told, Reply::Error(text) if text.starts_with("NOREPLICAS")) {
         return Err(format!("no replica is there, and a read is told {told:?}"));
     }
-    town.world.run_for(GRACE);
+    scene.world.run_for(GRACE);
     // The last acknowledgement is followed by the end at once: one replica's hint must be there, if not all.
     let last = *hinted.last().unwrap_or(&first);
-    let replies = town.ask(left, move |client| {
+    let replies = scene.talk_to(left, move |client| {
         put(client, last..last + 1, "last".to_owned(), "one")
     })?;
-    town.bring_down(left, [Fall::PowerCut, Fall::Kill][(seed % 2) as usize]);
+    scene.crash(left);
     all_stored(&replies)?;
-    town.mend()?;
-    all_tell(&town, 0..last, "kept")?;
-    all_tell(&town, last + 1..MANY.end, "kept")?;
+    scene.hand_all_on()?;
+    all_tell(&scene, 0..last, "kept")?;
+    all_tell(&scene, last + 1..MANY.end, "kept")?;
     let is_last = |told: &Option<(String, String)>| told.as_ref().is_some_and(|it| it.1 == "last");
-    for node in town.all() {
-        let told = town.ask(node, move |client| get(client, last..last + 1))?;
+    for node in scene.all() {
+        let told = scene.talk_to(node, move |client| get(client, last..last + 1))?;
         if told.iter().any(is_last) {
             return Ok(MANY.end);
         }
@@ -178,29 +175,32 @@ fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
 /// A node has kept what is older than a deletion that it has not heard of.
 fn deleted_meanwhile(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     const SOME: std::ops::Range<u64> = 0..10;
-    let mut town = Town::new(seed, 3, planted)?;
+    let mut scene = Scene::holding_data(seed, 3, planted)?;
     let (keeper, deleter, away) = (0, 1, 2);
-    town.bring_down_somehow(away);
-    town.wait_for(2)?;
-    let replies = town.ask(keeper, |client| put(client, SOME, "old".to_owned(), "one"))?;
+    scene.crash(away);
+    scene.wait_for_those_up()?;
+    let replies = scene.talk_to(keeper, |client| put(client, SOME, "old".to_owned(), "one"))?;
     all_stored(&replies)?;
-    town.world.run_for(GRACE);
-    if town.info(keeper, "hints")? < SOME.end {
+    scene.world.run_for(GRACE);
+    if scene.info(keeper, "hints")? < SOME.end {
         return Err("too few hints are kept".to_owned());
     }
-    town.bring_down_somehow(keeper);
-    town.start(away)?;
-    town.wait_for(2)?;
-    town.ask(deleter, |mut client| async move {
+    scene.crash(keeper);
+    scene.start(away)?;
+    scene.wait_for_those_up()?;
+    scene.talk_to(deleter, |mut client| async move {
         for key in SOME {
             let delete = words(&format!("KV.DEL key:{key} CONSISTENCY quorum"));
-            while !matches!(client.must(&[delete.clone()]).await?[0], Reply::Array(_)) {}
+            while !matches!(
+                client.must(std::slice::from_ref(&delete)).await?[0],
+                Reply::Array(_)
+            ) {}
         }
         Ok(())
     })?;
-    town.mend()?;
-    for node in town.all() {
-        let told = town.ask(node, |client| get(client, SOME))?;
+    scene.hand_all_on()?;
+    for node in scene.all() {
+        let told = scene.talk_to(node, |client| get(client, SOME))?;
         if let Some(back) = told.iter().flatten().next() {
             return Err(format!(
                 "node {node} tells {back:?} of a key that was deleted"
@@ -213,15 +213,15 @@ fn deleted_meanwhile(seed: u64, planted: &[Bug]) -> Verdict<u64> {
 /// Two of three nodes are away: a majority is not made of what is kept for them.
 fn lonely_quorum(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     const SOME: std::ops::Range<u64> = 0..5;
-    let mut town = Town::new(seed, 3, planted)?;
-    let left = town.chance.u16(..3);
-    for node in town.all().filter(|node| *node != left) {
-        town.bring_down_somehow(node);
+    let mut scene = Scene::holding_data(seed, 3, planted)?;
+    let left = scene.chance.u16(..3);
+    for node in scene.all().into_iter().filter(|node| *node != left) {
+        scene.crash(node);
     }
     for pause in [0, 3_000] {
-        town.world.run_for(Duration::from_millis(pause));
+        scene.world.run_for(Duration::from_millis(pause));
         for level in ["quorum", "all"] {
-            let replies = town.ask(left, |client| put(client, SOME, "x".to_owned(), level))?;
+            let replies = scene.talk_to(left, |client| put(client, SOME, "x".to_owned(), level))?;
             if let Some(stored) = replies
                 .iter()
                 .find(|reply| matches!(reply, Reply::Array(_)))
@@ -232,24 +232,24 @@ fn lonely_quorum(seed: u64, planted: &[Bug]) -> Verdict<u64> {
             }
         }
     }
-    let replies = town.ask(left, |client| put(client, SOME, "y".to_owned(), "one"))?;
+    let replies = scene.talk_to(left, |client| put(client, SOME, "y".to_owned(), "one"))?;
     all_stored(&replies)?;
-    town.world.run_for(GRACE);
-    town.mend()?;
-    all_tell(&town, SOME, "y")?;
+    scene.world.run_for(GRACE);
+    scene.hand_all_on()?;
+    all_tell(&scene, SOME, "y")?;
     Ok(SOME.end)
 }
 
 /// One node is away, and another one is cut off while writes at QUORUM are under way: those that were acknowledged must be
 /// found without their coordinator, and so without what it keeps for others.
 fn majority_without_keeper(seed: u64, planted: &[Bug]) -> Verdict<u64> {
-    let mut town = Town::new(seed, 3, planted)?;
+    let mut scene = Scene::holding_data(seed, 3, planted)?;
     let (keeper, other, away) = (0, 1, 2);
-    town.bring_down_somehow(away);
-    town.wait_for(2)?;
+    scene.crash(away);
+    scene.wait_for_those_up()?;
     let acknowledged = Rc::new(Cell::new(0));
-    let (noted, life) = (Rc::clone(&acknowledged), Rc::clone(&town.life));
-    town.world.spawn_client(async move {
+    let (noted, life) = (Rc::clone(&acknowledged), Rc::clone(&scene.life));
+    scene.world.spawn_client(async move {
         let mut client = Client::of(&life, address(keeper));
         for value in 1.. {
             if !client.try_connect().await {
@@ -262,19 +262,19 @@ fn majority_without_keeper(seed: u64, planted: &[Bug]) -> Verdict<u64> {
             }
         }
     });
-    let pause = Duration::from_micros(town.chance.u64(20_000..200_000));
-    town.world.run_for(pause);
-    town.cut(keeper, other);
-    town.world.run_for(Duration::from_millis(40));
+    let pause = Duration::from_micros(scene.chance.u64(20_000..200_000));
+    scene.world.run_for(pause);
+    scene.cut(keeper, other);
+    scene.world.run_for(Duration::from_millis(40));
     let acknowledged: u64 = acknowledged.get();
-    town.bring_down_somehow(keeper);
-    town.world.heal_all();
-    town.start(away)?;
-    town.wait_for(2)?;
-    let told = town.ask(other, |mut client| async move {
+    scene.crash(keeper);
+    scene.world.heal_all();
+    scene.start(away)?;
+    scene.wait_for_those_up()?;
+    let told = scene.talk_to(other, |mut client| async move {
         let get = words("KV.GET key:0 CONSISTENCY quorum");
         loop {
-            let reply = client.must(&[get.clone()]).await?.remove(0);
+            let reply = client.must(std::slice::from_ref(&get)).await?.remove(0);
             if !matches!(reply, Reply::Error(_)) {
                 return Ok(field(&reply, "value"));
             }
@@ -365,50 +365,50 @@ enum Disks {
 /// Crashes, partitions and pauses while clients write and nobody reads.
 fn storm(seed: u64, planted: &[Bug], disks: Disks) -> Verdict<u64> {
     let nodes = [3, 3, 4][(seed % 3) as usize];
-    let mut town = Town::new(seed, nodes, planted)?;
+    let mut scene = Scene::holding_data(seed, nodes, planted)?;
     let ledger: Rc<RefCell<Ledger>> = Rc::default();
-    for _ in 0..town.chance.u8(2..5) {
-        let seed = (town.chance.u64(..), nodes);
-        let (ledger, life) = (Rc::clone(&ledger), Rc::clone(&town.life));
-        let work = write_on(ledger, life, town.world.handle(), seed);
-        town.world.spawn_client(work);
+    for _ in 0..scene.chance.u8(2..5) {
+        let seed = (scene.chance.u64(..), nodes);
+        let (ledger, life) = (Rc::clone(&ledger), Rc::clone(&scene.life));
+        let work = write_on(ledger, life, scene.world.handle(), seed);
+        scene.world.spawn_client(work);
     }
-    for _ in 0..town.chance.u32(8..25) {
-        let pause = Duration::from_micros(town.chance.u64(1_000..800_000));
-        town.world.run_for(pause);
-        let node = town.chance.u16(..nodes);
-        match town.chance.u8(..12) {
-            0..4 => town.bring_down_somehow(node),
-            4..8 => town.start_all()?,
-            8 => town.cut(node, (node + 1) % nodes),
-            9 => town.world.heal_all(),
+    for _ in 0..scene.chance.u32(8..25) {
+        let pause = Duration::from_micros(scene.chance.u64(1_000..800_000));
+        scene.world.run_for(pause);
+        let node = scene.chance.u16(..nodes);
+        match scene.chance.u8(..12) {
+            0..4 => scene.crash(node),
+            4..8 => scene.start_missing()?,
+            8 => scene.cut(node, (node + 1) % nodes),
+            9 => scene.world.heal_all(),
             10 => {
-                let pause = Duration::from_millis(town.chance.u64(1..900));
-                town.world.pause_node(NodeId(node + 1), pause);
+                let pause = Duration::from_millis(scene.chance.u64(1..900));
+                scene.world.pause_node(machine(node), pause);
             }
-            _ if disks == Disks::FullNowAndThen && town.is_up(node) => {
-                let free = town.chance.u64(..100_000);
-                town.world.disk(NodeId(node + 1)).leave_free(free);
-                town.world.run_for(Duration::from_millis(200));
-                let disk = town.world.disk(NodeId(node + 1));
+            _ if disks == Disks::FullNowAndThen && scene.is_up(node) => {
+                let free = scene.chance.u64(..100_000);
+                scene.world.disk(machine(node)).leave_free(free);
+                scene.world.run_for(Duration::from_millis(200));
+                let disk = scene.world.disk(machine(node));
                 disk.change_faults(|faults| faults.capacity_bytes = u64::MAX);
             }
             _ => {}
         }
     }
     ledger.borrow_mut().is_over = true;
-    town.world.heal_all();
-    town.start_all()?;
-    town.world.run_for(GRACE * 2);
-    town.mend()?;
+    scene.world.heal_all();
+    scene.start_missing()?;
+    scene.world.run_for(GRACE * 2);
+    scene.hand_all_on()?;
     let mut told = Vec::new();
-    for node in town.all() {
-        told.push(town.ask(node, |client| get(client, 0..KEYS))?);
+    for node in scene.all() {
+        told.push(scene.talk_to(node, |client| get(client, 0..KEYS))?);
     }
     let ledger = ledger.borrow();
     for key in 0..KEYS {
         judge(&ledger, key, &told, |write| {
-            let ends = &town.ends[usize::from(write.node)];
+            let ends = &scene.seats[usize::from(write.node)].ends;
             let ended = ends
                 .iter()
                 .any(|end| *end >= write.answered && *end < write.answered + GRACE);

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use quoit::config::{Config, Metadata, VNODES_MIN};
 use quoit::rt::Bug;
 use quoit::rt::sim::{DiskFaults, NodeId, Options, Task, World};
@@ -77,6 +78,8 @@ pub struct Seat {
     pub trouble: Option<Trouble>,
     /// Its disk has done something wrong in this life of the node: it may end by itself.
     pub is_excused: bool,
+    /// When its lives were ended.
+    pub ends: Vec<Duration>,
 }
 
 /// What happened, to see that it did.
@@ -251,6 +254,7 @@ impl Scene {
         let cores = chance.u16(shape.cores.0..=shape.cores.1);
         let mut config = config(cores, &mut chance);
         config.vnodes = VNODES_MIN;
+        config.hint_max_bytes = ByteSize::mib(16);
         config.replica_timeout_ms = 1_000;
         config.gossip_interval_ms = 100;
         config.suspect_after_ms = 600;
@@ -361,12 +365,12 @@ impl Scene {
         Ok(())
     }
 
-    /// Lets a client talk to a node.
-    pub fn talk_to<F: Future<Output = Verdict> + 'static>(
+    /// Lets a client talk to a node; what it comes back with.
+    pub fn talk_to<T: 'static, F: Future<Output = Verdict<T>> + 'static>(
         &self,
         number: u16,
         talk: impl FnOnce(Client) -> F,
-    ) -> Verdict {
+    ) -> Verdict<T> {
         let client = Client::of(&self.life, address(number));
         let task = self.world.spawn_client(talk(client));
         if !self.world.run_until(|| task.is_done(), START_MAX) {
@@ -374,6 +378,11 @@ impl Scene {
         }
         let said = task.take().expect("it has ended");
         said.map_err(|why| format!("node {number}: {why}"))
+    }
+
+    /// True if the node was started and not ended since.
+    pub fn is_up(&self, number: u16) -> bool {
+        self.seats[usize::from(number)].started.is_some()
     }
 
     /// Lets a client talk to each node, one after the other.

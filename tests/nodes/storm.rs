@@ -171,6 +171,7 @@ impl Scene {
         if seat.started.take().is_none() || self.world.node_ended(machine(number)) {
             return;
         }
+        seat.ends.push(self.world.elapsed());
         self.tally.crashes += 1;
         match self.chance.bool() {
             true => self.world.crash_node(machine(number)),

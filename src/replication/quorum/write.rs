@@ -5,7 +5,8 @@
 //! UNKNOWN, which is everything else: it may still appear, and once seen it stays.
 //!
 //! A hint is the same mutation, synced on a stand-in for a replica that has not stored it. It counts at ONE only, where
-//! it is made at once. Above ONE it is made when the verdict is given, so that a write can still be said to have failed.
+//! it is made at once, and there when no replica may store the write any more: what a replica has can be read, a hint cannot.
+//! Above ONE it is made when the verdict is given, so that a write can still be said to have failed.
 
 use super::{Level, Ranking, Replica, ReplicaSet, Rules, StandIns, Unavailable};
 
@@ -18,7 +19,10 @@ pub struct WriteQuorum {
     direct: Tally,
     /// What came of hints, by the replicas that they are for.
     hints: Tally,
+    /// Hints may count.
     does_hint_count: bool,
+    /// And do at once, though replicas may still store it.
+    does_hint_count_at_once: bool,
     verdict: WriteVerdict,
 }
 
@@ -95,7 +99,8 @@ impl WriteQuorum {
         ranking: &Ranking,
         rules: Rules,
     ) -> Result<(WriteQuorum, ReplicaSet), Unavailable> {
-        let does_hint_count = level == Level::One || rules.stand_ins == StandIns::Always;
+        let does_hint_count_at_once = rules.stand_ins == StandIns::Always;
+        let does_hint_count = level == Level::One || does_hint_count_at_once;
         let need = level.need(ranking.replicas(), rules);
         if !does_hint_count {
             ranking.require(need)?;
@@ -110,6 +115,7 @@ impl WriteQuorum {
             direct,
             hints: Tally::default(),
             does_hint_count,
+            does_hint_count_at_once,
             verdict: WriteVerdict::Wait,
         };
         Ok((write, direct.asked))
@@ -163,7 +169,9 @@ impl WriteQuorum {
         }
         let (mut stored, mut open) = (self.direct.stored, self.direct.waiting());
         if self.does_hint_count {
-            stored = stored.and(self.hints.stored);
+            if open.is_empty() || self.does_hint_count_at_once {
+                stored = stored.and(self.hints.stored);
+            }
             let given_up = self.hints.refused.and(self.hints.lost);
             open = open.and(self.all.without(given_up));
         }
@@ -304,6 +312,22 @@ mod tests {
         assert_eq!(write.on_ack(Replica(1), Ack::Lost), WriteVerdict::Unknown);
         assert_eq!(write.hints(), set(&[1, 2]));
         assert_eq!(write.on_hint(Replica(1), Ack::Stored), WriteVerdict::Wait);
+    }
+
+    /// Else who writes at ONE could find nothing at ONE, though a replica is there.
+    #[test]
+    fn a_hint_counts_when_no_replica_may_store_the_write_any_more() {
+        let one_of_three = [LIVE, Reach::Absent, Reach::Absent];
+        for ack in [Ack::Stored, Ack::Refused, Ack::Lost] {
+            let mut write = start(Level::One, &one_of_three).expect("one is live");
+            assert_eq!(write.hints(), set(&[1, 2]));
+            assert_eq!(write.on_hint(Replica(1), Ack::Stored), WriteVerdict::Wait);
+            assert_eq!(write.on_ack(Replica(0), ack), WriteVerdict::Met, "{ack:?}");
+        }
+        let mut write = start(Level::One, &one_of_three).expect("one is live");
+        assert_eq!(write.hints(), set(&[1, 2]));
+        assert_eq!(write.on_hint(Replica(1), Ack::Stored), WriteVerdict::Wait);
+        assert_eq!(write.on_deadline(), WriteVerdict::Met, "the hint is synced");
     }
 
     #[test]
