@@ -252,7 +252,7 @@ class Client:
 class Node:
     """A node, which may be down."""
 
-    def __init__(self, number, options, where, network, join):
+    def __init__(self, number, options, where, network, join, has_own_clock=False):
         self.number = number
         self.network = network
         self.dir = where / f"node-{number}"
@@ -271,6 +271,9 @@ class Node:
             f'durability = "{options.durability}"\n'
             f"gossip-interval-ms = {gossip}\nsuspect-after-ms = {suspect}\ndead-after-ms = {dead}\n{options.more}\n")
         self.log = self.dir / "log"
+        self.clock = self.dir / "clock" if has_own_clock else None
+        if has_own_clock:
+            self.set_clock(0)
         self.process = None
         self.is_stopped = False
 
@@ -284,7 +287,7 @@ class Node:
 
         before = self.ready_lines()
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([str(self.program), "--config", str(self.config)], stdout=log, stderr=log,
+            self.process = subprocess.Popen([str(self.program), "--config", str(self.config)], stdout=log, stderr=log, env=self.environment(),
                                             stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=prepare)
         harness.prefer(self.process.pid)
         deadline = time.monotonic() + START_SECONDS_MAX
@@ -294,6 +297,20 @@ class Node:
             time.sleep(0.01)
 
     program = None
+    # libfaketime for programs with threads, if it is there: it makes one process' time of day another one.
+    clock_library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+    def set_clock(self, seconds):
+        """From the next second on its time of day is so far off."""
+        next_clock = self.dir / "clock.next"
+        next_clock.write_text(f"{seconds:+d}s\n")
+        next_clock.rename(self.dir / "clock")
+
+    def environment(self):
+        if not self.clock:
+            return None
+        return os.environ | {"LD_PRELOAD": str(self.clock_library), "FAKETIME_TIMESTAMP_FILE": str(self.clock),
+                             "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
 
     def ready_lines(self):
         return self.log.read_bytes().count(b"ready redis=") if self.log.exists() else 0
@@ -341,13 +358,13 @@ class Node:
 class Cluster:
     """Nodes that have found each other; empty."""
 
-    def __init__(self, options, where, network, count):
+    def __init__(self, options, where, network, count, has_own_clocks=False):
         Node.program = options.quoit
         self.nodes = {}
         try:
             for number in range(1, count + 1):
                 join = f'"{self.nodes[1].peer}"' if self.nodes else ""
-                self.nodes[number] = Node(number, options, where, network, join)
+                self.nodes[number] = Node(number, options, where, network, join, has_own_clocks)
                 self.nodes[number].start()
             self.watch = Watch(self)
             keepers = " ".join(map(str, range(1, {1: 1, 2: 1, 3: 3, 4: 3}.get(count, 5) + 1)))

@@ -18,8 +18,9 @@ use crate::scene::{Shape, address, words};
 pub const KEYS: u64 = 3;
 /// A client that hears nothing for so long hangs up: the machine that it talks to may be gone without a word.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So often a reading is tried when nothing goes wrong any more.
-const TRIES_MAX: u32 = 100;
+/// So often a reading is tried when nothing goes wrong any more: what a slow disk has begun may take ten seconds, one after the
+/// other.
+const TRIES_MAX: u32 = 400;
 /// Requests in one pipeline.
 const PIPELINE_MAX: usize = 4;
 
@@ -290,7 +291,7 @@ pub async fn read_keys(
                 tries += 1;
                 match outcome {
                     Outcome::Done => break (asked, reply, action),
-                    // Some of these networks are slower than what a request may take.
+                    // Some of these networks and disks are slower than what a request may take.
                     _ if tries < TRIES_MAX => rt::sleep(Duration::from_millis(100)).await,
                     _ => return Err(format!("in the end key {key} is not told: {reply:?}")),
                 }
