@@ -295,8 +295,8 @@ fn run(mut config: Config) -> Result<()> {
     let results = rt::run_cores(options, move |core| {
         let (config, facts) = (Rc::new(config.clone()), facts.clone());
         let announced = facts.clone();
-        let ready = move || announce(&announced);
-        async move { shard::run(core, config, facts, http::serve, ready).await }
+        let ready = Box::new(move || announce(&announced));
+        shard::run(core, config, facts, http::serve, ready)
     })?;
     results.into_iter().collect::<Result<Vec<()>>>()?;
     log::info!("stopped; everything is on disk");

@@ -21,7 +21,7 @@ use crate::cluster::face::Port;
 use crate::cluster::ring::Map;
 use crate::config::Config;
 use crate::error::Result;
-use crate::membership::Begun;
+use crate::membership::{Begun, Boxed};
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue, Stream};
 use crate::storage::hints::Hints;
@@ -63,13 +63,27 @@ pub struct NodeFacts {
 /// Serves one client that speaks HTTP.
 pub type HttpFace = fn(Rc<Shard>, Stream) -> rt::Task<()>;
 
-/// Runs one core until the node stops. `ready` is called once on core 0, when all cores listen.
-pub async fn run(
+/// What is called once on core 0, when all cores listen.
+pub type Ready = Box<dyn FnOnce()>;
+
+/// Runs one core until the node stops. In boxes, and without parameters, so that the compiler makes a node's code once, and
+/// not anew for each program that runs one.
+pub fn run(
     core: Core<Message>,
     config: Rc<Config>,
     facts: NodeFacts,
     http: HttpFace,
-    ready: impl FnOnce(),
+    ready: Ready,
+) -> Boxed<'static, Result<()>> {
+    Box::pin(run_core(core, config, facts, http, ready))
+}
+
+async fn run_core(
+    core: Core<Message>,
+    config: Rc<Config>,
+    facts: NodeFacts,
+    http: HttpFace,
+    ready: Ready,
 ) -> Result<()> {
     let id = core.id;
     let (outbox, mut inboxes) = core.mail.connect().await;
@@ -205,7 +219,7 @@ async fn serve(
     shard: &Rc<Shard>,
     (undecided, begun): (Vec<Undecided>, Option<Begun>),
     http: HttpFace,
-    ready: impl FnOnce(),
+    ready: Ready,
 ) -> Result<()> {
     let leaving = async {
         shard.reached(Stage::Stopping).await;

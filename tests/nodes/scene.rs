@@ -92,7 +92,7 @@ pub struct Tally {
     pub troubles: u64,
     /// Nodes that ended by themselves, for their disks.
     pub ended: u64,
-    /// Keys whose replicas held different records when the storm was over.
+    /// Keys whose replicas held different records when the storm was over and hints were handed on.
     pub apart: u64,
 }
 
@@ -385,6 +385,14 @@ impl Scene {
         self.seats[usize::from(number)].started.is_some()
     }
 
+    /// Returns when each of `members` has handed on what it kept for others.
+    pub fn wait_for_hints(&self, members: &[u16]) -> Verdict {
+        members.iter().try_for_each(|number| {
+            let handed = self.talk_to(*number, workload::none_left);
+            handed.map_err(|why| format!("hints stay: {why}"))
+        })
+    }
+
     /// Lets a client talk to each node, one after the other.
     pub fn talk<F: Future<Output = Verdict> + 'static>(
         &mut self,
@@ -424,8 +432,9 @@ impl Scene {
         self.verdict()
     }
 
-    /// Reads each key from each node: they must tell the same, after readings at ALL or after many at ONE, and all holders
-    /// of a key must hold the same record, byte by byte.
+    /// Hints are handed on, and what they have not made equal is counted. Then each key is read from each node: they must
+    /// tell the same, after readings at ALL or after many at ONE, and all holders of a key must hold the same record,
+    /// byte by byte.
     pub fn converge(&mut self, ledger: &Rc<RefCell<Ledger>>) -> Verdict {
         self.converge_among(&self.all(), ledger)
     }
@@ -433,6 +442,7 @@ impl Scene {
     /// The same, where only `members` are in the cluster.
     pub fn converge_among(&mut self, members: &[u16], ledger: &Rc<RefCell<Ledger>>) -> Verdict {
         let (level, keys) = (ledger.borrow().level, ledger.borrow().keys());
+        self.wait_for_hints(members)?;
         self.tally.apart = holders::differing(self, &keys)?.len() as u64;
         let levels: &[&str] = match level {
             Level::One => {

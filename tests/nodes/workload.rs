@@ -239,6 +239,35 @@ pub async fn knows_all(mut client: Client, cores: usize) -> Verdict {
     }
 }
 
+/// What INFO says of the cluster under this name.
+pub async fn info(client: &mut Client, name: &str) -> Verdict<u64> {
+    let replies = client.must(&[words("INFO cluster")]).await?;
+    let Some(Reply::Bulk(text)) = replies.into_iter().next() else {
+        return Err("INFO is no text".to_owned());
+    };
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let value = lines.find(|(found, _)| *found == name);
+    let value = value.ok_or_else(|| format!("INFO does not tell {name}"))?;
+    value
+        .1
+        .parse()
+        .map_err(|_| format!("{value:?} is no number"))
+}
+
+/// Returns when the node keeps no hint any more.
+pub async fn none_left(mut client: Client) -> Verdict {
+    let mut quiet = 0;
+    while quiet < 3 {
+        match info(&mut client, "hint_bytes").await? {
+            0 => quiet += 1,
+            _ => quiet = 0,
+        }
+        rt::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
 /// Writes each of so many keys at QUORUM, its own name into it, until that is acknowledged.
 pub async fn write_all(mut client: Client, keys: u64) -> Verdict {
     for key in (0..keys).map(key_of) {

@@ -134,7 +134,7 @@ pub fn launch(world: &World, machine: NodeId, config: &Config, join: &[NodeId]) 
     let is_ready = Rc::new(Cell::new(false));
     let tasks = world.start_node(machine, cores, |core| {
         let is_ready = Rc::clone(&is_ready);
-        let ready = move || is_ready.set(true);
+        let ready = Box::new(move || is_ready.set(true));
         shard::run(core, Rc::clone(&config), facts.clone(), http::serve, ready)
     });
     Started {

@@ -7,6 +7,7 @@ use quoit::rt::Bug;
 
 use crate::cluster::{Client, Reply, Verdict, request};
 use crate::scene::{Scene, Shape, THREE, words};
+use crate::workload;
 
 /// Virtual time after which what a coordinator has begun is done, and what it is to keep is kept.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -39,7 +40,7 @@ impl Scene {
     /// What INFO says of hints under this name.
     pub fn info(&self, number: u16, name: &'static str) -> Verdict<u64> {
         self.talk_to(number, move |mut client| async move {
-            info(&mut client, name).await
+            workload::info(&mut client, name).await
         })
     }
 
@@ -49,40 +50,9 @@ impl Scene {
         self.start_missing()?;
         self.world.run_for(GRACE);
         self.wait_for_cluster(&self.all())?;
-        for number in self.all() {
-            self.talk_to(number, none_left)
-                .map_err(|why| format!("hints of node {number} stay: {why}"))?;
-        }
+        self.wait_for_hints(&self.all())?;
         self.life.verdict()
     }
-}
-
-async fn info(client: &mut Client, name: &str) -> Verdict<u64> {
-    let replies = client.must(&[words("INFO cluster")]).await?;
-    let Some(Reply::Bulk(text)) = replies.into_iter().next() else {
-        return Err("INFO is no text".to_owned());
-    };
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-    let value = lines.find(|(found, _)| *found == name);
-    let value = value.ok_or_else(|| format!("INFO does not tell {name}"))?;
-    value
-        .1
-        .parse()
-        .map_err(|_| format!("{value:?} is no number"))
-}
-
-/// Returns when the node keeps no hint any more.
-async fn none_left(mut client: Client) -> Verdict {
-    let mut quiet = 0;
-    while quiet < 3 {
-        match info(&mut client, "hint_bytes").await? {
-            0 => quiet += 1,
-            _ => quiet = 0,
-        }
-        rt::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
 }
 
 /// Puts `value` under each of these keys at `level`; what each was told.
