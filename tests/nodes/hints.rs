@@ -129,6 +129,8 @@ fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     for node in scene.all().into_iter().filter(|node| *node != left) {
         scene.crash(node);
     }
+    // Whoever is silent is asked until that is noticed.
+    scene.world.run_for(GRACE);
     scene.wait_for_those_up()?;
     let replies = scene.talk_to(left, |client| put(client, MANY, "kept".to_owned(), "one"))?;
     let (least, most) = all_stored(&replies)?;
