@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use crate::cluster::face::Port;
 use crate::config::{HTTP_BYTES_PER_S, HTTP_FIELDS_BYTES_MAX, HTTP_QUERY_BYTES_MAX};
 use crate::protocol::http::{
     Body, CONTINUE, Expected, Framing, Head, HeadLimits, HeadParser, Method, Parsed, Refusal,
@@ -46,7 +45,8 @@ pub fn serve(shard: Rc<Shard>, mut stream: Stream) -> rt::Task<()> {
         if shard.is_closing() {
             return; // the other cores may have stopped already
         }
-        let Some(client) = shard.admit(&stream, Port::Shared) else {
+        let is_crowded = shard.is_crowded();
+        let Some(client) = shard.admit_watcher(&stream) else {
             let mut bytes = answers::refusal(TOO_MANY).head(rt::wall_ms(), false);
             bytes.extend_from_slice(&answers::refusal(TOO_MANY).body);
             let _ = stream.write_all(&bytes).await;
@@ -57,6 +57,7 @@ pub fn serve(shard: Rc<Shard>, mut stream: Stream) -> rt::Task<()> {
             shard,
             stream,
             client,
+            is_crowded,
             buffer: Buffer::default(),
             begun: None,
             taken: 0,
@@ -75,6 +76,8 @@ struct Talk {
     shard: Rc<Shard>,
     stream: Stream,
     client: Rc<Client>,
+    /// It came when there was no room: all it may ask is how the node is.
+    is_crowded: bool,
     buffer: Buffer,
     /// When the request under way began to come, if one is.
     begun: Option<Duration>,
@@ -107,6 +110,9 @@ impl Talk {
                 Err(None) => return Ok(End::Between),
                 Err(Some(refusal)) => return self.refuse(refusal).await,
             };
+            if self.is_crowded && !routes::is_watching(&head) {
+                return self.refuse(TOO_MANY).await;
+            }
             let stays = match Route::of(&self.shard, &head) {
                 Err(response) => {
                     // With a body behind it the next request is not found without reading that.
@@ -238,7 +244,7 @@ impl Talk {
 
     /// Answers; says whether the connection stays.
     async fn respond(&mut self, response: Response, head: &Head, stays: bool) -> io::Result<bool> {
-        let stays = stays && !self.shard.is_closing();
+        let stays = stays && !self.is_crowded && !self.shard.is_closing();
         self.shard.count_http(response.status.0);
         match head.method {
             Method::Head => self.send(&response.without_body(), stays).await?,

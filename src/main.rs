@@ -6,7 +6,7 @@ mod status;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -185,13 +185,7 @@ fn tell(result: Result<()>) -> ExitCode {
 }
 
 fn configure(serve: Serve) -> Result<Config> {
-    let mut config = match &serve.config {
-        None => Config::default(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path);
-            Config::parse(&text.map_err(|error| Error::io("read", path, error))?)?
-        }
-    };
+    let mut config = read_config(serve.config.as_deref())?;
     set(&mut config.dir, serve.dir);
     set(&mut config.bind, serve.bind);
     set(&mut config.port, serve.port);
@@ -229,6 +223,15 @@ fn configure(serve: Serve) -> Result<Config> {
     config.dir =
         std::path::absolute(&config.dir).map_err(|error| Error::io("find", &config.dir, error))?;
     Ok(config)
+}
+
+/// What the file says, or the defaults.
+fn read_config(path: Option<&Path>) -> Result<Config> {
+    let Some(path) = path else {
+        return Ok(Config::default());
+    };
+    let text = std::fs::read_to_string(path);
+    Config::parse(&text.map_err(|error| Error::io("read", path, error))?)
 }
 
 fn set<T>(key: &mut T, value: Option<T>) {

@@ -12,6 +12,7 @@ mod commands;
 #[path = "server/strangers.rs"]
 mod strangers;
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -274,6 +275,29 @@ fn a_directory_of_another_node_is_refused() {
     assert_told(other_node, &["node 1", "node 7"]);
     let node = Launch::new(dir.path()).start();
     check(&mut node.client(), "a refusal");
+}
+
+/// A core that begins anew where it had data says of all its keys that they are not there, and as a replica it outvotes those
+/// who know better.
+#[test]
+fn a_directory_that_lacks_a_core_is_refused() {
+    let dir = scratch();
+    let node = Launch::new(dir.path()).start();
+    fill(&mut node.client());
+    assert_eq!(node.stop("TERM"), Some(0));
+    let (folder, aside) = (dir.path().join("data/core-001"), dir.path().join("aside"));
+    fs::rename(&folder, &aside).expect("it is ours");
+    for another in [2, 3] {
+        let refused = Launch::new(dir.path()).with("--cores", another).refused();
+        assert_told(refused, &["core-001", "core 1", "gone"]);
+    }
+    // A disk that is not mounted leaves an empty folder.
+    fs::create_dir(&folder).expect("it is ours");
+    let refused = Launch::new(dir.path()).refused();
+    assert_told(refused, &["core-001", "core 1", "gone", "mounted"]);
+    fs::remove_dir(&folder).expect("it is empty");
+    fs::rename(&aside, &folder).expect("it is ours");
+    check(&mut Launch::new(dir.path()).start().client(), "a refusal");
 }
 
 /// A word that is not understood is not a setting that is ignored.

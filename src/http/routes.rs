@@ -77,6 +77,11 @@ impl Route {
     }
 }
 
+/// True if `head` asks how the node is, and for nothing else.
+pub fn is_watching(head: &Head) -> bool {
+    head.path.starts_with("/health") || head.path == "/metrics"
+}
+
 fn allow(head: &Head, methods: &'static [Method]) -> Result<(), Refused> {
     match methods.contains(&head.method) {
         true => Ok(()),

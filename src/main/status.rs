@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,22 +12,29 @@ use futures_lite::future;
 use quoit::error::{Error, Result};
 use quoit::rt::{self, CoreOptions, Stream};
 
+use super::read_config;
+
 /// With `--watch` it asks so often.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// A node that takes longer to answer is not there.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// What is said of whatever does not speak RESP.
+const NOT_RESP: &str = "nothing that a Redis client understands: --port is that of the clients, neither of HTTP nor of other nodes";
 /// A longer answer is none.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Which node is asked, and how.
 #[derive(Args, Clone)]
 pub struct Status {
+    /// The node's configuration file, which says where it is. Without it, and what follows: on this machine, at 6379.
+    #[arg(long, value_name = "FILE", env = "QUOIT_CONFIG")]
+    config: Option<PathBuf>,
     /// Where the node is.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1")]
-    host: IpAddr,
+    #[arg(long, value_name = "ADDR", env = "QUOIT_BIND")]
+    host: Option<IpAddr>,
     /// The port of its clients.
-    #[arg(long, value_name = "N", default_value_t = 6379)]
-    port: u16,
+    #[arg(long, value_name = "N", env = "QUOIT_PORT")]
+    port: Option<u16>,
     /// Its password.
     #[arg(long, env = "QUOIT_PASSWORD", hide_env_values = true)]
     password: Option<String>,
@@ -35,8 +43,31 @@ pub struct Status {
     watch: bool,
 }
 
+/// Whom to ask.
+#[derive(Clone)]
+struct Whom {
+    address: SocketAddr,
+    password: Option<String>,
+}
+
+impl Whom {
+    fn of(status: &Status) -> Result<Whom> {
+        let config = read_config(status.config.as_deref())?;
+        let host = match status.host.unwrap_or(config.bind) {
+            any if any.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host => host,
+        };
+        let own = Some(config.password).filter(|password| !password.is_empty());
+        Ok(Whom {
+            address: SocketAddr::new(host, status.port.unwrap_or(config.port)),
+            password: status.password.clone().or(own),
+        })
+    }
+}
+
 /// Asks, and writes down what the node says.
 pub fn run(status: Status, io_memory_bytes: usize) -> Result<()> {
+    let (whom, is_watching) = (Whom::of(&status)?, status.watch);
     let program = std::env::current_exe();
     let options = CoreOptions {
         pins: vec![None],
@@ -45,14 +76,14 @@ pub fn run(status: Status, io_memory_bytes: usize) -> Result<()> {
         without_kick: false,
     };
     let mut results = rt::run_cores(options, move |_: rt::Core<()>| {
-        let status = status.clone();
+        let whom = whom.clone();
         async move {
             loop {
-                let text = describe(&ask(&status).await?);
-                let clear = if status.watch { "\x1b[H\x1b[2J" } else { "" };
+                let text = describe(&ask(&whom).await?);
+                let clear = if is_watching { "\x1b[H\x1b[2J" } else { "" };
                 let mut out = std::io::stdout();
                 let written = write!(out, "{clear}{text}").and_then(|()| out.flush());
-                if !status.watch || written.is_err() {
+                if !is_watching || written.is_err() {
                     return Ok(());
                 }
                 let stopped = async {
@@ -72,13 +103,13 @@ pub fn run(status: Status, io_memory_bytes: usize) -> Result<()> {
     results.pop().expect("there is one core")
 }
 
-async fn ask(status: &Status) -> Result<String> {
-    let address = SocketAddr::new(status.host, status.port);
+async fn ask(whom: &Whom) -> Result<String> {
+    let address = whom.address;
     let late = async {
         rt::sleep(ANSWER_MAX).await;
         Err(Error::Setup(format!("{address} does not answer")))
     };
-    future::or(ask_at(address, status.password.as_deref()), late).await
+    future::or(ask_at(address, whom.password.as_deref()), late).await
 }
 
 async fn ask_at(address: SocketAddr, password: Option<&str>) -> Result<String> {
@@ -108,7 +139,7 @@ async fn ask_at(address: SocketAddr, password: Option<&str>) -> Result<String> {
             Answer::Info(info) => return Ok(info.to_owned()),
             Answer::Refused(why) => return Err(refused(why)),
             Answer::Incomplete if count == 0 || input.len() > ANSWER_BYTES_MAX => {
-                return Err(refused("nothing that is understood"));
+                return Err(refused(NOT_RESP));
             }
             Answer::Incomplete => {}
         }
@@ -133,7 +164,7 @@ fn answer(text: &str) -> Answer<'_> {
             Some(info) => Answer::Info(info),
             None => Answer::Incomplete,
         },
-        _ => Answer::Refused("something else than was asked"),
+        _ => Answer::Refused(NOT_RESP),
     }
 }
 

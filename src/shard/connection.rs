@@ -44,6 +44,10 @@ const GROWTH_BYTES_MAX: usize = 1 << 20;
 /// Larger replies are sent at once, while they are in the processor's cache.
 const REPLY_BYTES_DEFERRED_MAX: usize = 16 * 1024;
 const _: () = assert!(AHEAD_MAX <= WARM_MAX);
+/// Clients of HTTP beyond `limits.clients-max` who may ask how the node is.
+const WATCHERS_MAX: usize = 16;
+/// The log says so often at most that clients are turned away.
+const CROWD_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Idle clients are looked for this often.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
@@ -55,6 +59,8 @@ pub struct Clients {
     open: RefCell<BTreeMap<u64, Rc<Client>>>,
     /// How many the other cores have.
     others: RefCell<BTreeMap<CoreId, usize>>,
+    /// The log says again that clients are turned away from this moment on.
+    crowd_told_from: Cell<Duration>,
     /// For reading: of [`READ_BYTES`] or more, all of them initialized once and for all.
     inputs: RefCell<Vec<Vec<u8>>>,
     /// For replies: empty ones, with room.
@@ -106,6 +112,7 @@ impl Clients {
             made: Cell::new(0),
             open: RefCell::default(),
             others: RefCell::default(),
+            crowd_told_from: Cell::new(Duration::ZERO),
             inputs: RefCell::default(),
             outputs: RefCell::default(),
         }
@@ -119,6 +126,18 @@ impl Clients {
     /// How many the node has.
     pub fn count_all(&self) -> usize {
         self.count() + self.others.borrow().values().sum::<usize>()
+    }
+
+    /// Says in the log that clients are turned away, now and then.
+    fn tell_crowd(&self, clients_max: usize) {
+        if rt::now() >= self.crowd_told_from.get() {
+            log::warn!(
+                "clients are turned away: there are {}, `limits.clients-max` allows {clients_max}, as far as there are file \
+                 descriptors",
+                self.count_all()
+            );
+            self.crowd_told_from.set(rt::now() + CROWD_TOLD_EVERY);
+        }
     }
 
     /// Another core has `count` clients.
@@ -271,9 +290,25 @@ impl Shard {
 
     /// Takes in a client that has come to this port, if there is room for one more.
     pub fn admit(&self, stream: &Stream, port: Port) -> Option<Rc<Client>> {
+        self.admit_beside(stream, port, 0)
+    }
+
+    /// Takes in a client of HTTP: there is room for a few more, who may only ask how the node is.
+    pub fn admit_watcher(&self, stream: &Stream) -> Option<Rc<Client>> {
+        self.admit_beside(stream, Port::Shared, WATCHERS_MAX)
+    }
+
+    /// True if there are as many clients as there may be.
+    pub fn is_crowded(&self) -> bool {
+        self.clients.count_all() >= self.config.limits.clients_max
+    }
+
+    fn admit_beside(&self, stream: &Stream, port: Port, more: usize) -> Option<Rc<Client>> {
         let (clients, (open, most)) = (self.clients.count_all(), stream.open_files());
-        if clients >= self.config.limits.clients_max || !files::has_room(clients, open, most) {
+        let clients_max = self.config.limits.clients_max;
+        if clients >= clients_max + more || !files::has_room(clients, open, most) {
             self.counters.borrow_mut().rejected += 1;
+            self.clients.tell_crowd(clients_max);
             return None;
         }
         let client = self.clients.add(stream, port);

@@ -65,6 +65,7 @@ pub async fn open_store(id: CoreId, cores: u16, config: &Config) -> Result<Opene
         cores,
         vnodes: VNODES,
         generation: 0,
+        is_opened: false,
     };
     let dir = config.dir.join(identity.folder(id).name());
     Store::open(&dir, store_options(id, cores, config)).await
@@ -95,8 +96,10 @@ pub async fn claim(config: &Config, cores: u16, node: u16) -> Result<Option<Iden
         cores,
         vnodes: VNODES,
         generation: 0,
+        is_opened: false,
     };
     let found = identity::claim(&config.dir, wanted).await?;
+    identity::see_folders(&config.dir, &found).await?;
     let folders = identity::left_over(&config.dir, &found).await?;
     let removed = match identity::confirm(&config.dir, &found, &folders).await {
         Ok(()) => remove_all(config, &folders).await,
@@ -139,6 +142,7 @@ async fn reshard(config: &Config, from: Identity, cores: u16) -> Result<Identity
     let to = Identity {
         cores,
         generation,
+        is_opened: true, // it counts when all of its folders are there
         ..from
     };
     let (dir, old) = (config.dir.display(), from.cores);

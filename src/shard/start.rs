@@ -25,6 +25,7 @@ use crate::membership::{Begun, Boxed};
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue, Stream};
 use crate::storage::hints::Hints;
+use crate::storage::identity::{self, Identity};
 use crate::storage::{Opened, Store, Undecided};
 use crate::types::{CoreId, Version};
 
@@ -137,6 +138,7 @@ async fn run_core(
         .into_iter()
         .map(|inbox| rt::spawn(Rc::clone(&shard).receive(inbox)))
         .collect();
+    let begun = begun.map(|begun| (begun, folders));
     let served = serve(&shard, (undecided, begun), http, ready).await;
     let stopped = shard.stop().await;
     if lock.is_some() {
@@ -217,7 +219,7 @@ async fn told_to_begin(inboxes: &mut [Inbox<Message>]) -> Option<Claim> {
 
 async fn serve(
     shard: &Rc<Shard>,
-    (undecided, begun): (Vec<Undecided>, Option<Begun>),
+    (undecided, begun): (Vec<Undecided>, Option<(Begun, Identity)>),
     http: HttpFace,
     ready: Ready,
 ) -> Result<()> {
@@ -246,7 +248,12 @@ async fn serve(
     shard.store.drop_log().await?;
     let peers = shard.make_links();
     shard.use_links(Rc::clone(&peers));
-    if let Some(begun) = begun {
+    if let Some((begun, identity)) = begun {
+        // Nothing was written to any core yet.
+        match identity::note_opened(&shard.config.dir, identity).await {
+            Err(error) if error.is_disk_full() => log::warn!("{error}; the next start tries again"),
+            noted => noted?,
+        }
         let way = Way {
             peers: Rc::downgrade(&peers),
         };

@@ -157,7 +157,8 @@ pub async fn check(
         }
     }
     // A node serves nobody before all cores have begun.
-    let is_used = checker.summary.table_records + checker.summary.log_records > 0;
+    let records = checker.summary.table_records + checker.summary.log_records;
+    let is_used = records > 0 || identity.is_some_and(|identity| identity.is_opened);
     for folder in missing {
         match is_used {
             true => checker.damage(

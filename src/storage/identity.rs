@@ -4,7 +4,8 @@
 //!         zeros to 4 KiB
 //!
 //! Little endian; crc32c over what follows it in the header and the format. Format 1 ends before the
-//! generation, which is 0 then; a directory that was never re-sharded is written so.
+//! generation, which is 0 then; a directory that was never re-sharded is begun so. Format 3 says besides that all cores have
+//! opened their folders once: from then on one that is not there has been lost, with what was in it.
 //!
 //! Each core has a folder, `core-000` and so on; those that a re-sharding made bear its generation,
 //! `core-000.1`. The generation that NODE names counts, with as many cores as NODE says; folders of
@@ -14,13 +15,18 @@
 
 use std::path::Path;
 
+use super::manifest::MANIFEST;
 use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::types::CoreId;
 
 const MAGIC: &[u8; 8] = b"QUOITDIR";
 /// The newest format that this program reads.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = FORMAT_OPENED;
+/// The format of a directory that all cores have opened.
+const FORMAT_OPENED: u32 = 3;
+/// The format with a generation.
+const FORMAT_RESHARDED: u32 = 2;
 /// The format without a generation.
 const FORMAT_PLAIN: u32 = 1;
 const PLAIN_BYTES: usize = 24;
@@ -42,6 +48,8 @@ pub struct Identity {
     pub vnodes: u32,
     /// How many times the data was re-sharded.
     pub generation: u32,
+    /// All cores have opened their folders once: there may be data in all of them.
+    pub is_opened: bool,
 }
 
 /// A core's folder, by its name.
@@ -92,8 +100,9 @@ impl Identity {
 
     fn encode(self, block: &mut [u8]) {
         let format = match self.generation {
+            _ if self.is_opened => FORMAT_OPENED,
             0 => FORMAT_PLAIN,
-            _ => FORMAT,
+            _ => FORMAT_RESHARDED,
         };
         block.fill(0);
         block[0..8].copy_from_slice(MAGIC);
@@ -134,6 +143,7 @@ impl Identity {
             cores: u16::from_le_bytes([block[18], block[19]]),
             vnodes: u32::from_le_bytes([block[20], block[21], block[22], block[23]]),
             generation: u32::from_le_bytes([block[24], block[25], block[26], block[27]]),
+            is_opened: format == FORMAT_OPENED,
         };
         match identity.cores {
             0 => Err(damaged("it names no core")),
@@ -247,6 +257,51 @@ pub async fn left_over(dir: &Path, identity: &Identity) -> Result<Vec<Folder>> {
         .collect())
 }
 
+/// Sees that no core's folder is missing, or empty, that there has been. A core would begin anew in it, and nobody would
+/// notice what it has lost.
+pub async fn see_folders(dir: &Path, identity: &Identity) -> Result<()> {
+    if !identity.is_opened {
+        return Ok(());
+    }
+    for core in (0..identity.cores).map(CoreId) {
+        let folder = dir.join(identity.folder(core).name());
+        let names = match rt::list_dir(&folder).await {
+            Err(error) if error.is_not_found() => Vec::new(),
+            names => names?,
+        };
+        if !names.iter().any(|name| name == MANIFEST) {
+            return Err(Error::Corrupt {
+                file: folder.join(MANIFEST),
+                offset: 0,
+                why: format!(
+                    "core {} has had data here, and it is gone: was the folder removed, or is its disk not mounted? \
+                     Put it back; or, if other nodes have replicas, join as a new node with an empty directory",
+                    core.0
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Notes that all cores have opened their folders.
+pub async fn note_opened(dir: &Path, identity: Identity) -> Result<()> {
+    let is_opened = true;
+    match identity.is_opened {
+        true => Ok(()),
+        false => {
+            write(
+                dir,
+                Identity {
+                    is_opened,
+                    ..identity
+                },
+            )
+            .await
+        }
+    }
+}
+
 /// Makes certain that the folders of `identity`, which was read in `dir`, are those that count, before
 /// any of `folders` goes: had a sync failed in the life before, then what was read need not be what is
 /// on the disk. (What is unfinished may go at once: nobody could read an older identity after a newer
@@ -277,15 +332,19 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_and_any_newer_format_is_refused() {
-        [0, 1, 77].into_iter().for_each(refuses_all_but);
+        for generation in [0, 1, 77] {
+            refuses_all_but(generation, false);
+            refuses_all_but(generation, true);
+        }
     }
 
-    fn refuses_all_but(generation: u32) {
+    fn refuses_all_but(generation: u32, is_opened: bool) {
         let identity = Identity {
             node: 3,
             cores: 2,
             vnodes: 1024,
             generation,
+            is_opened,
         };
         let mut block = vec![0xEE; BLOCK_BYTES];
         identity.encode(&mut block);
@@ -296,8 +355,8 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(Identity::decode(&damaged, path).is_err(), "bit {bit}");
         }
-        block[8] = 3;
-        let crc = checksum(&block, 3);
+        block[8] = 4;
+        let crc = checksum(&block, 4);
         block[12..16].copy_from_slice(&crc.to_le_bytes());
         let error = Identity::decode(&block, path).expect_err("a newer format");
         assert!(error.to_string().contains("newer"), "{error}");
@@ -310,6 +369,7 @@ mod tests {
             cores: 2,
             vnodes: 1024,
             generation: 0,
+            is_opened: false,
         };
         let mut block = vec![0; BLOCK_BYTES];
         identity.encode(&mut block);

@@ -263,6 +263,22 @@ fn more_clients_than_the_limit_are_told_and_closed() {
         let told = String::from_utf8_lossy(&told).into_owned();
         assert_eq!(told, "-ERR max number of clients reached\r\n");
     }
+    // Whoever watches over the node must not take it for dead.
+    for (path, status) in [
+        ("/health/live", "200"),
+        ("/metrics", "200"),
+        ("/kv/x", "503"),
+    ] {
+        let mut watcher = Client::connect(node.http);
+        watcher.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        let told = watcher.rest().expect("hung up on");
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(
+            told.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path}: {told}"
+        );
+    }
+    assert!(node.said().contains("clients-max"), "the log says why");
     for client in &mut clients {
         assert_eq!(client.ask("PING"), pong(), "a client that was there before");
     }

@@ -480,6 +480,9 @@ pub(super) fn own_this_thread() {
     OWNED.set(true);
 }
 
+/// What a helper thread of glommio says when the core that it worked for is no more.
+const CORE_IS_GONE: &str = "failed to send response";
+
 /// glommio would go on without the core that panicked, or wait forever for the answer of a helper
 /// thread that did. A shard that silently is not there is worse than a node that is down.
 fn abort_on_panic_of_own_threads() {
@@ -489,6 +492,10 @@ fn abort_on_panic_of_own_threads() {
         std::panic::set_hook(Box::new(move |panic| {
             if !OWNED.get() {
                 return before(panic);
+            }
+            // A helper thread whose core has ended in the meantime: nobody waits for what it has to say.
+            if panic.payload().downcast_ref() == Some(&CORE_IS_GONE) {
+                return;
             }
             use io::Write;
             let trace = std::backtrace::Backtrace::capture();
