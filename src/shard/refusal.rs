@@ -69,8 +69,8 @@ impl Told {
             ),
             Error::NeedsOrder => (
                 "ERR",
-                "This reads before it writes, which needs one order of all replicas' writes, and \
-                 this cluster does not have that yet. Nothing was done.",
+                "This reads before it writes, or writes in a transaction, which needs one order of all \
+                 replicas' writes, and this cluster does not have that yet. Nothing was done.",
             ),
             Error::Io { .. } | Error::Corrupt { .. } | Error::Setup(_) => {
                 let text = format!("The stored data could not be read: {error}");
