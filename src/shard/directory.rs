@@ -125,6 +125,17 @@ pub async fn claim(config: &Config, cores: u16, node: u16) -> Result<Option<Iden
     future::or(resharded, stopped).await
 }
 
+/// All cores have opened their folders, and nothing was written to any of them in this start.
+pub async fn note_opened(config: &Config, identity: Identity) -> Result<()> {
+    match identity::note_opened(&config.dir, identity).await {
+        Err(error) if error.is_disk_full() => {
+            log::warn!("{error}; the next start tries again");
+            Ok(())
+        }
+        noted => noted,
+    }
+}
+
 /// Removes `folders`, which certainly do not count.
 async fn remove_all(config: &Config, folders: &[Folder]) -> Result<()> {
     for folder in folders {

@@ -25,7 +25,7 @@ use crate::membership::{Begun, Boxed};
 use crate::replication::clock::Clock;
 use crate::rt::{self, Core, Inbox, Listener, Queue, Stream};
 use crate::storage::hints::Hints;
-use crate::storage::identity::{self, Identity};
+use crate::storage::identity::Identity;
 use crate::storage::{Opened, Store, Undecided};
 use crate::types::{CoreId, Version};
 
@@ -249,11 +249,7 @@ async fn serve(
     let peers = shard.make_links();
     shard.use_links(Rc::clone(&peers));
     if let Some((begun, identity)) = begun {
-        // Nothing was written to any core yet.
-        match identity::note_opened(&shard.config.dir, identity).await {
-            Err(error) if error.is_disk_full() => log::warn!("{error}; the next start tries again"),
-            noted => noted?,
-        }
+        directory::note_opened(&shard.config, identity).await?;
         let way = Way {
             peers: Rc::downgrade(&peers),
         };

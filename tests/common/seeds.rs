@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::fmt::Debug;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -17,6 +18,16 @@ pub fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     let number = text.parse();
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// Has what nodes log shown, if RUST_LOG says so, with the time by the clock of whoever says it.
+pub fn show_log() {
+    let line = |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
+        let (now, level) = (quoit::rt::now(), record.level());
+        writeln!(out, "{:.6} {level} {}", now.as_secs_f64(), record.args())
+    };
+    // Another test of this program may have been first.
+    let _ = env_logger::builder().format(line).try_init();
 }
 
 /// A test of a test program.

@@ -244,12 +244,22 @@ fn one_client_too_many_is_told_so() {
     let mut redis = node.client();
     assert_eq!(redis.ask("PING").text(), "PONG");
     let mut third = Web::connect(&node);
-    let answer = third.read();
+    let answer = third.get("/kv/x");
     assert_eq!(
         (answer.status, answer.field("connection")),
         (503, Some("close"))
     );
     assert!(third.is_closed());
+    // Else whoever watches over the node would take it for dead, and end it.
+    for path in ["/health", "/metrics"] {
+        let mut watcher = Web::connect(&node);
+        let answer = watcher.get(path);
+        assert_eq!(
+            (answer.status, answer.field("connection")),
+            (200, Some("close")),
+            "{path}"
+        );
+    }
     assert!(
         redis.ask("CLIENT LIST").text().contains("cmd=http"),
         "clients of both kinds are listed"

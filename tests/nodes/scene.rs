@@ -14,6 +14,7 @@ use quoit::types::Level;
 use crate::cluster::{self, CORE_PORT, Client, Life, Started, Verdict, config, launch, request};
 use crate::etcd;
 use crate::holders;
+use crate::seeds;
 use crate::storm::{Trouble, Weather};
 use crate::workload::{self, Ledger};
 
@@ -235,6 +236,7 @@ impl Scene {
 
     /// Machines, and no node yet.
     pub fn empty(shape: Shape, seed: u64, planted: &[Bug]) -> Scene {
+        seeds::show_log();
         let mut options = match shape.weather {
             Weather::Fair => Options::calm(seed),
             Weather::Foul => Options::random(seed),

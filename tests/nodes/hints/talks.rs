@@ -16,13 +16,20 @@ impl Scene {
     /// So many nodes that know each other, in a cluster that holds data.
     pub fn holding_data(seed: u64, nodes: u16, planted: &[Bug]) -> Verdict<Scene> {
         let shape = Shape { nodes, ..THREE };
-        let scene = Scene::formed(shape, seed, planted)?;
+        let mut scene = Scene::formed(shape, seed, planted)?;
         scene.talk_to(0, |mut client| async move {
             let first = words("KV.PUT first 1 CONSISTENCY all");
             while !matches!(
                 client.must(std::slice::from_ref(&first)).await?[0],
                 Reply::Array(_)
             ) {
+                rt::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        })?;
+        // Who has not heard of that may keep nothing for others, either.
+        scene.talk(|mut client| async move {
+            while workload::info(&mut client, "cluster_holds_data").await? == 0 {
                 rt::sleep(Duration::from_millis(50)).await;
             }
             Ok(())
