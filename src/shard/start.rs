@@ -289,9 +289,12 @@ async fn serve(
         }
         std::future::pending().await
     };
-    let leaving = future::or(rt::stopping(), shard.reached(Stage::Stopping));
-    future::or(announced, leaving).await;
-    Ok(())
+    let leaving = async {
+        future::or(rt::stopping(), shard.reached(Stage::Stopping)).await;
+        Ok(())
+    };
+    let fenced = async { Err(shard.fenced().await) };
+    future::or(announced, future::or(fenced, leaving)).await
 }
 
 impl NodeFacts {
@@ -340,7 +343,7 @@ impl Shard {
     }
 
     /// True once the other cores listen; false: the node is to end.
-    async fn all_listen(self: &Rc<Self>) -> bool {
+    pub(super) async fn all_listen(self: &Rc<Self>) -> bool {
         for other in self.other_cores() {
             let said = self.do_on(other, Job::Listening).await;
             if !matches!(said, Some(Said::Done(true))) {
