@@ -175,7 +175,9 @@ fn tell_turn(turn: Turn) {
     };
     let (from, to) = (name(turn.from), name(turn.to));
     match turn.to {
-        Standing::Alive if turn.is_new => log::info!("node {node} is {to}: {why} for the first time"),
+        Standing::Alive if turn.is_new => {
+            log::info!("node {node} is {to}: {why} for the first time")
+        }
         Standing::Unreachable if turn.is_new => {
             log::info!("node {node} is not there yet: {why}");
         }

@@ -65,7 +65,10 @@ impl Shard {
     /// Who may be asked again is tried at once, however often that failed before.
     fn expect_who_is_back(&self, view: &View, peers: &Peers) {
         let before = self.cluster.view.borrow();
-        let Some(before) = before.as_ref().filter(|_| !rt::planted(Bug::ReturnUnnoticed)) else {
+        let Some(before) = before
+            .as_ref()
+            .filter(|_| !rt::planted(Bug::ReturnUnnoticed))
+        else {
             return;
         };
         let nodes = view.map.nodes().iter().map(|node| node.id);

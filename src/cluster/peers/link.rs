@@ -133,6 +133,12 @@ impl Link {
         (self.open.borrow().len(), self.outside.waiting_bytes())
     }
 
+    /// What was said of it in the log.
+    #[cfg(test)]
+    pub fn complaint(&self) -> String {
+        self.complaint.borrow().clone()
+    }
+
     /// How long an answer usually takes.
     pub fn latency(&self) -> Option<Duration> {
         self.latency.get()
