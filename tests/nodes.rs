@@ -22,6 +22,8 @@ mod holders;
 mod linear;
 #[path = "sim/peer.rs"]
 mod peer;
+#[path = "nodes/returns.rs"]
+mod returns;
 #[path = "nodes/scene.rs"]
 mod scene;
 #[path = "common/seeds.rs"]

@@ -19,7 +19,7 @@
 //! data: until then nodes may join freely, as there is nothing that they would lack. A map that is kept in etcd has no
 //! keepers. (Texts from before there were these fields are open, and have none either.)
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -468,7 +468,7 @@ pub(super) fn check_nodes(nodes: &[Node], retired: &[NodeId]) -> Result<(), Inva
         return invalid(format!("{} nodes", nodes.len()));
     }
     let retired: BTreeSet<NodeId> = retired.iter().copied().collect();
-    let (mut uuids, mut places) = (BTreeSet::new(), BTreeSet::new());
+    let (mut uuids, mut places) = (BTreeMap::new(), BTreeMap::new());
     for node in nodes {
         let NodeId(number) = node.id;
         if let Some(fault) = node.fault() {
@@ -477,8 +477,17 @@ pub(super) fn check_nodes(nodes: &[Node], retired: &[NodeId]) -> Result<(), Inva
         if retired.contains(&node.id) {
             return invalid(format!("node {number} has the number of a removed one"));
         }
-        if !uuids.insert(node.uuid) || !places.insert((&node.host, node.peer_port)) {
-            return invalid(format!("node {number} is another one, too"));
+        if let Some(other) = uuids.insert(node.uuid, number) {
+            return invalid(format!(
+                "nodes {other} and {number} have one identity: is one's data directory a copy of the other's? Each node needs \
+                 its own"
+            ));
+        }
+        if let Some(other) = places.insert((&node.host, node.peer_port), number) {
+            return invalid(format!(
+                "nodes {other} and {number} would both be at {}:{}: each needs a host or a `peer-port` of its own",
+                node.host, node.peer_port
+            ));
         }
     }
     match nodes.is_sorted_by(|one, next| one.id < next.id) {

@@ -9,7 +9,8 @@
 //!   noted: it may be old news from the other side of a partition. Another one above that, or one from the
 //!   node itself, is life.
 //!
-//! Besides, a link that breaks makes a node unreachable at once, for this node only, until a link succeeds.
+//! Besides, a link that breaks makes a node unreachable at once, for this node only, until a link succeeds. As soon as such a
+//! node is heard it is worth a try ([`Members::may_try`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use super::map::NodeId;
 
 /// Between two looks, so many intervals of silence count at most.
 const LOOK_INTERVALS_MAX: u32 = 2;
+/// A node that makes itself heard is tried so often in an interval, at most.
+const TRIES_MAX: u32 = 20;
 
 /// How long things take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub struct Turn {
     pub to: Standing,
     /// The reason.
     pub why: Why,
+    /// Nothing was heard of it before.
+    pub is_new: bool,
 }
 
 /// How far a node has come, as it says itself. The order is that of time.
@@ -109,8 +114,12 @@ struct Member {
     life: Life,
     /// When it last showed life, or when it became known.
     seen: Duration,
+    /// It was heard at some time since it became known.
+    was_heard: bool,
     /// No link to it holds.
     is_cut: bool,
+    /// When it was last tried because it showed life, if it was.
+    tried: Option<Duration>,
     /// What was told last.
     standing: Standing,
 }
@@ -156,7 +165,9 @@ impl Members {
             heartbeat: Heartbeat::default(),
             life: Life::Unheard,
             seen,
+            was_heard: false,
             is_cut: false,
+            tried: None,
             standing: Standing::Suspect,
         };
         self.members = nodes
@@ -181,6 +192,29 @@ impl Members {
     pub fn is_news(&self, node: NodeId, heartbeat: Heartbeat) -> bool {
         let member = self.members.get(&node);
         member.is_some_and(|member| heartbeat > member.heartbeat)
+    }
+
+    /// True if `node`, which shows life, is to be asked at once: no link to it holds, or it was dead, and it was not tried just
+    /// before. What others say of it counts once in an interval.
+    pub fn may_try(&mut self, node: NodeId, source: Source, now: Duration) -> bool {
+        let gap = match source {
+            Source::Itself => self.timing.interval / TRIES_MAX,
+            Source::Hearsay => self.timing.interval,
+        };
+        let Some(member) = self.members.get_mut(&node) else {
+            return false;
+        };
+        let is_away = member.is_cut || member.standing == Standing::Dead;
+        let may = is_away && member.tried.is_none_or(|tried| now >= tried + gap);
+        if may {
+            member.tried = Some(now);
+        }
+        may
+    }
+
+    /// Time that this node has been attentive.
+    pub fn attentive(&self) -> Duration {
+        self.attentive
     }
 
     /// A heartbeat of `node` is known.
@@ -232,7 +266,9 @@ impl Members {
         let member = self.members.get_mut(&node)?;
         member.seen = self.attentive;
         member.life = Life::Shown;
-        self.turn(node, why)
+        let turn = self.turn(node, why);
+        self.members.get_mut(&node)?.was_heard = true;
+        turn
     }
 
     /// Judges anew, and tells if that is something new.
@@ -256,6 +292,7 @@ impl Members {
             from,
             to,
             why,
+            is_new: !member.was_heard,
         })
     }
 }

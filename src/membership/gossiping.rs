@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::{Ask, Membership, Said};
 use crate::cluster::gossip::Effect;
-use crate::cluster::gossip::message::Message;
+use crate::cluster::gossip::message::{Kind, Message};
 use crate::cluster::map::NodeId;
 use crate::cluster::member::{Standing, Turn, Why};
+use crate::error::Error;
 use crate::rt;
 
 /// A newer map comes within this, or is asked for again.
@@ -42,8 +43,10 @@ impl Membership {
             return Said::Refused("this is no message of gossip".to_owned());
         };
         let mut effects = self.gossip.borrow_mut().received(rt::now(), &message);
-        let is_answer =
-            |effect: &Effect| matches!(effect, Effect::Send { to, .. } if *to == message.from);
+        let is_answer = |effect: &Effect| {
+            matches!(effect, Effect::Send { to, message: told }
+                if *to == message.from && told.kind == Kind::Answer)
+        };
         let answer = effects.iter().position(is_answer);
         let answer = answer.map(|place| effects.swap_remove(place));
         self.carry_out(effects);
@@ -55,14 +58,44 @@ impl Membership {
 
     /// A link to `node` has come up or gone down, as the transport found.
     pub fn note_link(self: &Rc<Self>, node: NodeId, is_up: bool) {
-        let effect = {
+        let effects = {
             let mut gossip = self.gossip.borrow_mut();
             match is_up {
-                true => gossip.link_up(node),
-                false => gossip.link_down(node),
+                true => gossip.link_up(node).into_iter().collect(),
+                false => gossip.link_down(node, rt::now()),
             }
         };
+        self.carry_out(effects);
+    }
+
+    /// `node` has made a connection to this one, and proved who it is.
+    pub fn note_met(self: &Rc<Self>, node: NodeId) {
+        let effect = self.gossip.borrow_mut().met(node, rt::now());
         self.carry_out(effect);
+    }
+
+    /// Returns when this node is to end because another process runs under its identity, and why it ends.
+    pub async fn fenced(&self) -> Error {
+        let is_fenced = || self.is_fenced.get().then_some(());
+        self.changed.wait_for(is_fenced).await;
+        Error::Setup(format!(
+            "this process has stopped serving: another one runs as node {} since",
+            self.own().0
+        ))
+    }
+
+    /// One line says it all, as soon as it is known: what follows may take a moment.
+    fn fence(&self, generation: u64) {
+        if self.is_fenced.replace(true) {
+            return;
+        }
+        let NodeId(own) = self.own();
+        log::error!(
+            "another process runs as node {own}, and was started after this one (generation {generation}, this is {}): from a              copy of the data directory {}, say. Only one may: this one stops. Each node needs a data directory of its own;              one that is to join begins with an empty one",
+            self.record.borrow().generation,
+            self.setup.dir.display()
+        );
+        self.changed.wake_all();
     }
 
     /// `node` has said that its map is of this epoch.
@@ -92,6 +125,7 @@ impl Membership {
                         membership.fetch(from, epoch, FETCH_MAX).await
                     }));
                 }
+                Effect::Fenced(generation) => self.fence(generation),
                 Effect::Renumbered(generation) => {
                     log::warn!(
                         "others know of a later start of this node than it does itself: it goes on with generation \
@@ -141,6 +175,12 @@ fn tell_turn(turn: Turn) {
     };
     let (from, to) = (name(turn.from), name(turn.to));
     match turn.to {
+        Standing::Alive if turn.is_new => {
+            log::info!("node {node} is {to}: {why} for the first time")
+        }
+        Standing::Unreachable if turn.is_new => {
+            log::info!("node {node} is not there yet: {why}");
+        }
         Standing::Alive => log::info!("node {node} is {to} (it was {from}): {why}"),
         _ => log::warn!("node {node} is {to} (it was {from}): {why}"),
     }

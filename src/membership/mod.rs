@@ -33,7 +33,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_lite::future;
 
-use crate::cluster::gossip::Gossip;
+use crate::cluster::gossip::{GENERATION_CHANCES, Gossip};
 use crate::cluster::map::{ClusterMap, Node, NodeId};
 use crate::cluster::member::{Standing, Timing};
 use crate::replication::register::Ballot;
@@ -153,7 +153,9 @@ pub struct Membership {
     is_asking_to_keep: Cell<bool>,
     /// A newer map is on its way, of which a link has told.
     is_fetching: Cell<bool>,
-    /// The map, or somebody's standing, has changed.
+    /// Another process runs as this node.
+    is_fenced: Cell<bool>,
+    /// The map, somebody's standing, or whether this node is to go on, has changed.
     changed: Signal,
 }
 
@@ -171,6 +173,7 @@ impl Membership {
             "the map stays where it is"
         );
         let generation = (record.generation + 1).max(rt::wall_ms());
+        let generation = generation + rt::random() % GENERATION_CHANCES;
         let gossip = Gossip::new(node, generation, setup.timing, &map, rt::now());
         let membership = Rc::new(Membership {
             setup,
@@ -189,6 +192,7 @@ impl Membership {
             }),
             is_asking_to_keep: Cell::new(false),
             is_fetching: Cell::new(false),
+            is_fenced: Cell::new(false),
             changed: Signal::default(),
         });
         membership.tell();
@@ -223,9 +227,11 @@ impl Membership {
         self.changed.wake_all();
     }
 
-    /// Runs for as long as the node does. A node that is alone does nothing.
+    /// Runs for as long as the node does, from the moment when all its cores can be reached: it tells all others that it is
+    /// there. A node that is alone does nothing.
     pub async fn run(self: Rc<Self>) {
         let map = self.map();
+        self.say_what_is_kept(&map);
         let is_laid_out_anew = map
             .node(self.own())
             .is_some_and(|known| known.cores != self.setup.node.cores);
@@ -237,6 +243,24 @@ impl Membership {
         match &self.setup.etcd {
             None => self.gossip().await,
             Some(etcd) => future::or(self.gossip(), self.follow_etcd(etcd)).await,
+        }
+    }
+
+    /// What the configuration asks for and the map does not follow, while data cannot be moved.
+    fn say_what_is_kept(&self, map: &ClusterMap) {
+        let node = &self.setup.node;
+        let known = map.node(node.id).filter(|_| map.is_open());
+        let Some(known) = known.filter(|_| map.nodes().len() > 1) else {
+            return;
+        };
+        if known.rack != node.rack || known.weight != node.weight {
+            log::warn!(
+                "the configuration says rack {:?} and weight {}; the cluster's map keeps rack {:?} and weight {} for this node                  until data can be moved",
+                node.rack,
+                node.weight,
+                known.rack,
+                known.weight
+            );
         }
     }
 

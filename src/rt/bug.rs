@@ -87,4 +87,6 @@ pub enum Bug {
     HintCounted,
     /// A hint is handed on under another version.
     HintRestamped,
+    /// A node that is back is asked when a round of gossip happens to choose it, and not before.
+    ReturnUnnoticed,
 }

@@ -12,7 +12,7 @@ use super::Shard;
 use super::replica::CLOCK_MAX;
 use super::siblings::{Job, Said};
 use super::whole::Told;
-use crate::cluster::map::Holder;
+use crate::cluster::map::{Holder, NodeId};
 use crate::cluster::peers::{PeerAddress, Peers};
 use crate::cluster::ring::Vnode;
 use crate::config::{READ_REPAIR_ONE_IN, READ_REPAIRS_MAX};
@@ -57,8 +57,23 @@ impl Shard {
             peers.set_epoch(view.map.epoch());
             let map = Arc::clone(&view.map);
             peers.keep_only(move |node| map.node(node).is_some());
+            self.expect_who_is_back(&view, peers);
         }
         self.cluster.view.replace(Some(view));
+    }
+
+    /// Who may be asked again is tried at once, however often that failed before.
+    fn expect_who_is_back(&self, view: &View, peers: &Peers) {
+        let before = self.cluster.view.borrow();
+        let Some(before) = before
+            .as_ref()
+            .filter(|_| !rt::planted(Bug::ReturnUnnoticed))
+        else {
+            return;
+        };
+        let nodes = view.map.nodes().iter().map(|node| node.id);
+        let is_back = |node: &NodeId| view.may_be_asked(*node) && !before.may_be_asked(*node);
+        nodes.filter(is_back).for_each(|node| peers.expect(node));
     }
 
     /// From now on these are the links to other nodes.

@@ -80,6 +80,7 @@ impl Shard {
         match event {
             Event::Up(node) => membership.note_link(node, true),
             Event::Down(node) => membership.note_link(node, false),
+            Event::Met(node) => membership.note_met(node),
             Event::Newer(node, epoch) => membership.note_epoch(node, epoch),
         }
     }
@@ -169,6 +170,11 @@ impl Reach for Way {
         };
         let address = PeerAddress::of(node, to.core);
         let peers = self.peers.upgrade();
+        if let (Some(peers), Ask::Gossip(_)) = (&peers, &ask)
+            && !rt::planted(Bug::ReturnUnnoticed)
+        {
+            peers.expect(node.id); // gossip has pauses of its own, and reasons to ask just now
+        }
         let asking = peers.map(|peers| peers.begin(to, address, &request, deadline));
         Box::pin(async move {
             let answered = match asking {

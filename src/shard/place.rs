@@ -12,7 +12,7 @@ use futures_lite::future;
 
 use super::siblings::{Job, Message, Said};
 use super::{NodeFacts, Shard, Stage, directory};
-use crate::cluster::map::{Node, NodeId, State, Uuid};
+use crate::cluster::map::{ClusterMap, Node, NodeId, State, Uuid};
 use crate::cluster::member::Timing;
 use crate::cluster::ring::Vnodes;
 use crate::config::{Config, Metadata};
@@ -224,6 +224,9 @@ impl Shard {
         };
         node.uuid = record.uuid;
         let known = record.place.as_ref().map(|place| &place.map);
+        if let Some(map) = known {
+            say_replicas(self.config.replicas, map);
+        }
         if let Some(map) = known.filter(|map| node.host.is_empty() && map.nodes().len() > 1)
             && let Some(known) = map.node(node.id)
         {
@@ -243,9 +246,21 @@ impl Shard {
         assert!(is_first, "a node takes its place once");
         let shard = Rc::clone(self);
         rt::spawn(async move {
-            future::or(membership.run(), shard.reached(Stage::Stopping)).await;
+            // Others try to reach it as soon as they hear of it.
+            shard.reached(Stage::Listening).await;
+            if shard.all_listen().await {
+                future::or(membership.run(), shard.reached(Stage::Stopping)).await;
+            }
         });
         Ok(())
+    }
+
+    /// On core 0: returns when this node must not go on, and why.
+    pub(super) async fn fenced(&self) -> Error {
+        match self.place.membership() {
+            Some(membership) => membership.fenced().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// True if some core has a record: also one of a node that had no cluster yet.
@@ -360,6 +375,16 @@ impl Shard {
             Some(membership) => membership.serve(ask).await,
             None => Answered::Busy, // not yet, or not this core
         }
+    }
+}
+
+/// The founder's configuration says how many replicas there are.
+fn say_replicas(wanted: u8, map: &ClusterMap) {
+    if map.replicas() != wanted {
+        log::warn!(
+            "the configuration says {wanted} replicas of each key; this cluster was founded with {}, and keeps that",
+            map.replicas()
+        );
     }
 }
 

@@ -286,15 +286,23 @@ async fn serve(
         rt::spawn_in(Queue::Background, Rc::clone(shard).watch_files());
     }
     shard.advance(Stage::Listening);
+    until_the_end(shard, ready).await
+}
+
+/// Says that the node is ready, and returns when it is to end; an error: it must, and this is why.
+async fn until_the_end(shard: &Rc<Shard>, ready: Ready) -> Result<()> {
     let announced = async {
         if shard.id == CoreId(0) && shard.all_listen().await {
             ready();
         }
         std::future::pending().await
     };
-    let leaving = future::or(rt::stopping(), shard.reached(Stage::Stopping));
-    future::or(announced, leaving).await;
-    Ok(())
+    let leaving = async {
+        future::or(rt::stopping(), shard.reached(Stage::Stopping)).await;
+        Ok(())
+    };
+    let fenced = async { Err(shard.fenced().await) };
+    future::or(announced, future::or(fenced, leaving)).await
 }
 
 impl NodeFacts {
@@ -343,7 +351,7 @@ impl Shard {
     }
 
     /// True once the other cores listen; false: the node is to end.
-    async fn all_listen(self: &Rc<Self>) -> bool {
+    pub(super) async fn all_listen(self: &Rc<Self>) -> bool {
         for other in self.other_cores() {
             let said = self.do_on(other, Job::Listening).await;
             if !matches!(said, Some(Said::Done(true))) {

@@ -174,7 +174,8 @@ impl Scene {
         Ok(scene)
     }
 
-    fn form(&mut self) -> Verdict {
+    /// Starts all nodes; returns when they know each other.
+    pub fn form(&mut self) -> Verdict {
         let all = self.all();
         all.iter().try_for_each(|number| self.start(*number))?;
         self.wait_for_cluster(&all)
@@ -291,6 +292,14 @@ impl Scene {
     pub fn be_patient(&mut self) {
         self.config.suspect_after_ms = 6_000;
         self.config.dead_after_ms = 20_000;
+    }
+
+    /// Gossip takes its time, as it does by default.
+    pub fn keep_default_times(&mut self) {
+        let times = Config::default();
+        self.config.gossip_interval_ms = times.gossip_interval_ms;
+        self.config.suspect_after_ms = times.suspect_after_ms;
+        self.config.dead_after_ms = times.dead_after_ms;
     }
 
     /// Begins to start a node. Its disk is well again.

@@ -3,11 +3,17 @@
 //!
 //! Once in an interval a node counts its heartbeat on, and sends all heartbeats that it knows to a node chosen
 //! by chance, which answers with its own; so news spread like a rumour, in a number of rounds that grows with the logarithm of
-//! the number of nodes. A dead node, if there is one, is asked besides: who comes back is found by whoever asks.
+//! the number of nodes. A dead node, if there is one, is asked besides, and nodes to which no link holds: who comes back is found by
+//! whoever asks. It need not wait for that: a node that starts, or was stopped, asks all at once; and whoever hears of a node
+//! that it could not reach asks that one at once.
 //!
 //! Only nodes of the map are members. Who is removed leaves the map by an epoch, and no heartbeat, however
 //! late, brings it back. A node that hears of a higher epoch fetches the map; which map is right is not gossip's
 //! to say. A node that is not in its own map is silent.
+//!
+//! Two processes may run as one node, from a copied data directory. The one that began later is heard, and ends the other: a node
+//! of whose start others know, and that hears of a later one which goes on living, is fenced ([`Effect::Fenced`]). A node that
+//! only begins may not know its last generation any more: that one it outbids. So whoever has the highest goes on, and no two do.
 
 pub mod message;
 
@@ -16,6 +22,19 @@ use std::time::Duration;
 use self::message::{COUNT_MAX, Kind, Message};
 use super::map::{ClusterMap, NodeId, Uuid};
 use super::member::{Heartbeat, Members, Source, Standing, Timing, Turn};
+use crate::rt::{self, Bug};
+
+/// A node that starts, or was stopped, asks so many others at once, at most; the others hear of it.
+const GREETED_MAX: usize = 100;
+/// Who is so many intervals late was stopped.
+const LATE_INTERVALS: u32 = 2;
+/// So many nodes to which no link holds are asked in a round.
+const CUT_ASKED_MAX: usize = 8;
+/// So often a node outbids a later start of itself before anybody has heard it.
+const OUTBIDS_MAX: u32 = 3;
+/// Generations have a part below this that is left to chance: two processes of one identity that begin at one moment differ in
+/// it, and outbid an earlier one by different steps.
+pub const GENERATION_CHANCES: u64 = 1000;
 
 /// What the caller is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +57,8 @@ pub enum Effect {
     },
     /// Keep this generation, as at a start: others knew of a later one than this node did.
     Renumbered(u64),
+    /// End: another process runs as this node, since this later generation.
+    Fenced(u64),
 }
 
 /// One node's part in it.
@@ -52,16 +73,24 @@ pub struct Gossip {
     /// The map knows this node.
     is_member: bool,
     members: Members,
-    interval: Duration,
+    timing: Timing,
     /// When the next round is due.
     due: Duration,
+    /// All are to be asked in the next round.
+    greets: bool,
+    /// Others know of this start.
+    is_heard: bool,
+    /// How often it has outbid a later start of itself.
+    outbids: u32,
+    /// A later start of this node that others know of, and the attentive time at which it was heard.
+    rival: Option<(Heartbeat, Duration)>,
     /// The epoch that was asked for last, and when.
     fetched: Option<(u64, Duration)>,
 }
 
 impl Gossip {
-    /// Begins. `generation` is that of this start: the caller keeps it on disk, and it is the one kept there
-    /// before and one more, or the time of day if that is later.
+    /// Begins. `generation` is that of this start: the caller keeps it on disk, and it is above the one kept there
+    /// before and the time of day, by less than [`GENERATION_CHANCES`].
     pub fn new(
         own: NodeId,
         generation: u64,
@@ -80,8 +109,12 @@ impl Gossip {
             epoch: map.epoch(),
             is_member: false,
             members: Members::new(timing, now),
-            interval: timing.interval,
+            timing,
             due: now,
+            greets: true,
+            is_heard: false,
+            outbids: 0,
+            rival: None,
             fetched: None,
         };
         gossip.take_members(map);
@@ -107,27 +140,38 @@ impl Gossip {
     pub fn tick(&mut self, now: Duration, chance: u64) -> Vec<Effect> {
         let turns = self.members.look(now).into_iter();
         let mut effects: Vec<Effect> = turns.map(Effect::Turned).collect();
+        effects.extend(self.outlive_rival());
         if now < self.due {
             return effects;
         }
+        self.greets |= now >= self.due + self.timing.interval * LATE_INTERVALS;
         // Rounds that were missed are not made up for.
-        self.due = now + self.interval;
-        if !self.is_member {
-            return effects;
-        }
-        self.heartbeat.count += 1;
-        let (dead, living): (Vec<_>, Vec<_>) = self
-            .members
-            .all()
-            .partition(|(_, standing, ..)| *standing == Standing::Dead);
-        for (nodes, chance) in [(living, chance >> 32), (dead, chance & u64::from(u32::MAX))] {
-            if !nodes.is_empty() {
-                let (to, ..) = nodes[(chance % nodes.len() as u64) as usize];
-                let message = self.say(Kind::Ask);
-                effects.push(Effect::Send { to, message });
-            }
+        self.due = now + self.timing.interval;
+        if self.is_member {
+            self.heartbeat.count += 1;
+            let asked = self.whom_to_ask(chance);
+            effects.extend(asked.into_iter().map(|to| self.ask(to)));
         }
         effects
+    }
+
+    /// The nodes of a round.
+    fn whom_to_ask(&mut self, chance: u64) -> Vec<NodeId> {
+        let is_blind = rt::planted(Bug::ReturnUnnoticed);
+        let greets = std::mem::take(&mut self.greets) && !is_blind;
+        let (mut living, mut cut, mut dead) = (Vec::new(), Vec::new(), Vec::new());
+        for (node, standing, ..) in self.members.all() {
+            match standing {
+                Standing::Dead => dead.push(node),
+                Standing::Unreachable if !is_blind => cut.push(node),
+                _ => living.push(node),
+            }
+        }
+        let most = |usual| if greets { GREETED_MAX } else { usual };
+        let mut asked = some_of(&living, most(1), chance >> 32);
+        asked.extend(some_of(&cut, most(CUT_ASKED_MAX), chance >> 32));
+        asked.extend(some_of(&dead, 1, chance & u64::from(u32::MAX)));
+        asked
     }
 
     /// A message has come.
@@ -152,9 +196,14 @@ impl Gossip {
                 true => Source::Itself,
                 false => Source::Hearsay,
             };
-            is_fresh |= source == Source::Itself && self.members.is_news(*node, *heartbeat);
+            let is_news = self.members.is_news(*node, *heartbeat);
+            is_fresh |= source == Source::Itself && is_news;
             let turn = self.members.learn(*node, *heartbeat, source);
             effects.extend(turn.map(Effect::Turned));
+            let is_answer = source == Source::Itself && message.kind == Kind::Answer;
+            if is_news && !is_answer {
+                effects.extend(self.try_again(*node, source, now));
+            }
         }
         match message.kind {
             // Whoever asks gets an answer: a node that was removed learns of it by the epoch.
@@ -174,9 +223,26 @@ impl Gossip {
         self.members.link_up(node).map(Effect::Turned)
     }
 
-    /// A connection to `node` was refused or reset, or a request to it has passed its deadline.
-    pub fn link_down(&mut self, node: NodeId) -> Option<Effect> {
-        self.members.link_down(node).map(Effect::Turned)
+    /// `node` has made a connection to this one, and proved who it is.
+    pub fn met(&mut self, node: NodeId, now: Duration) -> Option<Effect> {
+        self.try_again(node, Source::Itself, now)
+    }
+
+    /// A connection to `node` was refused or reset, or a request to it has passed its deadline. It may have been an old one,
+    /// to a node that has come back since: whoever was thought to be there is asked once.
+    pub fn link_down(&mut self, node: NodeId, now: Duration) -> Vec<Effect> {
+        let Some(turn) = self.members.link_down(node) else {
+            return Vec::new();
+        };
+        let asked = self.try_again(node, Source::Hearsay, now);
+        [Effect::Turned(turn)].into_iter().chain(asked).collect()
+    }
+
+    /// `node` shows life: it is asked at once, if that is of use.
+    fn try_again(&mut self, node: NodeId, source: Source, now: Duration) -> Option<Effect> {
+        let is_wanted = self.is_member && !rt::planted(Bug::ReturnUnnoticed);
+        let may = is_wanted && self.members.may_try(node, source, now);
+        may.then(|| self.ask(node))
     }
 
     /// This node has another map now.
@@ -196,14 +262,43 @@ impl Gossip {
 
     fn may_fetch(&self, epoch: u64, now: Duration) -> bool {
         self.fetched
-            .is_none_or(|(asked, at)| epoch > asked || now >= at + self.interval)
+            .is_none_or(|(asked, at)| epoch > asked || now >= at + self.timing.interval)
     }
 
-    /// Others know of a heartbeat of this node that it never had: its generation was lost, with a disk or by
-    /// a clock. Another one above all makes it heard again.
+    /// Others know of this node's own heartbeat, or of one that it never had. A node that nobody has heard yet has lost its
+    /// generation, with a disk or by a clock. One that was heard would not have been, had others known of the later one then:
+    /// that is another process's, if it lives.
     fn hear_of_itself(&mut self, heartbeat: Heartbeat) -> Option<Effect> {
-        let generation = heartbeat.generation + 1;
-        if heartbeat <= self.heartbeat || generation >= COUNT_MAX {
+        if heartbeat <= self.heartbeat {
+            self.is_heard |= heartbeat.generation == self.heartbeat.generation;
+            return None;
+        }
+        if !self.is_heard && self.outbids < OUTBIDS_MAX {
+            self.outbids += 1;
+            return self.renumber(heartbeat.generation);
+        }
+        match self.rival {
+            Some((rival, _)) if heartbeat > rival => Some(Effect::Fenced(heartbeat.generation)),
+            Some(_) => None,
+            None => {
+                self.rival = Some((heartbeat, self.members.attentive()));
+                None
+            }
+        }
+    }
+
+    /// A later start that shows no life was an earlier one of this very node, of which somebody knew who was away.
+    fn outlive_rival(&mut self) -> Option<Effect> {
+        let (rival, since) = self.rival?;
+        let is_silent = self.members.attentive() >= since + self.timing.suspect;
+        is_silent.then(|| self.renumber(rival.generation)).flatten()
+    }
+
+    /// A generation above `above`, which makes this node heard again.
+    fn renumber(&mut self, above: u64) -> Option<Effect> {
+        let generation = above + 1 + self.heartbeat.generation % GENERATION_CHANCES;
+        (self.is_heard, self.rival) = (false, None);
+        if generation >= COUNT_MAX {
             return None;
         }
         self.heartbeat = Heartbeat {
@@ -211,6 +306,11 @@ impl Gossip {
             count: 0,
         };
         Some(Effect::Renumbered(generation))
+    }
+
+    fn ask(&self, to: NodeId) -> Effect {
+        let message = self.say(Kind::Ask);
+        Effect::Send { to, message }
     }
 
     fn say(&self, kind: Kind) -> Message {
@@ -230,6 +330,13 @@ impl Gossip {
                 .collect(),
         }
     }
+}
+
+/// So many of `nodes`, or all, from one on that is chosen by chance.
+fn some_of(nodes: &[NodeId], most: usize, chance: u64) -> Vec<NodeId> {
+    let first = (chance % nodes.len().max(1) as u64) as usize;
+    let in_turn = nodes.iter().cycle().skip(first);
+    in_turn.take(most.min(nodes.len())).copied().collect()
 }
 
 #[cfg(test)]

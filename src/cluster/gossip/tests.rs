@@ -2,6 +2,8 @@
 //!
 //! `cargo test gossip -- --nocapture` prints what was measured.
 
+mod twins;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::MESSAGE_BYTES_MAX;
@@ -40,6 +42,10 @@ fn map(count: usize) -> ClusterMap {
 /// Milliseconds of virtual time.
 type Millis = u64;
 
+fn at(now: Millis) -> Duration {
+    Duration::from_millis(now)
+}
+
 #[derive(Clone)]
 enum Event {
     Tick(usize),
@@ -69,6 +75,10 @@ struct World {
     /// When and at which node each turn was seen.
     turns: Vec<(Millis, usize, Turn)>,
     renumbered: Vec<(usize, u64)>,
+    /// Other processes that run as the same node: what is sent to one may come to the other.
+    twins: BTreeMap<usize, usize>,
+    /// Who was ended, when, and by which generation.
+    fenced: Vec<(Millis, usize, u64)>,
 }
 
 impl World {
@@ -99,6 +109,8 @@ impl World {
             cut: BTreeSet::new(),
             turns: Vec::new(),
             renumbered: Vec::new(),
+            twins: BTreeMap::new(),
+            fenced: Vec::new(),
         };
         for peer in 0..count {
             let at = world.below(timing.interval.as_millis() as u64);
@@ -170,6 +182,10 @@ impl World {
         match effect {
             Effect::Send { to, message } => {
                 let to = usize::from(to.0) - 1;
+                let to = match self.twins.get(&to).copied() {
+                    Some(twin) if self.below(2) == 0 => twin,
+                    _ => to,
+                };
                 let is_lost = self.below(100) < self.loss_percent || self.cut.contains(&(peer, to));
                 let at = self.now + 1 + self.below(self.delay_max);
                 let bytes = message.encode();
@@ -186,6 +202,11 @@ impl World {
                 self.give(peer, map);
             }
             Effect::Renumbered(generation) => self.renumbered.push((peer, generation)),
+            Effect::Fenced(generation) => {
+                assert!(!self.twins.is_empty(), "a healthy node ends: {peer}");
+                self.fenced.push((self.now, peer, generation));
+                self.peers[peer].is_up = false;
+            }
         }
     }
 
@@ -556,16 +577,25 @@ fn a_broken_link_counts_at_once_and_heals_by_an_answer() {
     let (two, since) = (NodeId(2), world.now);
     // Node 1 reaches nobody, and is reached.
     world.cut.extend([(0, 1), (0, 2)]);
-    let told = world.peers[0].gossip.link_down(two);
+    let told = world.peers[0].gossip.link_down(two, at(world.now));
     let turn = Turn {
         node: two,
         from: Standing::Alive,
         to: Standing::Unreachable,
         why: Why::LinkDown,
+        is_new: false,
     };
-    assert_eq!(told, Some(Effect::Turned(turn)));
+    assert_eq!(told.first(), Some(&Effect::Turned(turn)));
+    assert!(
+        matches!(told[1..], [Effect::Send { to: NodeId(2), .. }]),
+        "it may be there all the same: {told:?}"
+    );
     assert!(!Standing::Unreachable.may_be_asked());
-    assert_eq!(world.peers[0].gossip.link_down(two), None, "told once");
+    assert_eq!(
+        world.peers[0].gossip.link_down(two, at(world.now)),
+        [],
+        "told once"
+    );
     world.run(60_000);
     let standing = |world: &World, node| world.peers[0].gossip.standing(node);
     assert_eq!(
@@ -668,7 +698,7 @@ fn an_old_answer_heals_no_link() {
     };
     gossip.received(Duration::ZERO, &answer);
     assert_eq!(gossip.standing(two), Some(Standing::Alive));
-    gossip.link_down(two);
+    gossip.link_down(two, Duration::ZERO);
     gossip.received(Duration::from_millis(1), &answer);
     assert_eq!(gossip.standing(two), Some(Standing::Unreachable));
     answer.beats[0].1.count = 6;

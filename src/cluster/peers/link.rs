@@ -20,9 +20,13 @@ use crate::protocol::peer::{
 };
 use crate::rt::sync::{Answer as AnswerSlot, Answerer, Signal, answer_slot};
 use crate::rt::{self, Bug, Stream};
+use crate::types::CoreId;
 
 /// A request may wait before a version is agreed on.
 const _: () = assert!(VERSION == VERSION_OLDEST);
+/// An attempt to connect that is older is given up for another one where the other side is said to be back: the system asks again
+/// after this, and then after longer and longer, while nobody answers.
+const CONNECTING_OLD: Duration = Duration::from_secs(1);
 /// How much a new latency counts, in so many parts.
 const LATENCY_PARTS: u32 = 8;
 
@@ -47,6 +51,11 @@ pub(super) struct Link {
     /// No attempt to connect before this.
     retry_at: Cell<Duration>,
     pause: Cell<Duration>,
+    /// Since when it connects, while it has not come through.
+    connects: Cell<Option<Duration>>,
+    /// It is to connect anew.
+    is_hurried: Cell<bool>,
+    hurried: Signal,
     /// The address that was tried last.
     tried: RefCell<(String, u16)>,
     /// What was said of it in the log.
@@ -110,6 +119,9 @@ impl Link {
             latency: Cell::new(None),
             retry_at: Cell::new(Duration::ZERO),
             pause: Cell::new(Duration::ZERO),
+            connects: Cell::new(None),
+            is_hurried: Cell::new(false),
+            hurried: Signal::default(),
             tried: RefCell::default(),
             complaint: RefCell::default(),
         })
@@ -119,6 +131,12 @@ impl Link {
     #[cfg(test)]
     pub fn load(&self) -> (usize, usize) {
         (self.open.borrow().len(), self.outside.waiting_bytes())
+    }
+
+    /// What was said of it in the log.
+    #[cfg(test)]
+    pub fn complaint(&self) -> String {
+        self.complaint.borrow().clone()
     }
 
     /// How long an answer usually takes.
@@ -189,6 +207,16 @@ impl Link {
     pub fn reset(&self, why: &'static str) {
         if self.stage.get() != Stage::Idle {
             self.outside.close(why);
+        }
+    }
+
+    /// The other side may be back: this pause is over. (If it is not, the next one is as long as it would have been.)
+    pub fn expect(&self) {
+        self.retry_at.set(Duration::ZERO);
+        let is_old = |since: Duration| rt::now() >= since + CONNECTING_OLD;
+        if self.connects.get().is_some_and(is_old) {
+            self.is_hurried.set(true);
+            self.hurried.wake_all();
         }
     }
 
@@ -265,13 +293,7 @@ impl Link {
 
     async fn connect_and_talk(self: &Rc<Self>, peers: &Rc<Peers>, was_up: &mut bool) -> Broken {
         let limit = peers.limits.greeting_time_max;
-        let (host, port) = self.tried.borrow().clone();
-        let connecting = async {
-            let address = rt::resolve(&host, port).await.map_err(Broken::Io)?;
-            let stream = Stream::connect(address).await;
-            stream.map_err(Broken::Unreachable)
-        };
-        let stream = match within(limit, connecting).await {
+        let stream = match self.connect(limit).await {
             Ok(stream) => stream,
             Err(broken) => return broken,
         };
@@ -290,7 +312,8 @@ impl Link {
         *was_up = true;
         if !self.complaint.take().is_empty() {
             let (node, core) = (self.to.node.0, self.to.core.0);
-            log::info!("there is a link to core {core} of node {node} again");
+            let own = peers.core.0;
+            log::info!("there is a link from core {own} to core {core} of node {node} again");
         }
         peers.tell(Event::Up(self.to.node));
         peers.hear_epoch(self.to.node, peer.side.epoch);
@@ -300,6 +323,27 @@ impl Link {
         let broken = wire.talk(&limits, &asker).await;
         wire.shutdown().await;
         broken
+    }
+
+    /// Connects, and begins anew whenever that takes long and the other side is said to be back.
+    async fn connect(&self, limit: Duration) -> Result<Stream, Broken> {
+        let (host, port) = self.tried.borrow().clone();
+        loop {
+            let connecting = async {
+                let address = rt::resolve(&host, port).await.map_err(Broken::Io)?;
+                let stream = Stream::connect(address).await;
+                stream.map_err(Broken::Unreachable)
+            };
+            self.connects.set(Some(rt::now()));
+            let connected = async { Some(within(limit, connecting).await) };
+            let is_hurried = || self.is_hurried.take().then_some(None);
+            let ended = future::or(connected, self.hurried.wait_for(is_hurried)).await;
+            self.connects.set(None);
+            if let Some(ended) = ended {
+                self.is_hurried.set(false);
+                return ended;
+            }
+        }
     }
 
     /// The connection is over, or there was none.
@@ -325,17 +369,19 @@ impl Link {
         let parts = 500 + (rt::random() % 501) as u32;
         self.retry_at.set(rt::now() + pause * parts / 1000);
         peers.tell(Event::Down(self.to.node));
-        self.complain(broken);
+        self.complain(peers.core, broken);
     }
 
     /// Says once why there is no connection.
-    fn complain(&self, broken: &Broken) {
+    fn complain(&self, CoreId(own): CoreId, broken: &Broken) {
         let complaint = broken.to_string();
         let mut last = self.complaint.borrow_mut();
         if *last != complaint {
             let (host, port) = &*self.tried.borrow();
             let (node, core) = (self.to.node.0, self.to.core.0);
-            log::warn!("no link to core {core} of node {node} at {host}:{port}: {complaint}");
+            log::warn!(
+                "no link from core {own} to core {core} of node {node} at {host}:{port}: {complaint}"
+            );
             *last = complaint;
         }
     }

@@ -113,6 +113,8 @@ pub enum Event {
     Up(NodeId),
     /// A link to it was refused or has broken, or a request has passed its deadline with nothing heard since it was sent.
     Down(NodeId),
+    /// It has made a connection to us, and proved who it is.
+    Met(NodeId),
     /// It has a map of this epoch, which is later than ours.
     Newer(NodeId, u64),
 }
@@ -290,6 +292,13 @@ impl Peers {
         self.links.borrow().get(&to)?.latency()
     }
 
+    /// `node` may be back: it is tried at once when it is asked next, however often that failed before.
+    pub fn expect(&self, node: NodeId) {
+        let links = self.links.borrow();
+        let to_it = links.iter().filter(|(to, _)| to.node == node);
+        to_it.for_each(|(_, link)| link.expect());
+    }
+
     /// Serves one connection that was accepted, until it ends.
     pub async fn serve(self: Rc<Self>, stream: Stream, served: Rc<dyn Serve>) {
         let from = stream.peer_addr();
@@ -331,6 +340,9 @@ impl Peers {
         }
         let accepted = Accepted::new(peer, self.limits.waiting_bytes_max);
         self.replace(&accepted);
+        if node != NO_NODE {
+            self.tell(Event::Met(node));
+        }
         self.hear_epoch(node, epoch);
         let limits = &self.limits;
         let limits = Limits::proven(peer.version, limits.key_bytes_max, limits.value_bytes_max);

@@ -1,5 +1,6 @@
 //! Cores of several nodes that ask each other, in a world in which messages are late, cut off and lost, and nodes crash.
 
+mod refusals;
 mod rogue;
 
 use std::cell::{Cell, RefCell};

@@ -26,6 +26,10 @@ pub(super) enum Broken {
     Unreachable(Error),
     /// The network, or the system.
     Io(io::Error),
+    /// What came first is nothing that a node says.
+    Foreign,
+    /// It has hung up when it was to prove itself.
+    Unproven,
     /// What came is no frame.
     Garbage(PeerError),
     /// What came has no place there.
@@ -43,7 +47,11 @@ impl Broken {
     pub fn is_violation(&self) -> bool {
         matches!(
             self,
-            Broken::Garbage(_) | Broken::OutOfPlace(_) | Broken::Refused(_)
+            Broken::Foreign
+                | Broken::Unproven
+                | Broken::Garbage(_)
+                | Broken::OutOfPlace(_)
+                | Broken::Refused(_)
         )
     }
 }
@@ -54,6 +62,11 @@ impl fmt::Display for Broken {
             Broken::Ended => write!(f, "the other side has closed it"),
             Broken::Unreachable(error) => write!(f, "{error}"),
             Broken::Io(error) => write!(f, "{error}"),
+            Broken::Foreign => write!(f, "it is no Quoit node"),
+            Broken::Unproven => write!(
+                f,
+                "it has hung up instead of proving who it is: it has another `cluster-key`, or expected another node here"
+            ),
             Broken::Garbage(error) => write!(f, "it has sent {error}"),
             Broken::OutOfPlace(what) => write!(f, "it has sent {what}"),
             Broken::Refused(refusal) => write!(f, "{refusal}"),
@@ -195,15 +208,20 @@ impl<'b> Wire<'b> {
                 _ => None,
             })
             .await?;
-        let accepted = Accepting::on_hello(side, &hello, key);
-        let (accepting, welcome) = accepted.map_err(Broken::Refused)?;
-        self.say(Message::Welcome(welcome)).await?;
+        let (accepting, welcome) = Accepting::on_hello(side, &hello, key);
+        let said = self.say(Message::Welcome(welcome)).await;
+        let accepting = accepting.map_err(Broken::Refused)?;
+        said?;
         let proof = self
             .hear(|message| match message {
                 Message::Proof(proof) => Some(*proof),
                 _ => None,
             })
-            .await?;
+            .await
+            .map_err(|broken| match broken {
+                Broken::Ended => Broken::Unproven,
+                other => other,
+            })?;
         self.greeted = rt::now();
         accepting.on_proof(&proof, key).map_err(Broken::Refused)
     }
@@ -232,6 +250,9 @@ impl<'b> Wire<'b> {
                     let chosen = choose(&frame.message);
                     self.input.consume(consumed);
                     return chosen.ok_or(Broken::OutOfPlace("another part of the handshake"));
+                }
+                Parsed::Violation(PeerError::Length(_) | PeerError::Checksum) => {
+                    return Err(Broken::Foreign);
                 }
                 Parsed::Violation(error) => return Err(Broken::Garbage(error)),
                 Parsed::Incomplete { needed } => needed,

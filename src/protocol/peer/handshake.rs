@@ -67,7 +67,7 @@ pub struct Welcome {
     pub proof: [u8; PROOF_BYTES],
 }
 
-/// Why two nodes do not talk. For the log: the other side is hung up on.
+/// Why two nodes do not talk. For the log of each: both know what the other has said, then the other side is hung up on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It belongs to another cluster.
@@ -92,19 +92,25 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Cluster => write!(f, "it belongs to another cluster"),
+            Refusal::Cluster => write!(
+                f,
+                "it belongs to another cluster (a node that starts with an empty directory and without `join` founds one)"
+            ),
             Refusal::Version { oldest, newest } => {
                 write!(
                     f,
                     "it speaks versions {oldest} to {newest} of the protocol of nodes"
                 )
             }
-            Refusal::SameNode(node) => write!(f, "it is node {node}, as we are"),
+            Refusal::SameNode(node) => write!(
+                f,
+                "it is node {node}, as this one is: one's data directory is a copy of the other's, and each needs its own"
+            ),
             Refusal::OtherNode(node) => write!(f, "it is node {node}, and not the one expected"),
             Refusal::OtherCore(core) => {
                 write!(f, "it is core {}, and not the one expected", core.0)
             }
-            Refusal::Proof => write!(f, "it does not know the cluster's key"),
+            Refusal::Proof => write!(f, "the two have different keys (`cluster-key`)"),
         }
     }
 }
@@ -168,26 +174,30 @@ pub struct Accepting {
 }
 
 impl Accepting {
-    /// Send the message, if the two may talk.
+    /// Send the message, whether the two may talk or not: by it the other side sees why they may not. Then hang up.
     pub fn on_hello(
         side: Side,
         hello: &Hello,
         key: &[u8],
-    ) -> Result<(Accepting, Welcome), Refusal> {
-        meet(&side, &hello.side)?;
-        let version = VERSION.min(hello.newest);
-        if version < VERSION_OLDEST.max(hello.oldest) {
-            let Hello { oldest, newest, .. } = *hello;
-            return Err(Refusal::Version { oldest, newest });
-        }
+    ) -> (Result<Accepting, Refusal>, Welcome) {
+        let Hello { oldest, newest, .. } = *hello;
+        let version = VERSION.min(newest).max(VERSION_OLDEST);
+        let is_spoken = (oldest..=newest).contains(&version);
         let mut welcome = Welcome {
             version,
             side,
             proof: [0; PROOF_BYTES],
         };
         welcome.proof = prove(key, Role::Accepting, (hello, &welcome));
-        let hello = *hello;
-        Ok((Accepting { hello, welcome }, welcome))
+        let accepting = match meet(&side, &hello.side) {
+            Err(refusal) => Err(refusal),
+            Ok(()) if !is_spoken => Err(Refusal::Version { oldest, newest }),
+            Ok(()) => Ok(Accepting {
+                hello: *hello,
+                welcome,
+            }),
+        };
+        (accepting, welcome)
     }
 
     /// The other side is who it says to be. Else hang up.

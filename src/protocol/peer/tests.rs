@@ -361,6 +361,12 @@ fn a_deadline_passes_and_the_count_begins_anew() {
 
 const TEXT_BYTES: usize = message::TEXT_BYTES_MAX;
 
+/// What comes of a hello where the two may talk, and why they may not.
+fn on_hello(side: Side, hello: &Hello, key: &[u8]) -> Result<(Accepting, Welcome), Refusal> {
+    let (accepting, welcome) = Accepting::on_hello(side, hello, key);
+    accepting.map(|accepting| (accepting, welcome))
+}
+
 fn two(chance: &mut fastrand::Rng) -> (Side, Side) {
     let (mut one, mut other) = (side(chance), side(chance));
     (one.node, other.node) = (1, 2);
@@ -372,7 +378,7 @@ fn two_nodes_with_one_key_prove_themselves_to_each_other() {
     for key in [KEY, b""] {
         let (one, other) = two(&mut fastrand::Rng::with_seed(1));
         let (connecting, hello) = Connecting::start(one, Some((2, other.core)));
-        let (accepting, welcome) = Accepting::on_hello(other, &hello, key).expect("it may");
+        let (accepting, welcome) = on_hello(other, &hello, key).expect("it may");
         let (peer, proof) = connecting.on_welcome(&welcome, key).expect("it is proven");
         let version = VERSION;
         assert_eq!(
@@ -394,10 +400,10 @@ fn two_nodes_with_one_key_prove_themselves_to_each_other() {
 fn who_does_not_know_the_key_proves_nothing() {
     let (one, other) = two(&mut fastrand::Rng::with_seed(2));
     let (connecting, hello) = Connecting::start(one, None);
-    let (_, welcome) = Accepting::on_hello(other, &hello, b"a guess").expect("it may");
+    let (_, welcome) = on_hello(other, &hello, b"a guess").expect("it may");
     let refused = connecting.clone().on_welcome(&welcome, KEY).map(|_| ());
     assert_eq!(refused, Err(Refusal::Proof));
-    let (accepting, welcome) = Accepting::on_hello(other, &hello, KEY).expect("it may");
+    let (accepting, welcome) = on_hello(other, &hello, KEY).expect("it may");
     let (_, proof) = connecting
         .clone()
         .on_welcome(&welcome, KEY)
@@ -410,7 +416,7 @@ fn who_does_not_know_the_key_proves_nothing() {
     // A proof of another time.
     let mut later = other;
     later.nonce[0] ^= 1;
-    let (anew, _) = Accepting::on_hello(later, &hello, KEY).expect("it may");
+    let (anew, _) = on_hello(later, &hello, KEY).expect("it may");
     assert_eq!(anew.on_proof(&proof, KEY), Err(Refusal::Proof));
     // Every bit of it counts.
     for bit in 0..proof.len() * 8 {
@@ -433,11 +439,11 @@ fn whatever_was_said_is_under_the_proof() {
             2 => changed.side.core.0 ^= 1,
             _ => changed.side.epoch ^= 1,
         }
-        let (_, welcome) = Accepting::on_hello(other, &changed, KEY).expect("it may");
+        let (_, welcome) = on_hello(other, &changed, KEY).expect("it may");
         let refused = connecting.clone().on_welcome(&welcome, KEY).map(|_| ());
         assert_eq!(refused, Err(Refusal::Proof), "{at}");
     }
-    let (_, welcome) = Accepting::on_hello(other, &hello, KEY).expect("it may");
+    let (_, welcome) = on_hello(other, &hello, KEY).expect("it may");
     let mut changed = welcome;
     changed.side.epoch ^= 1;
     let refused = connecting.on_welcome(&changed, KEY).map(|_| ());
@@ -448,7 +454,7 @@ fn whatever_was_said_is_under_the_proof() {
 fn nodes_that_must_not_talk_say_why() {
     let (one, other) = two(&mut fastrand::Rng::with_seed(4));
     let (connecting, hello) = Connecting::start(one, Some((3, other.core)));
-    let accept = |side: Side, hello: Hello| Accepting::on_hello(side, &hello, KEY).map(|_| ());
+    let accept = |side: Side, hello: Hello| on_hello(side, &hello, KEY).map(|_| ());
     let mut stranger = other;
     stranger.cluster = [8; 16];
     assert_eq!(accept(stranger, hello), Err(Refusal::Cluster));
@@ -465,7 +471,7 @@ fn nodes_that_must_not_talk_say_why() {
         accept(other, future),
         Err(Refusal::Version { oldest, newest })
     );
-    let (_, welcome) = Accepting::on_hello(other, &hello, KEY).expect("it may");
+    let (_, welcome) = on_hello(other, &hello, KEY).expect("it may");
     let refused = connecting.on_welcome(&welcome, KEY).map(|_| ());
     assert_eq!(
         refused,
@@ -474,12 +480,41 @@ fn nodes_that_must_not_talk_say_why() {
     );
     let wrong_core = CoreId(other.core.0 ^ 1);
     let (connecting, hello) = Connecting::start(one, Some((2, wrong_core)));
-    let (_, welcome) = Accepting::on_hello(other, &hello, KEY).expect("it may");
+    let (_, welcome) = on_hello(other, &hello, KEY).expect("it may");
     let refused = connecting.on_welcome(&welcome, KEY).map(|_| ());
     assert_eq!(refused, Err(Refusal::OtherCore(other.core)));
     let newer = Hello { newest, ..hello };
-    let (_, welcome) = Accepting::on_hello(other, &newer, KEY).expect("it may");
+    let (_, welcome) = on_hello(other, &newer, KEY).expect("it may");
     assert_eq!(welcome.version, VERSION, "the newest that both speak");
+}
+
+/// Else the log of a node would say that the other one has hung up, and not that this one's directory, or its program, is to
+/// blame.
+#[test]
+fn who_is_refused_sees_by_the_welcome_why() {
+    let (one, other) = two(&mut fastrand::Rng::with_seed(6));
+    let (connecting, hello) = Connecting::start(one, Some((2, other.core)));
+    let sees = |welcome: Welcome| connecting.clone().on_welcome(&welcome, KEY).map(|_| ());
+    let cluster = [8; 16];
+    for (side, why) in [
+        (Side { cluster, ..other }, Refusal::Cluster),
+        (Side { node: 1, ..other }, Refusal::SameNode(1)),
+    ] {
+        let (refused, welcome) = Accepting::on_hello(side, &hello, KEY);
+        assert_eq!(refused.map(|_| ()), Err(why));
+        assert_eq!(sees(welcome), Err(why));
+    }
+    let (oldest, newest) = (VERSION + 1, VERSION + 2);
+    let future = Hello {
+        oldest,
+        newest,
+        ..hello
+    };
+    let (refused, welcome) = Accepting::on_hello(other, &future, KEY);
+    assert!(
+        refused.is_err() && welcome.version < oldest,
+        "it cannot be spoken"
+    );
 }
 
 /// Else nobody could come into a cluster; or who has no place in it would need no key.
@@ -489,7 +524,7 @@ fn who_belongs_to_no_cluster_yet_may_talk_to_a_node_that_knows_the_key() {
     let newcomer = Side::newcomer([3; 32]);
     assert!(newcomer.is_newcomer() && !node.is_newcomer());
     let (connecting, hello) = Connecting::start(newcomer, None);
-    let (accepting, welcome) = Accepting::on_hello(node, &hello, KEY).expect("it may");
+    let (accepting, welcome) = on_hello(node, &hello, KEY).expect("it may");
     let (_, proof) = connecting
         .on_welcome(&welcome, KEY)
         .expect("any cluster is welcome");
@@ -498,15 +533,15 @@ fn who_belongs_to_no_cluster_yet_may_talk_to_a_node_that_knows_the_key() {
         .on_proof(&proof, KEY)
         .expect("it knows the key");
     assert!(peer.side.is_newcomer());
-    let (_, welcome) = Accepting::on_hello(node, &hello, b"another").expect("it may");
+    let (_, welcome) = on_hello(node, &hello, b"another").expect("it may");
     let (connecting, _) = Connecting::start(newcomer, None);
     let refused = connecting.on_welcome(&welcome, KEY).map(|_| ());
     assert_eq!(refused, Err(Refusal::Proof));
-    let twin = Accepting::on_hello(newcomer, &hello, KEY).map(|_| ());
+    let twin = on_hello(newcomer, &hello, KEY).map(|_| ());
     assert_eq!(twin, Err(Refusal::SameNode(0)), "two that belong nowhere");
     let mut stranger = newcomer;
     stranger.node = 4;
     let hello = Connecting::start(stranger, None).1;
-    let refused = Accepting::on_hello(node, &hello, KEY).map(|_| ());
+    let refused = on_hello(node, &hello, KEY).map(|_| ());
     assert_eq!(refused, Err(Refusal::Cluster), "a number without a cluster");
 }
