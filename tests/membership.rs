@@ -195,6 +195,47 @@ fn amnesia_in_etcd(seed: u64) -> Verdict<u64> {
     }
 }
 
+/// All are in; then they come back somewhere else, one at a time or all at once, while others are down, cut off, or have
+/// moved themselves.
+fn moving(mut scene: Scene) -> Verdict<u64> {
+    scene.agree(&BTreeSet::new())?;
+    scene.want_data(1);
+    let is_in_etcd = scene.is_in_etcd();
+    for _ in 0..scene.chance.usize(1..20) {
+        let machine = scene.chance.u16(1..=scene.count());
+        match scene.chance.u8(..10) {
+            0..4 => {
+                scene.move_away(machine);
+                scene.start(machine);
+            }
+            4 => scene.move_away(machine),
+            5 => (1..=scene.count()).for_each(|machine| scene.move_away(machine)),
+            6 => scene.cut(),
+            7 => scene.world.heal_all(),
+            8 => scene.want_port(machine),
+            _ => (1..=scene.count()).for_each(|machine| scene.start(machine)),
+        }
+        let (most, chance) = (
+            [20, 3_000, 20_000][scene.chance.usize(..3)],
+            scene.chance.u64(..),
+        );
+        scene.run(most, chance)?;
+    }
+    if !is_in_etcd {
+        // `join` names where others are now: they may have moved since a machine was started.
+        for machine in 2..=scene.count() {
+            scene.end(machine);
+        }
+    }
+    let map = scene.agree(&BTreeSet::new())?;
+    scene.check_places(&map)?;
+    Ok(scene.world.trace_hash())
+}
+
+fn moving_by_join(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    moving(Scene::new(seed, planted))
+}
+
 /// Else nodes would have different maps for ever, or two maps would count at once, or one would need a hand.
 #[test]
 fn nodes_form_one_cluster_whatever_happens_on_the_way() {
@@ -211,6 +252,41 @@ fn nobody_joins_a_cluster_that_holds_data() {
 #[test]
 fn who_has_lost_its_disk_is_nobody_in_the_old_cluster() {
     for_seeds("who_has_lost_its_disk", 40, |seed| amnesia(seed, &[]));
+}
+
+/// Else a node that has got another address would need a hand, or all of them, or an old map would come back.
+#[test]
+fn nodes_that_have_moved_find_each_other() {
+    for_seeds("nodes_that_have_moved", 60, |seed| {
+        moving_by_join(seed, &[])
+    });
+}
+
+/// The same where etcd has the map: there nodes find each other though all have moved, and nobody names any.
+#[test]
+fn nodes_that_have_moved_find_each_other_by_etcd() {
+    for_seeds("nodes_that_have_moved_find_each_other_by_etcd", 30, |seed| {
+        moving(Scene::in_etcd(seed, &[]))
+    });
+}
+
+/// Else nodes would go on for a long time without the one that has moved, and nobody names a node in `join` that was the first.
+#[test]
+fn who_has_moved_is_found_within_seconds() {
+    for (seed, in_etcd) in (0..10).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut scene = match in_etcd {
+            true => Scene::in_etcd(seed, &[]),
+            false => Scene::new(seed, &[]),
+        };
+        scene.calm();
+        scene.agree(&BTreeSet::new()).expect("a cluster");
+        scene.move_away(1);
+        scene.world.run_for(Duration::from_secs(1));
+        scene.start(1);
+        let all_see = || (1..=scene.count()).all(|machine| scene.finds_all(machine));
+        let is_found = scene.world.run_until(all_see, Duration::from_secs(5));
+        assert!(is_found, "seed {seed}: it is not found");
+    }
 }
 
 /// Else two that come at once would found two clusters, or what etcd has done without saying so would count as another's.
@@ -286,7 +362,9 @@ fn a_node_that_is_alone_and_idle_writes_nothing_and_does_nothing() {
 fn planted_bugs_of_membership_are_found() {
     type Simulate = fn(u64, &[Bug]) -> Verdict<u64>;
     let _ = env_logger::builder().is_test(false).try_init();
-    let cases: [(Bug, Simulate); 7] = [
+    let cases: [(Bug, Simulate); 9] = [
+        (Bug::NewerMapKept, moving_by_join),
+        (Bug::NobodyKnocks, moving_by_join),
         (Bug::PromisedUnwritten, forming),
         (Bug::NoDirectorySync, forming),
         (Bug::HalfOfKeepers, forming),

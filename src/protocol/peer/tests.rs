@@ -141,6 +141,7 @@ fn message<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Message<'a> {
         }),
         Message::Request(Request::Ping),
         Message::Request(Request::Join(value)),
+        Message::Request(Request::TakeMap(value)),
         Message::Request(Request::Walk(walk(chance, text))),
         Message::Answer(Answer::Walked(walked(chance, text))),
         Message::Answer(Answer::Done),
