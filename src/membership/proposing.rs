@@ -326,14 +326,19 @@ impl Membership {
         drop(rt::spawn(async move { membership.insist_on(wish).await }));
     }
 
-    /// Wants something of the map until that is granted or refused.
+    /// Wants something of the map until that is granted: what it says of others may have to change before.
     pub(super) async fn insist_on(self: &Rc<Self>, wish: Wish) {
+        let mut told = String::new();
         loop {
             match self.change(wish.clone(), WISH_MAX).await {
-                Outcome::TooFew => rt::sleep(LATER + by_chance(LATER / 2)).await,
                 Outcome::Granted(_) => return,
-                Outcome::Refused(why) => return log::error!("{why}"),
+                Outcome::Refused(why) if why != told => {
+                    log::error!("{why}");
+                    told = why;
+                }
+                Outcome::Refused(_) | Outcome::TooFew => {}
             }
+            rt::sleep(LATER + by_chance(LATER / 2)).await;
         }
     }
 }

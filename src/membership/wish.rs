@@ -139,6 +139,16 @@ fn renew(map: &ClusterMap, node: &Node) -> Verdict {
         // Its share would change, and data would have to move.
         (wanted.rack, wanted.weight) = (known.rack.clone(), known.weight);
     }
+    let is_taken = |other: &&Node| {
+        let is_there = (&other.host, other.peer_port) == (&wanted.host, wanted.peer_port);
+        other.id != wanted.id && is_there
+    };
+    if let Some(NodeId(other)) = map.nodes().iter().find(is_taken).map(|other| other.id) {
+        return Verdict::Refused(format!(
+            "the map says that node {other} is at {}:{}: as long as it does, it cannot say that node {} is there",
+            wanted.host, wanted.peer_port, wanted.id.0
+        ));
+    }
     let has_moved_only = wanted.rack == known.rack && wanted.weight == known.weight;
     match has_moved_only {
         true if *known == wanted => Verdict::Granted,
