@@ -372,7 +372,10 @@ fn what_is_new(old: &Node, new: &Node) -> String {
         }
     }
     if old.rack != new.rack {
-        changes.push(format!("is in rack {:?} (it was in {:?})", new.rack, old.rack));
+        changes.push(format!(
+            "is in rack {:?} (it was in {:?})",
+            new.rack, old.rack
+        ));
     }
     if old.state != new.state {
         changes.push(format!("is {:?} (it was {:?})", new.state, old.state));

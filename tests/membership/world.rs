@@ -449,19 +449,28 @@ impl Scene {
         });
     }
 
-    /// The map says where all are.
-    pub fn check_places(&self, map: &ClusterMap) -> Verdict {
-        for node in map.nodes() {
-            let is_there = |machine: &u16| {
-                let address = Machine(*machine).address(self.book.borrow().port(*machine));
-                (address.ip().to_string(), address.port()) == (node.host.clone(), node.peer_port)
-            };
-            if !(1..=self.count).any(|machine| is_there(&machine)) {
-                let (host, port) = (&node.host, node.peer_port);
-                return Err(format!("node {} is not at {host}:{port}", node.id.0));
-            }
+    /// True if the map says where all are.
+    fn says_places(&self, map: &ClusterMap) -> bool {
+        let book = self.book.borrow();
+        map.nodes().iter().all(|node| {
+            (1..=self.count).any(|machine| {
+                let address = Machine(machine).address(book.port(machine));
+                node.host == address.ip().to_string() && node.peer_port == address.port()
+            })
+        })
+    }
+
+    /// All see each other alive, where they are, before that time is over.
+    pub fn find_all(&self, time: Duration) -> Verdict {
+        let finds_all = |machine| {
+            let member = self.member(machine);
+            member.is_some_and(|member| self.says_places(&member.map())) && self.sees_all(machine)
+        };
+        let all_find = || (1..=self.count).all(finds_all);
+        match self.world.run_until(all_find, time) {
+            true => self.verdict(),
+            false => Err(format!("they do not find each other: {}", self.describe())),
         }
-        Ok(())
     }
 
     /// How many machines there are.
@@ -532,12 +541,6 @@ impl Scene {
             .values()
             .all(|standing| *standing == Standing::Alive)
             && view.standings.len() + 1 == member.map().nodes().len()
-    }
-
-    /// The same, and its map says where they are.
-    pub fn finds_all(&self, machine: u16) -> bool {
-        let map = self.member(machine).map(|member| member.map());
-        map.is_some_and(|map| self.check_places(&map).is_ok()) && self.sees_all(machine)
     }
 
     fn member(&self, machine: u16) -> Option<Rc<Membership>> {

@@ -90,7 +90,9 @@ pub fn write_by_an_old_map(seed: u64) -> Verdict {
     }
     scene.world.heal_all();
     let ledger = Ledger::of(FORMING, Level::Quorum);
-    scene.talk_to(2, |client| workload::write_all(client, "quorum", FORMING.keys))?;
+    scene.talk_to(2, |client| {
+        workload::write_all(client, "quorum", FORMING.keys)
+    })?;
     scene.wait_for_cluster(&scene.all())?;
     let keys = ledger.borrow().keys();
     for (key, held) in holders::records(&scene, &keys)? {
