@@ -296,6 +296,24 @@ fn who_has_moved_is_found_within_seconds() {
     });
 }
 
+/// Else a node would stay away because of what was true of it before its last start, and came late.
+#[test]
+fn who_is_said_to_be_elsewhere_has_the_map_say_where_it_is() {
+    for_seeds("who_is_said_to_be_elsewhere", 10, |seed| {
+        let mut scene = Scene::new(seed, &[]);
+        scene.calm();
+        let map = scene.agree(&BTreeSet::new())?;
+        let about = scene.chance.u16(2..=scene.count());
+        scene.mislead(1, about);
+        scene.world.run_for(Duration::from_secs(3));
+        scene.find_all(Duration::from_secs(30))?;
+        match scene.agree(&BTreeSet::new())?.epoch() >= map.epoch() + 2 {
+            true => Ok(scene.world.trace_hash()),
+            false => Err("nobody was misled".to_owned()),
+        }
+    });
+}
+
 /// Else two that come at once would found two clusters, or what etcd has done without saying so would count as another's.
 #[test]
 fn nodes_find_one_cluster_in_etcd_whatever_happens_on_the_way() {

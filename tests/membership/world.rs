@@ -612,6 +612,23 @@ impl Scene {
         });
     }
 
+    /// A machine has the map say that another one is where nobody is.
+    pub fn mislead(&self, machine: u16, about: u16) {
+        let (Some(membership), Some(number)) = (self.member(machine), self.number(about)) else {
+            return;
+        };
+        if let Some(known) = membership.map().node(number).cloned() {
+            let wrong = Node {
+                peer_port: known.peer_port + 1_000,
+                ..known
+            };
+            self.order(machine, async move {
+                let wish = Wish::Move(Box::new(wrong));
+                drop(membership.change(wish, WISH_MAX).await);
+            });
+        }
+    }
+
     pub fn cut(&mut self) {
         let (one, other) = (
             self.chance.u16(1..=self.count),
