@@ -13,7 +13,8 @@ use crate::workload;
 pub const GRACE: Duration = Duration::from_secs(5);
 
 impl Scene {
-    /// So many nodes that know each other, in a cluster that holds data.
+    /// So many nodes that know each other, in a cluster that holds data, as all of them know: one that is no replica of the
+    /// first key would hear of it later.
     pub fn holding_data(seed: u64, nodes: u16, planted: &[Bug]) -> Verdict<Scene> {
         let shape = Shape { nodes, ..THREE };
         let scene = Scene::formed(shape, seed, planted)?;
@@ -27,6 +28,14 @@ impl Scene {
             }
             Ok(())
         })?;
+        for node in scene.all() {
+            scene.talk_to(node, |mut client| async move {
+                while workload::info(&mut client, "cluster_holds_data").await? == 0 {
+                    rt::sleep(Duration::from_millis(50)).await;
+                }
+                Ok(())
+            })?;
+        }
         Ok(scene)
     }
 
