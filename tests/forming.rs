@@ -14,13 +14,17 @@ const CORES: u16 = 2;
 
 /// How node `number` of a cluster is started whose peers' ports begin at `peers`.
 fn launch(dir: &Path, number: u16, peers: u16) -> Launch {
+    let join = (number > 1).then_some(peers);
+    launch_at(dir, number, peers + (number - 1) * CORES, join)
+}
+
+/// How a node is started at peer port `port` that is to join the one at `join`.
+fn launch_at(dir: &Path, number: u16, port: u16, join: Option<u16>) -> Launch {
     let own = dir.join(format!("node-{number}"));
     std::fs::create_dir_all(&own).expect("the test's directory is writable");
-    let join = match number {
-        1 => String::new(),
-        _ => format!("join = [\"127.0.0.1:{peers}\"]\n"),
-    };
-    let port = peers + (number - 1) * CORES;
+    let join = join.map_or_else(String::new, |join| {
+        format!("join = [\"127.0.0.1:{join}\"]\n")
+    });
     let times = "gossip-interval-ms = 100\nsuspect-after-ms = 1000\ndead-after-ms = 3000\n";
     Launch::new(&own)
         .config(&format!(
@@ -109,6 +113,72 @@ fn three_nodes_form_a_cluster_that_notices_who_goes_and_comes_back() {
         said.contains("node 3 is dead") && said.contains("node 3 is alive"),
         "{said}"
     );
+}
+
+/// Else a node that comes back with another peer port would stay away for ever; or all of them, if all have moved; and the log
+/// would not say what has changed.
+#[test]
+fn nodes_that_come_back_at_other_ports_are_a_cluster_again() {
+    let dir = scratch();
+    let peers = free_ports(6 * CORES);
+    let start_all = |first: u16| {
+        let nodes = [1, 2, 3].map(|number| {
+            let port = first + (number - 1) * CORES;
+            launch_at(dir.path(), number, port, (number > 1).then_some(first)).start()
+        });
+        for (place, node) in nodes.iter().enumerate() {
+            for other in (1..=3).filter(|other| usize::from(*other) != place + 1) {
+                wait_for("they see each other", || sees(node, other, "alive"));
+            }
+        }
+        nodes
+    };
+    let [one, two, three] = start_all(peers);
+    two.kill();
+    wait_for("it is missed", || !sees(&one, 2, "alive"));
+    let elsewhere = peers + 3 * CORES;
+    let two = launch_at(dir.path(), 2, elsewhere, None).start();
+    for node in [&one, &three] {
+        wait_for("it is found", || sees(node, 2, "alive"));
+        let said = node.said();
+        let (old, new) = (peers + CORES, elsewhere);
+        let moved = format!("node 2 is now at 127.0.0.1:{new} (it was at 127.0.0.1:{old})");
+        assert!(said.contains(&moved), "{said}");
+    }
+    three.kill();
+    // All that is chosen by chance is another one, and the peer port is as it was.
+    let three = launch_at(dir.path(), 3, peers + 2 * CORES, None).start();
+    wait_for("it is back", || sees(&one, 3, "alive"));
+    let port = three.address.port();
+    let said = format!("node 3 has port {port} (it had ");
+    wait_for("what is new of it", || one.said().contains(&said));
+    [one, two, three].into_iter().for_each(Node::kill);
+    start_all(peers + 3 * CORES);
+}
+
+/// Else whoever has made two clusters by mistake would look for a long time for what is wrong.
+#[test]
+fn who_is_to_join_and_is_in_another_cluster_is_told_so() {
+    let dir = scratch();
+    let peers = free_ports(2 * CORES);
+    let one = launch_at(dir.path(), 1, peers, None).start();
+    launch_at(dir.path(), 2, peers + CORES, None).start().kill();
+    let two = launch_at(dir.path(), 2, peers + CORES, Some(peers)).start();
+    wait_for("it says that there are two clusters", || {
+        two.said().contains("belongs to another cluster")
+    });
+    let said = two.said();
+    for node in [&one, &two] {
+        let info = node.client().ask("INFO cluster").text();
+        let id = info
+            .lines()
+            .find_map(|line| line.strip_prefix("cluster_id:"));
+        let id = id.expect("it is in a cluster");
+        assert!(said.contains(&id[..8]), "{id}: {said}");
+    }
+    assert!(said.contains("empty data directory"), "{said}");
+    let calm = one.said();
+    assert!(!calm.contains("closed the connection"), "{calm}");
 }
 
 /// Else a node would lack what was written before it came.

@@ -195,6 +195,62 @@ fn amnesia_in_etcd(seed: u64) -> Verdict<u64> {
     }
 }
 
+/// All are in; then they come back somewhere else, one at a time or all at once, while others are down, cut off, or have
+/// moved themselves.
+fn moving(mut scene: Scene) -> Verdict<u64> {
+    scene.agree(&BTreeSet::new())?;
+    scene.want_data(1);
+    let is_in_etcd = scene.is_in_etcd();
+    for _ in 0..scene.chance.usize(1..20) {
+        let machine = scene.chance.u16(1..=scene.count());
+        match scene.chance.u8(..10) {
+            0..4 => {
+                scene.move_away(machine);
+                scene.start(machine);
+            }
+            4 => scene.move_away(machine),
+            5 => (1..=scene.count()).for_each(|machine| scene.move_away(machine)),
+            6 => scene.cut(),
+            7 => scene.world.heal_all(),
+            8 => scene.want_port(machine),
+            _ => (1..=scene.count()).for_each(|machine| scene.start(machine)),
+        }
+        let (most, chance) = (
+            [20, 3_000, 20_000][scene.chance.usize(..3)],
+            scene.chance.u64(..),
+        );
+        scene.run(most, chance)?;
+    }
+    if !is_in_etcd {
+        // `join` names where others are now: they may have moved since a machine was started.
+        for machine in 2..=scene.count() {
+            scene.end(machine);
+        }
+    }
+    scene.agree(&BTreeSet::new())?;
+    scene.find_all(Duration::from_secs(60))?;
+    Ok(scene.world.trace_hash())
+}
+
+/// The first machine, which names no other in `join`, comes back elsewhere, while nothing else is wrong.
+fn found_soon(mut scene: Scene) -> Verdict<u64> {
+    scene.calm();
+    scene.agree(&BTreeSet::new())?;
+    scene.move_away(1);
+    scene.world.run_for(Duration::from_secs(1));
+    scene.start(1);
+    scene.find_all(Duration::from_secs(5))?;
+    Ok(scene.world.trace_hash())
+}
+
+fn first_moves(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    found_soon(Scene::new(seed, planted))
+}
+
+fn moving_by_join(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    moving(Scene::new(seed, planted))
+}
+
 /// Else nodes would have different maps for ever, or two maps would count at once, or one would need a hand.
 #[test]
 fn nodes_form_one_cluster_whatever_happens_on_the_way() {
@@ -211,6 +267,51 @@ fn nobody_joins_a_cluster_that_holds_data() {
 #[test]
 fn who_has_lost_its_disk_is_nobody_in_the_old_cluster() {
     for_seeds("who_has_lost_its_disk", 40, |seed| amnesia(seed, &[]));
+}
+
+/// Else a node that has got another address would need a hand, or all of them, or an old map would come back.
+#[test]
+fn nodes_that_have_moved_find_each_other() {
+    for_seeds("nodes_that_have_moved", 60, |seed| {
+        moving_by_join(seed, &[])
+    });
+}
+
+/// The same where etcd has the map: there nodes find each other though all have moved, and nobody names any.
+#[test]
+fn nodes_that_have_moved_find_each_other_by_etcd() {
+    for_seeds(
+        "nodes_that_have_moved_find_each_other_by_etcd",
+        30,
+        |seed| moving(Scene::in_etcd(seed, &[])),
+    );
+}
+
+/// Else nodes would go on for a long time without the one that has moved, or for ever.
+#[test]
+fn who_has_moved_is_found_within_seconds() {
+    for_seeds("who_has_moved_is_found", 10, |seed| first_moves(seed, &[]));
+    for_seeds("who_has_moved_is_found", 10, |seed| {
+        found_soon(Scene::in_etcd(seed, &[]))
+    });
+}
+
+/// Else a node would stay away because of what was true of it before its last start, and came late.
+#[test]
+fn who_is_said_to_be_elsewhere_has_the_map_say_where_it_is() {
+    for_seeds("who_is_said_to_be_elsewhere", 10, |seed| {
+        let mut scene = Scene::new(seed, &[]);
+        scene.calm();
+        let map = scene.agree(&BTreeSet::new())?;
+        let about = scene.chance.u16(2..=scene.count());
+        scene.mislead(1, about);
+        scene.world.run_for(Duration::from_secs(3));
+        scene.find_all(Duration::from_secs(30))?;
+        match scene.agree(&BTreeSet::new())?.epoch() >= map.epoch() + 2 {
+            true => Ok(scene.world.trace_hash()),
+            false => Err("nobody was misled".to_owned()),
+        }
+    });
 }
 
 /// Else two that come at once would found two clusters, or what etcd has done without saying so would count as another's.
@@ -286,7 +387,9 @@ fn a_node_that_is_alone_and_idle_writes_nothing_and_does_nothing() {
 fn planted_bugs_of_membership_are_found() {
     type Simulate = fn(u64, &[Bug]) -> Verdict<u64>;
     let _ = env_logger::builder().is_test(false).try_init();
-    let cases: [(Bug, Simulate); 7] = [
+    let cases: [(Bug, Simulate); 9] = [
+        (Bug::NewerMapKept, first_moves),
+        (Bug::NobodyKnocks, moving_by_join),
         (Bug::PromisedUnwritten, forming),
         (Bug::NoDirectorySync, forming),
         (Bug::HalfOfKeepers, forming),

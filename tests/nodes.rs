@@ -193,6 +193,24 @@ fn who_coordinates_by_an_old_map_is_refused_and_fetches_the_newer() {
     }
 }
 
+/// Else a node that gets another address, or all that get new ones, would need a hand to be a cluster again.
+#[test]
+fn nodes_that_come_back_elsewhere_find_each_other() {
+    for seed in 0..3 {
+        let scene = Scene::new(seed, &[]).expect("a cluster");
+        let found = forming::come_back_elsewhere(scene);
+        found.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        let scene = Scene::in_etcd(seed).expect("a cluster");
+        let found = forming::come_back_elsewhere(scene);
+        found.unwrap_or_else(|why| panic!("seed {seed}, by etcd: {why}"));
+    }
+    for bug in [Bug::NewerMapKept, Bug::NobodyKnocks] {
+        let scene = Scene::new(0, &[bug]).expect("a cluster");
+        let found = forming::come_back_elsewhere(scene);
+        assert!(found.is_err(), "{bug:?} does no harm");
+    }
+}
+
 /// The map is in etcd, which goes away: the first write is refused and done later, and from then on nobody needs etcd, not even
 /// to come back.
 fn without_etcd(seed: u64) -> Verdict<Ran> {

@@ -38,12 +38,20 @@ pub enum Unheard {
     Unreached(String),
     /// It would end in the same way.
     Hopeless(String),
+    /// It belongs to this cluster, and was asked nothing.
+    Elsewhere(Uuid),
 }
 
 /// The way to a node of which only the address is known.
 pub trait Knocking {
-    /// Has the node at `address` let `newcomer` in. Where that has no host yet, it is the address that the other sees.
-    fn knock(&self, address: SocketAddr, newcomer: Node) -> Boxed<'_, Result<Said, Unheard>>;
+    /// Has the node at `address` let `newcomer` in. Where that has no host yet, it is the address that the other sees. If it
+    /// belongs to a cluster already, it asks only nodes of that one.
+    fn knock(
+        &self,
+        address: SocketAddr,
+        newcomer: Node,
+        cluster: Option<Uuid>,
+    ) -> Boxed<'_, Result<Said, Unheard>>;
 }
 
 /// Finds out who the node is whose data is in `dir`. `node` is how others are to know it; its number and identity are not
@@ -59,7 +67,7 @@ pub async fn begin(
         Some(record) if record.place.is_some() => {
             if !join.is_empty() {
                 log::info!(
-                    "this node belongs to its cluster already: `join` is not needed any more"
+                    "this node belongs to its cluster already: `join` is of use only if the others are not where they were"
                 );
             }
             return Ok(Some(Begun::Member(Box::new(record))));
@@ -231,7 +239,7 @@ pub(super) async fn knock_at_all(
 ) -> Result<Knocked> {
     let mut reasons = Vec::new();
     for address in addresses {
-        let why = match way.knock(*address, newcomer.clone()).await {
+        let why = match way.knock(*address, newcomer.clone(), None).await {
             Ok(Said::Map(bytes)) => match place(&bytes, newcomer.uuid) {
                 Some(place) => return Ok(Knocked::LetIn(place)),
                 None => "it has sent a map without this node".to_owned(),
@@ -244,6 +252,7 @@ pub(super) async fn knock_at_all(
             Ok(Said::Busy) => "not enough nodes of its cluster have answered it".to_owned(),
             Ok(_) => "its answer is not understood".to_owned(),
             Err(Unheard::Unreached(why)) => why,
+            Err(Unheard::Elsewhere(cluster)) => format!("it belongs to the cluster {cluster}"),
         };
         reasons.push(format!("{address} does not let this node in yet: {why}"));
     }

@@ -9,7 +9,7 @@ use crate::cluster::gossip::message::{Kind, Message};
 use crate::cluster::map::NodeId;
 use crate::cluster::member::{Standing, Turn, Why};
 use crate::error::Error;
-use crate::rt;
+use crate::rt::{self, Bug};
 
 /// A newer map comes within this, or is asked for again.
 const FETCH_MAX: Duration = Duration::from_secs(5);
@@ -155,9 +155,27 @@ impl Membership {
                 {
                     let effects = self.gossip.borrow_mut().received(rt::now(), &answer);
                     self.carry_out(effects);
+                    if answer.epoch < self.map().epoch() {
+                        self.hand_over_map(to).await;
+                    }
                 }
             }
             None => self.note_link(to, false),
+        }
+    }
+
+    /// Gossips with `node` at once: it may not be where it was.
+    pub(super) fn greet(self: &Rc<Self>, node: NodeId) {
+        let question = self.gossip.borrow().question();
+        drop(rt::spawn(Rc::clone(self).say(node, question)));
+    }
+
+    /// Node `to` has an older map, by which it may look for this one, and for all that have a newer one, where none of them
+    /// is any more: it does not get the newer map by asking.
+    async fn hand_over_map(&self, to: NodeId) {
+        if !rt::planted(Bug::NewerMapKept) {
+            let map = self.map().to_json().into();
+            self.ask(to, Ask::TakeMap(map), FETCH_MAX).await;
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A newcomer asks a node to be let into its cluster: one connection, one request, one answer.
+//! A newcomer asks a node to be let into its cluster: one connection, one request, one answer. A member that looks for the
+//! others (`elsewhere`) asks in the same way.
 //!
 //! It has no number yet, so it connects as nobody in particular (`protocol/peer/handshake`), and proves only that it knows
 //! the cluster's key.
@@ -13,7 +14,7 @@ use futures_lite::future;
 use super::begin::Unheard;
 use super::proposing::WISH_MAX;
 use super::{Boxed, Knocking, Said};
-use crate::cluster::map::Node;
+use crate::cluster::map::{Node, Uuid};
 use crate::protocol::peer::handshake::{Connecting, Side};
 use crate::protocol::peer::{self, Answer, Frame, Limits, Message, Parsed, Request};
 use crate::rt::{self, Stream};
@@ -30,18 +31,28 @@ pub struct Door {
 }
 
 impl Knocking for Door {
-    fn knock(&self, address: SocketAddr, newcomer: Node) -> Boxed<'_, Result<Said, Unheard>> {
+    fn knock(
+        &self,
+        address: SocketAddr,
+        newcomer: Node,
+        cluster: Option<Uuid>,
+    ) -> Boxed<'_, Result<Said, Unheard>> {
         Box::pin(async move {
             let late = async {
                 rt::sleep(KNOCK_MAX).await;
                 Err(unreached("no answer came in time"))
             };
-            future::or(ask(address, newcomer, &self.key), late).await
+            future::or(ask(address, newcomer, cluster, &self.key), late).await
         })
     }
 }
 
-async fn ask(address: SocketAddr, mut newcomer: Node, key: &[u8]) -> Result<Said, Unheard> {
+async fn ask(
+    address: SocketAddr,
+    mut newcomer: Node,
+    cluster: Option<Uuid>,
+    key: &[u8],
+) -> Result<Said, Unheard> {
     let stream = Stream::connect(address).await.map_err(unreached)?;
     if newcomer.host.is_empty() {
         let seen = stream.local_addr().map(|address| address.ip());
@@ -66,6 +77,10 @@ async fn ask(address: SocketAddr, mut newcomer: Node, key: &[u8]) -> Result<Said
     let (peer, proof) = connecting
         .on_welcome(&welcomed, key)
         .map_err(|refusal| Unheard::Hopeless(refusal.to_string()))?;
+    let found = Uuid(u128::from_be_bytes(peer.side.cluster));
+    if cluster.is_some_and(|cluster| cluster != found) {
+        return Err(Unheard::Elsewhere(found));
+    }
     line.send(Message::Proof(proof), peer.version).await?;
     let text = serde_json::to_vec(&newcomer).expect("names are text, and nothing is a float");
     let request = Message::Request(Request::Join(&text));

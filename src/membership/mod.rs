@@ -3,13 +3,14 @@
 //! Core 0 does all of it and tells the other cores what comes of it, a [`View`]. `begin` finds out who the node is before
 //! it opens its data; then [`Membership`] lives as long as the node. The map is a register kept by up to five of its nodes
 //! (`keeper`: this node's part of it; `proposing`: how it is changed), or it is kept in `etcd`; `gossiping` is who is alive, and
-//! that there is a newer map. What is decided is decided in pure code: `wish`, `cluster/gossip`, `cluster/claim`, `replication/register`.
+//! that there is a newer map; `elsewhere` is how nodes find each other that are not where the map says. What is decided is decided in pure code: `wish`, `cluster/gossip`, `cluster/claim`, `replication/register`.
 //!
 //! Invariants: what this node has promised or accepted as a keeper is on disk before it says so (`record`); only maps that
 //! were decided are ever shown; nobody joins a cluster that holds data, and no data is written before that is decided.
 
 mod begin;
 mod ceiling;
+mod elsewhere;
 pub mod etcd;
 pub mod gossiping;
 mod keeper;
@@ -24,6 +25,7 @@ pub mod wish;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -39,6 +41,7 @@ use crate::cluster::member::{Standing, Timing};
 use crate::replication::register::Ballot;
 use crate::rt::sync::Signal;
 use crate::rt::{self, Bug};
+use elsewhere::Elsewhere;
 use etcd::Etcd;
 use record::{Keeping, Place, Record};
 use turn::Turns;
@@ -58,6 +61,8 @@ pub enum Ask {
     Map(u64),
     /// To let the sender in, who is no node yet.
     Join(Vec<u8>),
+    /// To go by this map, if it is newer.
+    TakeMap(Bytes),
 }
 
 /// What it answers.
@@ -69,6 +74,8 @@ pub enum Said {
     Register(Vec<u8>),
     /// Its map.
     Map(Bytes),
+    /// It has done it.
+    Done,
     /// It could not do it now; nothing was done.
     Busy,
     /// It will not do it, and says why.
@@ -131,6 +138,10 @@ pub struct Setup {
     pub etcd: Option<Etcd>,
     /// The way to the others.
     pub reach: Rc<dyn Reach>,
+    /// Where others may be that are not where the map says.
+    pub join: Vec<SocketAddr>,
+    /// The way to who is there.
+    pub door: Rc<dyn Knocking>,
     /// Is told every new view.
     pub tell: Tell,
 }
@@ -146,11 +157,15 @@ pub struct Membership {
     /// The newest map; CLUSTER may be a little behind.
     map: RefCell<Arc<ClusterMap>>,
     gossip: RefCell<Gossip>,
+    /// Who is not where the map says.
+    elsewhere: RefCell<Elsewhere>,
     proposing: Turns,
     /// The last ballot of this node as a proposer.
     last: Cell<Ballot>,
     /// Somebody sees to it that this node keeps the map.
     is_asking_to_keep: Cell<bool>,
+    /// Somebody sees to it that the map says again where this node is.
+    is_contradicting: Cell<bool>,
     /// A newer map is on its way, of which a link has told.
     is_fetching: Cell<bool>,
     /// Another process runs as this node.
@@ -185,12 +200,14 @@ impl Membership {
             is_broken: Cell::new(false),
             map: RefCell::new(map),
             gossip: RefCell::new(gossip),
+            elsewhere: RefCell::default(),
             proposing: Turns::default(),
             last: Cell::new(Ballot {
                 round: 0,
                 proposer: u32::from(node.0),
             }),
             is_asking_to_keep: Cell::new(false),
+            is_contradicting: Cell::new(false),
             is_fetching: Cell::new(false),
             is_fenced: Cell::new(false),
             changed: Signal::default(),
@@ -241,7 +258,7 @@ impl Membership {
         }
         self.ask_to_keep();
         match &self.setup.etcd {
-            None => self.gossip().await,
+            None => future::or(self.gossip(), self.look_where_others_join()).await,
             Some(etcd) => future::or(self.gossip(), self.follow_etcd(etcd)).await,
         }
     }
@@ -280,6 +297,7 @@ impl Membership {
         self.map.replace(Arc::clone(&map));
         self.gossip.borrow_mut().map_changed(&map);
         self.tell();
+        self.follow_moved(&known, &map);
         self.ask_to_keep();
         drop(rt::spawn(Rc::clone(self).keep_known_map()));
     }
@@ -300,6 +318,13 @@ impl Membership {
                 }
             }
             Ask::Join(bytes) => self.on_join(&bytes).await,
+            Ask::TakeMap(bytes) => match wish::read(&bytes) {
+                Some(map) => {
+                    self.learn(map);
+                    Said::Done
+                }
+                None => Said::Refused("what it hands over is no map".to_owned()),
+            },
         }
     }
 }
@@ -310,12 +335,12 @@ fn describe(old: &ClusterMap, new: &ClusterMap, own: NodeId) -> String {
     for node in new.nodes() {
         match old.node(node.id) {
             Some(known) if known == node => {}
-            known => {
-                let what = known.map_or("joins", |_| "is now");
-                text += &format!(
-                    "; node {} {what} at {}:{}",
-                    node.id.0, node.host, node.peer_port
-                );
+            Some(known) => {
+                text += &format!("; node {} {}", node.id.0, what_is_new(known, node));
+            }
+            None => {
+                let (host, port) = (&node.host, node.peer_port);
+                text += &format!("; node {} joins at {host}:{port}", node.id.0);
             }
         }
     }
@@ -349,4 +374,35 @@ fn describe(old: &ClusterMap, new: &ClusterMap, own: NodeId) -> String {
         text += "; this node is not in it";
     }
     text
+}
+
+/// What has changed of a node.
+fn what_is_new(old: &Node, new: &Node) -> String {
+    let mut changes = Vec::new();
+    if !elsewhere::is_at(old, new) {
+        let [old, new] = [old, new].map(|node| format!("{}:{}", node.host, node.peer_port));
+        changes.push(format!("is now at {new} (it was at {old})"));
+    }
+    let numbers = [
+        ("port", [old.port, new.port].map(u32::from)),
+        ("core-port", [old.core_port, new.core_port].map(u32::from)),
+        ("http-port", [old.http_port, new.http_port].map(u32::from)),
+        ("weight", [old.weight, new.weight]),
+        ("cores", [old.cores, new.cores].map(u32::from)),
+    ];
+    for (name, [old, new]) in numbers {
+        if old != new {
+            changes.push(format!("has {name} {new} (it had {old})"));
+        }
+    }
+    if old.rack != new.rack {
+        changes.push(format!(
+            "is in rack {:?} (it was in {:?})",
+            new.rack, old.rack
+        ));
+    }
+    if old.state != new.state {
+        changes.push(format!("is {:?} (it was {:?})", new.state, old.state));
+    }
+    changes.join(", ")
 }

@@ -29,7 +29,7 @@ const TRIP_MAX: Duration = Duration::from_secs(2);
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 pub(super) const PAUSE_MAX: Duration = Duration::from_millis(640);
 /// A node that keeps the map, or is known under a new address, only later tries again after this, and half as much by chance.
-const LATER: Duration = Duration::from_secs(5);
+pub(super) const LATER: Duration = Duration::from_secs(5);
 /// So many wait for their turn to have the map changed; others are told that it is busy.
 const WAITING_MAX: usize = 64;
 
@@ -223,8 +223,8 @@ impl Membership {
     /// Asks another node of the map.
     pub(super) async fn ask(&self, node: NodeId, ask: Ask, patience: Duration) -> Option<Said> {
         let map = self.map();
-        let node = map.node(node)?;
-        self.setup.reach.ask(node, ask, patience).await.ok()
+        let node = self.elsewhere.borrow().place_of(map.node(node)?, rt::now());
+        self.setup.reach.ask(&node, ask, patience).await.ok()
     }
 
     /// There is a newer set of keepers: asks all nodes for the map that names it, until one has it or the time is over.
@@ -267,16 +267,21 @@ impl Membership {
         }
     }
 
-    /// A newcomer wants to be let in.
+    /// A newcomer wants to be let in; or somebody who was let in already says where it is.
     pub(super) async fn on_join(self: &Rc<Self>, bytes: &[u8]) -> Said {
         let Ok(newcomer) = serde_json::from_slice::<Node>(bytes) else {
             return Said::Refused("what it says of itself is not understood".to_owned());
         };
+        let map = self.map();
+        let mut members = map.nodes().iter();
+        if let Some(known) = members.find(|known| known.uuid == newcomer.uuid) {
+            return self.on_knock_of_member(known, newcomer).await;
+        }
         if self.setup.node.host.is_empty() {
             let why = "the node that was asked does not know under which address others reach it: it needs `announce-host`";
             return Said::Refused(why.to_owned());
         }
-        if self.map().nodes().len() == 1 {
+        if map.nodes().len() == 1 {
             // It need not have told anybody where it is now.
             let own = Wish::Renew(Box::new(self.setup.node.clone()));
             if let Outcome::TooFew = self.change(own, WISH_MAX).await {
@@ -318,15 +323,23 @@ impl Membership {
             return;
         }
         let membership = Rc::clone(self);
-        drop(rt::spawn(async move {
-            loop {
-                match membership.change(wish.clone(), WISH_MAX).await {
-                    Outcome::TooFew => rt::sleep(LATER + by_chance(LATER / 2)).await,
-                    Outcome::Granted(_) => return,
-                    Outcome::Refused(why) => return log::error!("{why}"),
+        drop(rt::spawn(async move { membership.insist_on(wish).await }));
+    }
+
+    /// Wants something of the map until that is granted: what it says of others may have to change before.
+    pub(super) async fn insist_on(self: &Rc<Self>, wish: Wish) {
+        let mut told = String::new();
+        loop {
+            match self.change(wish.clone(), WISH_MAX).await {
+                Outcome::Granted(_) => return,
+                Outcome::Refused(why) if why != told => {
+                    log::error!("{why}");
+                    told = why;
                 }
+                Outcome::Refused(_) | Outcome::TooFew => {}
             }
-        }));
+            rt::sleep(LATER + by_chance(LATER / 2)).await;
+        }
     }
 }
 

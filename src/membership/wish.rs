@@ -27,6 +27,8 @@ pub enum Wish {
     Keep(NodeId),
     /// To know this node, which it has, as it is now.
     Renew(Box<Node>),
+    /// To look for this node, which it has, at this host and peer port, and to know it else as it did.
+    Move(Box<Node>),
     /// Nothing, but to be of this epoch or a later one: for who has heard of such a map.
     Know(u64),
 }
@@ -51,6 +53,7 @@ impl Wish {
             Wish::Open => Verdict::Next(Box::new(map.opened())),
             Wish::Keep(node) => keep(map, *node),
             Wish::Renew(node) => renew(map, node),
+            Wish::Move(node) => relocate(map, node),
             Wish::Know(epoch) if map.epoch() >= *epoch => Verdict::Granted,
             Wish::Know(epoch) => Verdict::Refused(format!("there is no map of epoch {epoch}")),
         }
@@ -136,6 +139,16 @@ fn renew(map: &ClusterMap, node: &Node) -> Verdict {
         // Its share would change, and data would have to move.
         (wanted.rack, wanted.weight) = (known.rack.clone(), known.weight);
     }
+    let is_taken = |other: &&Node| {
+        let is_there = (&other.host, other.peer_port) == (&wanted.host, wanted.peer_port);
+        other.id != wanted.id && is_there
+    };
+    if let Some(NodeId(other)) = map.nodes().iter().find(is_taken).map(|other| other.id) {
+        return Verdict::Refused(format!(
+            "the map says that node {other} is at {}:{}: as long as it does, it cannot say that node {} is there",
+            wanted.host, wanted.peer_port, wanted.id.0
+        ));
+    }
     let has_moved_only = wanted.rack == known.rack && wanted.weight == known.weight;
     match has_moved_only {
         true if *known == wanted => Verdict::Granted,
@@ -144,6 +157,21 @@ fn renew(map: &ClusterMap, node: &Node) -> Verdict {
             Err(why) => Verdict::Refused(why.to_string()),
         },
         false => put(map, wanted),
+    }
+}
+
+fn relocate(map: &ClusterMap, node: &Node) -> Verdict {
+    match map.node(node.id) {
+        Some(known) if known.uuid == node.uuid => {
+            let (host, peer_port) = (node.host.clone(), node.peer_port);
+            let moved = Node {
+                host,
+                peer_port,
+                ..known.clone()
+            };
+            renew(map, &moved)
+        }
+        _ => renew(map, node),
     }
 }
 
@@ -296,6 +324,32 @@ mod tests {
         assert!(matches!(renew(&other).judge(&moved), Verdict::Refused(_)));
         other.uuid = Uuid(1);
         assert!(matches!(renew(&other).judge(&moved), Verdict::Refused(_)));
+    }
+
+    /// Else who has a node looked for elsewhere would take back what it has said of itself since.
+    #[test]
+    fn who_says_where_another_node_is_changes_nothing_else_of_it() {
+        let two = granted(&granted(&first(), join(9)), Wish::Open);
+        let told = Node {
+            host: "elsewhere".into(),
+            peer_port: 4000,
+            ..two.nodes()[1].clone()
+        };
+        let newer = Node {
+            port: 77,
+            ..two.nodes()[1].clone()
+        };
+        let newer = granted(&two, Wish::Renew(Box::new(newer)));
+        let moved = granted(&newer, Wish::Move(Box::new(told.clone())));
+        let known = &moved.nodes()[1];
+        assert_eq!((known.port, known.peer_port), (77, 4000));
+        assert_eq!(known.host, "elsewhere");
+        let other = Node {
+            uuid: Uuid(1),
+            ..told
+        };
+        let verdict = Wish::Move(Box::new(other)).judge(&moved);
+        assert!(matches!(verdict, Verdict::Refused(_)));
     }
 
     /// Else a proposer could take another's map for its own.

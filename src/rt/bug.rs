@@ -79,6 +79,10 @@ pub enum Bug {
     UnknownIsRefused,
     /// A map is taken for the newest, whichever epoch it is of.
     OlderMapTaken,
+    /// A node keeps its newer map to itself, and waits to be asked for it.
+    NewerMapKept,
+    /// A node that reaches too few others does not ask where `join` says.
+    NobodyKnocks,
     /// A hint is said to be kept before it is synced.
     HintUnsynced,
     /// A hint is dropped before the replica has said that it is synced there.

@@ -94,6 +94,7 @@ impl Shard {
                     let epoch = self.view().map_or(0, |view| view.map.epoch());
                     answering.give(&Answer::Map { epoch, map: &map });
                 }
+                Said::Done => answering.give(&Answer::Done),
                 Said::Busy => answering.give(&Answer::Busy),
                 Said::Refused(why) => {
                     answering.give(&Answer::failed(Certainty::NotDone, &why));
@@ -132,6 +133,7 @@ impl Serve for Shard {
             Request::Gossip(bytes) => Ask::Gossip(bytes.to_vec()),
             Request::Map { at_least } => Ask::Map(at_least),
             Request::Join(bytes) => Ask::Join(bytes.to_vec()),
+            Request::TakeMap(map) => Ask::TakeMap(Bytes::copy_from_slice(map)),
             Request::Register {
                 subject: Subject::Map,
                 request,
@@ -163,6 +165,7 @@ impl Reach for Way {
                 at_least: *at_least,
             },
             Ask::Join(bytes) => Request::Join(bytes),
+            Ask::TakeMap(map) => Request::TakeMap(map),
             Ask::Register(request) => Request::Register {
                 subject: Subject::Map,
                 request,
@@ -185,6 +188,7 @@ impl Reach for Way {
                 Answer::Gossip(bytes) => Ok(Said::Gossip(bytes.to_vec())),
                 Answer::Register(bytes) => Ok(Said::Register(bytes.to_vec())),
                 Answer::Map { map, .. } => Ok(Said::Map(Bytes::copy_from_slice(map))),
+                Answer::Done => Ok(Said::Done),
                 Answer::Busy => Ok(Said::Busy),
                 Answer::Failed { text, .. } => Ok(Said::Refused(text.to_owned())),
                 _ => Err(Unreached),

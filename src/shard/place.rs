@@ -239,6 +239,10 @@ impl Shard {
             timing: timing(&self.config),
             etcd: Etcd::of(&self.config),
             reach,
+            join: self.facts.join.clone(),
+            door: Rc::new(Door {
+                key: self.facts.cluster_key.clone(),
+            }),
             tell: Box::new(move |view| tell_all(&shard, view)),
         };
         let membership = Membership::new(setup, record);

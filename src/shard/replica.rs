@@ -81,6 +81,7 @@ impl Shard {
             Request::Gossip(_)
             | Request::Register { .. }
             | Request::Map { .. }
+            | Request::TakeMap(_)
             | Request::Join(_) => give(&Answer::NotMine),
         }
     }

@@ -21,7 +21,7 @@ use quoit::config::VNODES_MIN;
 use quoit::error::Error;
 use quoit::membership::etcd::begin_in_etcd;
 use quoit::membership::record::Record;
-use quoit::membership::wish::{HOLDS_DATA, Wish};
+use quoit::membership::wish::{self, HOLDS_DATA, Wish};
 use quoit::membership::{
     self, Ask, Begun, Boxed, Founding, Knocking, Membership, Outcome, Reach, Said, Setup, Unheard,
     Unreached, View,
@@ -61,12 +61,18 @@ pub struct Book {
     granted: BTreeMap<u16, (u16, u16)>,
     /// It was granted that the cluster holds data.
     pub is_open: bool,
+    /// The peer ports of machines that have moved, from their next starts on.
+    ports: BTreeMap<u16, u16>,
     wrong: Option<String>,
 }
 
 impl Book {
     fn note_wrong(&mut self, why: String) {
         self.wrong.get_or_insert(why);
+    }
+
+    fn port(&self, machine: u16) -> u16 {
+        self.ports.get(&machine).copied().unwrap_or(PORT)
     }
 
     /// Machine `machine` shows `view`.
@@ -117,6 +123,7 @@ async fn exchange(address: SocketAddr, ask: &Ask) -> Option<Said> {
         Ask::Register(bytes) => (1, bytes.clone()),
         Ask::Map(epoch) => (2, epoch.to_le_bytes().to_vec()),
         Ask::Join(bytes) => (3, bytes.clone()),
+        Ask::TakeMap(map) => (4, map.to_vec()),
     };
     send(&mut stream, kind, &body).await?;
     let (kind, body) = receive(&mut stream).await?;
@@ -125,6 +132,7 @@ async fn exchange(address: SocketAddr, ask: &Ask) -> Option<Said> {
         1 => Said::Register(body),
         2 => Said::Map(Bytes::from(body)),
         3 => Said::Busy,
+        5 => Said::Done,
         _ => Said::Refused(String::from_utf8(body).ok()?),
     })
 }
@@ -162,7 +170,8 @@ async fn answer(mut stream: Stream, membership: Rc<Membership>) {
         0 => Ask::Gossip(body),
         1 => Ask::Register(body),
         2 => Ask::Map(u64::from_le_bytes(body.try_into().expect("eight bytes"))),
-        _ => Ask::Join(body),
+        3 => Ask::Join(body),
+        _ => Ask::TakeMap(Bytes::from(body)),
     };
     let (kind, body) = match membership.serve(ask).await {
         Said::Gossip(bytes) => (0, bytes),
@@ -170,6 +179,7 @@ async fn answer(mut stream: Stream, membership: Rc<Membership>) {
         Said::Map(bytes) => (2, bytes.to_vec()),
         Said::Busy => (3, Vec::new()),
         Said::Refused(why) => (4, why.into_bytes()),
+        Said::Done => (5, Vec::new()),
     };
     send(&mut stream, kind, &body).await;
 }
@@ -194,27 +204,45 @@ impl Reach for Wire {
 }
 
 impl Knocking for Wire {
-    fn knock(&self, address: SocketAddr, newcomer: Node) -> Boxed<'_, Result<Said, Unheard>> {
+    fn knock(
+        &self,
+        address: SocketAddr,
+        newcomer: Node,
+        cluster: Option<Uuid>,
+    ) -> Boxed<'_, Result<Said, Unheard>> {
         Box::pin(async move {
             let text = serde_json::to_vec(&newcomer).expect("it is text");
             let late = async {
                 rt::sleep(QUESTION_MAX).await;
                 None
             };
-            let said = future::or(exchange(address, &Ask::Join(text)), late).await;
-            said.ok_or_else(|| Unheard::Unreached("no answer".to_owned()))
+            let asked = async {
+                if let Some(own) = cluster {
+                    // A handshake would tell.
+                    let Said::Map(map) = exchange(address, &Ask::Map(0)).await? else {
+                        return None;
+                    };
+                    let found = wish::read(&map)?.cluster();
+                    if found != own {
+                        return Some(Err(Unheard::Elsewhere(found)));
+                    }
+                }
+                exchange(address, &Ask::Join(text)).await.map(Ok)
+            };
+            let said = future::or(asked, late).await;
+            said.unwrap_or_else(|| Err(Unheard::Unreached("no answer".to_owned())))
         })
     }
 }
 
-fn describe(machine: u16) -> Node {
+fn describe(machine: u16, peer_port: u16) -> Node {
     Node {
         id: NodeId(machine),
         uuid: Uuid(0),
         host: Machine(machine).address(PORT).ip().to_string(),
         port: 6379,
         core_port: 16_379,
-        peer_port: PORT,
+        peer_port,
         http_port: 8379,
         rack: String::new(),
         weight: 100,
@@ -236,11 +264,16 @@ enum Door {
 async fn live(machine: u16, door: Door, (book, slot): (Shared, Slot), orders: Rc<Orders>) {
     let dir = Path::new(DIR);
     rt::create_dir_all(dir).await.expect("a sound disk");
-    let mut node = describe(machine);
+    let peer_port = book.borrow().port(machine);
+    let mut node = describe(machine, peer_port);
     let how = Founding {
         vnodes: Vnodes::new(VNODES_MIN).expect("a power of two"),
         replicas: 3,
         is_open: false,
+    };
+    let join = match &door {
+        Door::Join(join) => join.clone(),
+        Door::Etcd { .. } => Vec::new(),
     };
     let (begun, etcd) = match door {
         Door::Join(join) => (membership::begin(dir, &join, &node, &Wire).await, None),
@@ -278,12 +311,14 @@ async fn live(machine: u16, door: Door, (book, slot): (Shared, Slot), orders: Rc
         timing: TIMING,
         etcd,
         reach: Rc::new(Wire),
+        join,
+        door: Rc::new(Wire),
         tell: Box::new(move |view: &Arc<View>| told.borrow_mut().note(machine, view)),
     };
     let membership = Membership::new(setup, record);
     slot.borrow_mut()
         .insert(machine, Rc::downgrade(&membership));
-    let listener = Listener::bind(Machine(machine).address(PORT)).expect("it is free");
+    let listener = Listener::bind(Machine(machine).address(peer_port)).expect("it is free");
     rt::spawn(Rc::clone(&membership).run());
     rt::spawn(orders.carry_out());
     loop {
@@ -401,6 +436,43 @@ impl Scene {
         }
     }
 
+    /// True if etcd has the map.
+    pub fn is_in_etcd(&self) -> bool {
+        self.etcd.is_some()
+    }
+
+    /// Nothing disturbs the network.
+    pub fn calm(&mut self) {
+        self.world.heal_all();
+        self.world.change_net(|faults| {
+            (faults.resets, faults.spikes) = (0.0, 0.0);
+        });
+    }
+
+    /// True if the map says where all are.
+    fn says_places(&self, map: &ClusterMap) -> bool {
+        let book = self.book.borrow();
+        map.nodes().iter().all(|node| {
+            (1..=self.count).any(|machine| {
+                let address = Machine(machine).address(book.port(machine));
+                node.host == address.ip().to_string() && node.peer_port == address.port()
+            })
+        })
+    }
+
+    /// All see each other alive, where they are, before that time is over.
+    pub fn find_all(&self, time: Duration) -> Verdict {
+        let finds_all = |machine| {
+            let member = self.member(machine);
+            member.is_some_and(|member| self.says_places(&member.map())) && self.sees_all(machine)
+        };
+        let all_find = || (1..=self.count).all(finds_all);
+        match self.world.run_until(all_find, time) {
+            true => self.verdict(),
+            false => Err(format!("they do not find each other: {}", self.describe())),
+        }
+    }
+
     /// How many machines there are.
     pub fn count(&self) -> u16 {
         self.count
@@ -415,7 +487,7 @@ impl Scene {
         let mut join: Vec<SocketAddr> = (1..=self.count)
             .filter(|other| *other != machine && machine != 1)
             .filter(|other| *other == 1 || self.chance.bool())
-            .map(|other| Machine(other).address(PORT))
+            .map(|other| Machine(other).address(self.book.borrow().port(other)))
             .collect();
         self.chance.shuffle(&mut join);
         let door = match &self.etcd {
@@ -443,6 +515,14 @@ impl Scene {
         }
         self.members.borrow_mut().remove(&machine);
         self.orders.borrow_mut().remove(&machine);
+    }
+
+    /// Ends a machine's life, if it has one; in the next one it is at another port.
+    pub fn move_away(&mut self, machine: u16) {
+        self.end(machine);
+        let mut book = self.book.borrow_mut();
+        let port = book.port(machine) + 1;
+        book.ports.insert(machine, port);
     }
 
     /// Replaces the disk of a machine by a new one; it is down then.
@@ -532,6 +612,23 @@ impl Scene {
         });
     }
 
+    /// A machine has the map say that another one is where nobody is.
+    pub fn mislead(&self, machine: u16, about: u16) {
+        let (Some(membership), Some(number)) = (self.member(machine), self.number(about)) else {
+            return;
+        };
+        if let Some(known) = membership.map().node(number).cloned() {
+            let wrong = Node {
+                peer_port: known.peer_port + 1_000,
+                ..known
+            };
+            self.order(machine, async move {
+                let wish = Wish::Move(Box::new(wrong));
+                drop(membership.change(wish, WISH_MAX).await);
+            });
+        }
+    }
+
     pub fn cut(&mut self) {
         let (one, other) = (
             self.chance.u16(1..=self.count),
@@ -564,10 +661,7 @@ impl Scene {
 
     /// Nothing disturbs them any more: all that were let in, but `lost` ones, agree, and see each other alive.
     pub fn agree(&mut self, lost: &BTreeSet<u16>) -> Verdict<Arc<ClusterMap>> {
-        self.world.heal_all();
-        self.world.change_net(|faults| {
-            (faults.resets, faults.spikes) = (0.0, 0.0);
-        });
+        self.calm();
         self.disturb_etcd(0);
         self.start_etcd();
         for machine in (1..=self.count).filter(|machine| !lost.contains(machine)) {

@@ -90,7 +90,9 @@ pub fn write_by_an_old_map(seed: u64) -> Verdict {
     }
     scene.world.heal_all();
     let ledger = Ledger::of(FORMING, Level::Quorum);
-    scene.talk_to(2, |client| workload::write_all(client, FORMING.keys))?;
+    scene.talk_to(2, |client| {
+        workload::write_all(client, "quorum", FORMING.keys)
+    })?;
     scene.wait_for_cluster(&scene.all())?;
     let keys = ledger.borrow().keys();
     for (key, held) in holders::records(&scene, &keys)? {
@@ -102,6 +104,35 @@ pub fn write_by_an_old_map(seed: u64) -> Verdict {
             return Err(format!(
                 "{key} was acknowledged, and its holders have {held:?}"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Virtual time within which nodes that have come back elsewhere are found.
+const FOUND_MAX: Duration = Duration::from_secs(30);
+
+/// Nodes come back at other peer ports: one at a time, the founder, whom nobody has to ask, among them; then all at once.
+/// Each time what needs all of them is soon possible at each of them.
+pub fn come_back_elsewhere(mut scene: Scene) -> Verdict {
+    let all = scene.all();
+    let moves = all.iter().map(|number| vec![*number]);
+    let moves: Vec<Vec<u16>> = moves.chain([all.clone()]).collect();
+    for moved in moves {
+        scene.talk(|client| workload::write_all(client, "all", 2))?;
+        for number in &moved {
+            scene.crash(*number);
+            scene.move_away(*number);
+        }
+        moved.iter().for_each(|number| scene.begin(*number));
+        moved
+            .iter()
+            .try_for_each(|number| scene.must_be_up(*number))?;
+        let began = scene.world.elapsed();
+        scene.talk(|client| workload::write_all(client, "all", 2))?;
+        let took = scene.world.elapsed() - began;
+        if took > FOUND_MAX {
+            return Err(format!("nodes {moved:?} are found after {took:?}"));
         }
     }
     Ok(())

@@ -11,7 +11,9 @@ use quoit::rt::Bug;
 use quoit::rt::sim::{DiskFaults, NodeId, Options, Task, World};
 use quoit::types::Level;
 
-use crate::cluster::{self, CORE_PORT, Client, Life, Started, Verdict, config, launch, request};
+use crate::cluster::{
+    self, CORE_PORT, Client, Life, PEER_PORT, Started, Verdict, config, launch_beside, request,
+};
 use crate::etcd;
 use crate::holders;
 use crate::seeds;
@@ -81,6 +83,8 @@ pub struct Seat {
     pub is_excused: bool,
     /// When its lives were ended.
     pub ends: Vec<Duration>,
+    /// How far from its first one its peer port is.
+    pub moved: u16,
 }
 
 /// What happened, to see that it did.
@@ -305,13 +309,23 @@ impl Scene {
     /// Begins to start a node. Its disk is well again.
     pub fn begin(&mut self, number: u16) {
         self.mend(number);
-        let join: &[NodeId] = match number {
-            0 => &[],
-            _ if self.etcd.is_some() => &[],
-            _ => &[machine(0)],
+        let peer_port = |number: u16| PEER_PORT + self.seats[usize::from(number)].moved;
+        let join = match number {
+            0 => Vec::new(),
+            _ if self.etcd.is_some() => Vec::new(),
+            _ => vec![machine(0).address(peer_port(0))],
         };
-        let started = launch(&self.world, machine(number), &self.config, join);
+        let config = Config {
+            peer_port: peer_port(number),
+            ..self.config.clone()
+        };
+        let started = launch_beside(&self.world, machine(number), &config, join);
         self.seats[usize::from(number)].started = Some(started);
+    }
+
+    /// A node that is down is somewhere else at its next start.
+    pub fn move_away(&mut self, number: u16) {
+        self.seats[usize::from(number)].moved += self.config.cores;
     }
 
     /// Returns when a node that was started is up.

@@ -268,11 +268,11 @@ pub async fn none_left(mut client: Client) -> Verdict {
     Ok(())
 }
 
-/// Writes each of so many keys at QUORUM, its own name into it, until that is acknowledged.
-pub async fn write_all(mut client: Client, keys: u64) -> Verdict {
+/// Writes each of so many keys at `level`, its own name into it, until that is acknowledged.
+pub async fn write_all(mut client: Client, level: &'static str, keys: u64) -> Verdict {
     for key in (0..keys).map(key_of) {
         let requests = [
-            words("KV.CONSISTENCY READ quorum WRITE quorum"),
+            words(&format!("KV.CONSISTENCY READ {level} WRITE {level}")),
             words(&format!("SET {key} {key}")),
         ];
         loop {

@@ -113,7 +113,17 @@ pub fn peer_address_of(machine: NodeId) -> SocketAddr {
 
 /// Starts a node on `machine`, which asks the machines of `join` to let it in if it is in no cluster yet.
 pub fn launch(world: &World, machine: NodeId, config: &Config, join: &[NodeId]) -> Started {
-    let join: Vec<SocketAddr> = join.iter().map(|other| peer_address_of(*other)).collect();
+    let join = join.iter().map(|other| peer_address_of(*other)).collect();
+    launch_beside(world, machine, config, join)
+}
+
+/// The same, where the others listen at these addresses.
+pub fn launch_beside(
+    world: &World,
+    machine: NodeId,
+    config: &Config,
+    join: Vec<SocketAddr>,
+) -> Started {
     let cores = config.cores;
     let config = Rc::new(Config {
         bind: address_of(machine).ip(),
@@ -124,7 +134,7 @@ pub fn launch(world: &World, machine: NodeId, config: &Config, join: &[NodeId]) 
         address: address_of(machine),
         core_ports: (0..cores).map(|core| CORE_PORT + core).collect(),
         http: machine.address(HTTP_PORT),
-        peer_ports: (0..cores).map(|core| PEER_PORT + core).collect(),
+        peer_ports: (0..cores).map(|core| config.peer_port + core).collect(),
         join,
         cluster_key: CLUSTER_KEY.to_vec(),
         run_id: "0".repeat(40),

@@ -143,10 +143,11 @@ pub async fn records_of(
             let deadline = rt::now() + SECOND * 10;
             let address = PeerAddress::of(node, holder.core);
             let asked = peers.ask(*holder, address, &request, deadline).await;
-            if let Ok(answered) = asked
-                && let Answer::Holds(held) = answered.answer.view()
-            {
-                break (held.meta, held.value.map(<[u8]>::to_vec));
+            match asked.as_ref().map(|answered| answered.answer.view()) {
+                Ok(Answer::Holds(held)) => break (held.meta, held.value.map(<[u8]>::to_vec)),
+                // There is a newer map since, by which others keep it: a cluster's keys stay where they are.
+                Ok(Answer::StaleEpoch { epoch }) => peers.set_epoch(epoch),
+                _ => {}
             }
             tries += 1;
             if tries == TRIES_MAX {

@@ -218,6 +218,11 @@ impl Gossip {
         effects
     }
 
+    /// What a node is asked apart from the rounds.
+    pub fn question(&self) -> Message {
+        self.say(Kind::Ask)
+    }
+
     /// `node` has answered, whatever was asked.
     pub fn link_up(&mut self, node: NodeId) -> Option<Effect> {
         self.members.link_up(node).map(Effect::Turned)

@@ -100,6 +100,7 @@ pub(super) fn may_ask_stranger(request: &Request<'_>) -> bool {
         | Request::Walk(_)
         | Request::Clock
         | Request::Hint { .. }
+        | Request::TakeMap(_)
         | Request::Gossip(_) => false,
     }
 }
@@ -107,7 +108,7 @@ pub(super) fn may_ask_stranger(request: &Request<'_>) -> bool {
 /// What a node may ask that our map does not know: it may be in a newer one, which we are to hear of.
 fn may_ask_unknown(request: &Request<'_>) -> bool {
     match request {
-        Request::Gossip(_) | Request::Register { .. } => true,
+        Request::Gossip(_) | Request::Register { .. } | Request::TakeMap(_) => true,
         other => may_ask_stranger(other),
     }
 }

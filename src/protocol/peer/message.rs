@@ -8,6 +8,7 @@
 //! register := subject | bytes                                            register := bytes
 //! map      := at least u64                                               map := epoch u64 | bytes
 //! join     := bytes                                                      map := epoch u64 | bytes
+//! take map := bytes                                                      done
 //! walk     := drawn in `walk`                                            walked
 //! ping     :=                                                            pong :=
 //!
@@ -82,6 +83,8 @@ pub enum Request<'a> {
     },
     /// To let the sender, who is no node of the cluster yet, in: what it says of itself. The answer is the map with it.
     Join(&'a [u8]),
+    /// To go by this cluster map, if it is newer than its own.
+    TakeMap(&'a [u8]),
     /// To tell the keys of a part of the ring that it holds, page by page.
     Walk(Walk<'a>),
     /// To show that it is there.
@@ -191,6 +194,7 @@ const MAP: u8 = 22;
 const PING: u8 = 23;
 const JOIN: u8 = 24;
 const WALK: u8 = 25;
+const TAKE_MAP: u8 = 26;
 
 const DONE: u8 = 64;
 const HOLDS: u8 = 65;
@@ -211,7 +215,7 @@ pub(super) fn is_greeting(kind: u8) -> bool {
 }
 
 pub(super) fn is_known(kind: u8) -> bool {
-    is_greeting(kind) || (WRITE..=WALK).contains(&kind) || (DONE..=WALKED).contains(&kind)
+    is_greeting(kind) || (WRITE..=TAKE_MAP).contains(&kind) || (DONE..=WALKED).contains(&kind)
 }
 
 impl<'a> Message<'a> {
@@ -241,7 +245,7 @@ impl<'a> Message<'a> {
             HELLO => Hello::decode(reader).map(Message::Hello),
             WELCOME => Welcome::decode(reader).map(Message::Welcome),
             PROOF => reader.array().map(Message::Proof),
-            WRITE..=WALK => Request::decode(kind, reader).map(Message::Request),
+            WRITE..=TAKE_MAP => Request::decode(kind, reader).map(Message::Request),
             DONE..=WALKED => Answer::decode(kind, reader).map(Message::Answer),
             _ => None,
         }
@@ -261,6 +265,7 @@ impl<'a> Request<'a> {
             Request::Ping => PING,
             Request::Join(_) => JOIN,
             Request::Walk(_) => WALK,
+            Request::TakeMap(_) => TAKE_MAP,
         }
     }
 
@@ -284,7 +289,9 @@ impl<'a> Request<'a> {
                 out.extend_from_slice(&core.0.to_le_bytes());
                 mutation.encode(out);
             }
-            Request::Gossip(bytes) | Request::Join(bytes) => out.extend_from_slice(bytes),
+            Request::Gossip(bytes) | Request::Join(bytes) | Request::TakeMap(bytes) => {
+                out.extend_from_slice(bytes);
+            }
             Request::Register { subject, request } => {
                 match subject {
                     Subject::Map => out.push(0),
@@ -331,6 +338,7 @@ impl<'a> Request<'a> {
             },
             PING => Request::Ping,
             JOIN => Request::Join(reader.rest()),
+            TAKE_MAP => Request::TakeMap(reader.rest()),
             WALK => Request::Walk(Walk::decode(reader)?),
             _ => return None,
         })

@@ -141,6 +141,7 @@ fn message<'a>(chance: &mut fastrand::Rng, text: &'a Text) -> Message<'a> {
         }),
         Message::Request(Request::Ping),
         Message::Request(Request::Join(value)),
+        Message::Request(Request::TakeMap(value)),
         Message::Request(Request::Walk(walk(chance, text))),
         Message::Answer(Answer::Walked(walked(chance, text))),
         Message::Answer(Answer::Done),
@@ -211,7 +212,7 @@ fn every_message_comes_back_however_its_bytes_are_cut() {
             "seed {seed}"
         );
     }
-    assert_eq!(kinds.len(), 25, "a kind was never made");
+    assert_eq!(kinds.len(), 26, "a kind was never made");
 }
 
 /// Else a peer, or whoever takes its place, could end the process, or have one message taken for another.

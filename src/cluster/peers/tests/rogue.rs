@@ -344,6 +344,7 @@ fn who_is_in_no_cluster_may_only_ask_to_be_let_in() {
         (Request::Join(b"me"), true),
         (Request::Clock, false),
         (Request::Gossip(b""), false),
+        (Request::TakeMap(b""), false),
     ] {
         assert_eq!(
             accepted::may_ask_stranger(&request),
