@@ -26,9 +26,9 @@ pub use owned::{OwnedAnswer, OwnedRequest};
 pub use walk::{Walk, Walked};
 
 /// The newest version of the protocol that is spoken here.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// The oldest.
-pub const VERSION_OLDEST: u8 = 2;
+pub const VERSION_OLDEST: u8 = 3;
 /// Of the frames of the handshake, for ever.
 const GREETING_VERSION: u8 = 0;
 
