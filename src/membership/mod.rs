@@ -33,7 +33,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_lite::future;
 
-use crate::cluster::gossip::Gossip;
+use crate::cluster::gossip::{GENERATION_CHANCES, Gossip};
 use crate::cluster::map::{ClusterMap, Node, NodeId};
 use crate::cluster::member::{Standing, Timing};
 use crate::replication::register::Ballot;
@@ -173,6 +173,7 @@ impl Membership {
             "the map stays where it is"
         );
         let generation = (record.generation + 1).max(rt::wall_ms());
+        let generation = generation + rt::random() % GENERATION_CHANCES;
         let gossip = Gossip::new(node, generation, setup.timing, &map, rt::now());
         let membership = Rc::new(Membership {
             setup,

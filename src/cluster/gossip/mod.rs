@@ -32,6 +32,9 @@ const LATE_INTERVALS: u32 = 2;
 const CUT_ASKED_MAX: usize = 8;
 /// So often a node outbids a later start of itself before anybody has heard it.
 const OUTBIDS_MAX: u32 = 3;
+/// Generations have a part below this that is left to chance: two processes of one identity that begin at one moment differ in
+/// it, and outbid an earlier one by different steps.
+pub const GENERATION_CHANCES: u64 = 1000;
 
 /// What the caller is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +89,8 @@ pub struct Gossip {
 }
 
 impl Gossip {
-    /// Begins. `generation` is that of this start: the caller keeps it on disk, and it is the one kept there
-    /// before and one more, or the time of day if that is later.
+    /// Begins. `generation` is that of this start: the caller keeps it on disk, and it is above the one kept there
+    /// before and the time of day, by less than [`GENERATION_CHANCES`].
     pub fn new(
         own: NodeId,
         generation: u64,
@@ -293,7 +296,7 @@ impl Gossip {
 
     /// A generation above `above`, which makes this node heard again.
     fn renumber(&mut self, above: u64) -> Option<Effect> {
-        let generation = above + 1;
+        let generation = above + 1 + self.heartbeat.generation % GENERATION_CHANCES;
         (self.is_heard, self.rival) = (false, None);
         if generation >= COUNT_MAX {
             return None;
