@@ -2,11 +2,12 @@
 
 mod common;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Launch, Node, PATIENCE, QUOIT, free_ports, scratch};
+use common::{Launch, Node, PATIENCE, QUOIT, Value, free_ports, scratch};
 
 /// Cores of each node.
 const CORES: u16 = 2;
@@ -144,6 +145,110 @@ fn the_first_write_waits_for_most_keepers_of_the_map() {
         one.client().ask("SET key value").text() == "OK"
     });
     assert_eq!(one.info("cluster_holds_data"), 1);
+}
+
+/// True if the request is answered by a list, as what was done or found is.
+fn is_answered(node: &Node, line: &str) -> bool {
+    matches!(node.client().ask(line), Value::List(_))
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the test's directory is writable");
+    for entry in std::fs::read_dir(from).expect("it is there") {
+        let path = entry.expect("it is there").path();
+        let copied = to.join(path.file_name().expect("it has a name"));
+        match path.is_dir() {
+            true => copy(&path, &copied),
+            false => drop(std::fs::copy(&path, &copied).expect("there is room")),
+        }
+    }
+}
+
+/// Else two processes would take writes as one node, and each would answer reads without what the other has.
+#[test]
+fn of_two_processes_with_copies_of_one_directory_the_older_ends_and_says_why() {
+    let dir = scratch();
+    let peers = free_ports(4 * CORES);
+    let one = launch(dir.path(), 1, peers).start();
+    let two = launch(dir.path(), 2, peers).start();
+    let three = launch(dir.path(), 3, peers).start();
+    wait_for("a write on all", || {
+        is_answered(&one, "KV.PUT key value CONSISTENCY all")
+    });
+    assert_eq!(three.stop("TERM"), Some(0));
+    let node = |number| dir.path().join(format!("node-{number}"));
+    copy(&node(3), &node(4));
+    let three = launch(dir.path(), 3, peers).start();
+    for other in [&one, &two] {
+        wait_for("it is back", || sees(other, 3, "alive"));
+    }
+    let mut copied = launch(dir.path(), 4, peers).start();
+    let (code, said) = three.ended();
+    assert!(code.is_some_and(|code| code != 0), "{said}");
+    assert!(said.contains("another process runs as node 3"), "{said}");
+    assert!(
+        said.contains("Each node needs a data directory of its own"),
+        "{said}"
+    );
+    for other in [&one, &two] {
+        wait_for("the other one is there", || sees(other, 3, "alive"));
+    }
+    wait_for("it serves", || {
+        is_answered(&copied, "KV.GET key CONSISTENCY all")
+    });
+    assert!(copied.is_running(), "{}", copied.said());
+}
+
+/// Else who has mistyped a key, or a port, would find nothing in the log of the node that refuses.
+#[test]
+fn who_is_refused_is_named_in_the_log_of_who_refuses() {
+    let dir = scratch();
+    let peers = free_ports(2 * CORES);
+    let one = launch(dir.path(), 1, peers)
+        .with("--cluster-key", "one key")
+        .start();
+    let (code, said) = launch(dir.path(), 2, peers)
+        .with("--cluster-key", "another")
+        .refused();
+    assert!(code.is_some_and(|code| code != 0), "{said}");
+    assert!(said.contains("the two have different keys"), "{said}");
+    wait_for("a line about the key", || {
+        one.said().contains("it has another `cluster-key`")
+    });
+    wait_for("a line about a client of another kind", || {
+        let mut stream = std::net::TcpStream::connect(one.peers[1]).expect("it listens");
+        stream.write_all(b"*1\r\n$4\r\nPING\r\n").expect("it reads");
+        one.said().contains("it is no Quoit node")
+    });
+}
+
+/// Else whoever changes what a cluster that holds data cannot follow would think that it did.
+#[test]
+fn what_the_map_does_not_follow_is_said_at_the_start() {
+    let dir = scratch();
+    let peers = free_ports(2 * CORES);
+    let one = launch(dir.path(), 1, peers).start();
+    let two = launch(dir.path(), 2, peers).start();
+    wait_for("a write on both", || {
+        is_answered(&one, "KV.PUT key value CONSISTENCY all")
+    });
+    let silent = ["keeps rack", "replicas of each key"];
+    assert!(
+        silent.iter().all(|words| !two.said().contains(words)),
+        "{}",
+        two.said()
+    );
+    assert_eq!(two.stop("TERM"), Some(0));
+    let changed = launch(dir.path(), 2, peers)
+        .with("--rack", "r9")
+        .with("--replicas", 2)
+        .start();
+    wait_for("a line about the rack, and one about replicas", || {
+        let said = changed.said();
+        said.contains("the cluster's map keeps rack \"r2\" and weight 100")
+            && said.contains("says 2 replicas of each key; this cluster was founded with 3")
+    });
+    assert_eq!(field(&one, 2, "rack"), "r2");
 }
 
 /// Else others would look for its cores where they are not: they are told the first port of each row.

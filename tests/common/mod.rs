@@ -288,6 +288,14 @@ impl Node {
         }
     }
 
+    /// Waits until it has ended by itself: its exit code and what it said on stderr.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        match wait(&mut self.process, PATIENCE) {
+            Some(status) => (status.code(), self.said()),
+            None => panic!("it goes on:\n{}", self.said()),
+        }
+    }
+
     /// True if it has not ended by itself.
     pub fn is_running(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))

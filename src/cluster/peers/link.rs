@@ -24,9 +24,9 @@ use crate::types::CoreId;
 
 /// A request may wait before a version is agreed on.
 const _: () = assert!(VERSION == VERSION_OLDEST);
-/// An attempt to connect that is older is given up for another one where the other side is said to be back: what it has sent to
-/// a machine that was down is only sent again after seconds.
-const CONNECTING_OLD: Duration = Duration::from_millis(100);
+/// An attempt to connect that is older is given up for another one where the other side is said to be back: the system asks again
+/// after this, and then after longer and longer, while nobody answers.
+const CONNECTING_OLD: Duration = Duration::from_secs(1);
 /// How much a new latency counts, in so many parts.
 const LATENCY_PARTS: u32 = 8;
 
@@ -210,10 +210,9 @@ impl Link {
         }
     }
 
-    /// The other side may be back: there is no pause any more.
+    /// The other side may be back: this pause is over. (If it is not, the next one is as long as it would have been.)
     pub fn expect(&self) {
         self.retry_at.set(Duration::ZERO);
-        self.pause.set(Duration::ZERO);
         let is_old = |since: Duration| rt::now() >= since + CONNECTING_OLD;
         if self.connects.get().is_some_and(is_old) {
             self.is_hurried.set(true);
