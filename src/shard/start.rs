@@ -283,6 +283,11 @@ async fn serve(
         rt::spawn_in(Queue::Background, Rc::clone(shard).watch_files());
     }
     shard.advance(Stage::Listening);
+    until_the_end(shard, ready).await
+}
+
+/// Says that the node is ready, and returns when it is to end; an error: it must, and this is why.
+async fn until_the_end(shard: &Rc<Shard>, ready: Ready) -> Result<()> {
     let announced = async {
         if shard.id == CoreId(0) && shard.all_listen().await {
             ready();
