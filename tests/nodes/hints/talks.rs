@@ -13,11 +13,12 @@ use crate::workload;
 pub const GRACE: Duration = Duration::from_secs(5);
 
 impl Scene {
-    /// So many nodes that know each other, in a cluster that holds data.
+    /// So many nodes that know each other, in a cluster that holds data, as all of them know: who does not takes no writes while
+    /// the others are away.
     pub fn holding_data(seed: u64, nodes: u16, planted: &[Bug]) -> Verdict<Scene> {
         let shape = Shape { nodes, ..THREE };
         let scene = Scene::formed(shape, seed, planted)?;
-        scene.talk_to(0, |mut client| async move {
+        let write = |mut client: Client| async move {
             let first = words("KV.PUT first 1 CONSISTENCY all");
             while !matches!(
                 client.must(std::slice::from_ref(&first)).await?[0],
@@ -26,7 +27,10 @@ impl Scene {
                 rt::sleep(Duration::from_millis(50)).await;
             }
             Ok(())
-        })?;
+        };
+        for number in scene.all() {
+            scene.talk_to(number, write)?;
+        }
         Ok(scene)
     }
 
