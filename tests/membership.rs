@@ -387,29 +387,31 @@ fn a_node_that_is_alone_and_idle_writes_nothing_and_does_nothing() {
 fn planted_bugs_of_membership_are_found() {
     type Simulate = fn(u64, &[Bug]) -> Verdict<u64>;
     let _ = env_logger::builder().is_test(false).try_init();
-    let cases: [(Bug, Simulate); 9] = [
-        (Bug::NewerMapKept, first_moves),
-        (Bug::NobodyKnocks, moving_by_join),
-        (Bug::PromisedUnwritten, forming),
-        (Bug::NoDirectorySync, forming),
-        (Bug::HalfOfKeepers, forming),
-        (Bug::JoinedLate, opening),
-        (Bug::CreatedUnchecked, |seed, planted| {
+    // At first in the seed by which it was found before: some others take minutes until it is clear that nodes never agree.
+    let cases: [(Bug, u64, Simulate); 9] = [
+        (Bug::NewerMapKept, 0, first_moves),
+        (Bug::NobodyKnocks, 0, moving_by_join),
+        (Bug::PromisedUnwritten, 247, forming),
+        (Bug::NoDirectorySync, 1, forming),
+        (Bug::HalfOfKeepers, 0, forming),
+        (Bug::JoinedLate, 0, opening),
+        (Bug::CreatedUnchecked, 14, |seed, planted| {
             in_etcd(seed, planted, false)
         }),
-        (Bug::UnknownIsRefused, |seed, planted| {
+        (Bug::UnknownIsRefused, 0, |seed, planted| {
             in_etcd(seed, planted, false)
         }),
-        (Bug::OlderMapTaken, |seed, planted| {
+        (Bug::OlderMapTaken, 22, |seed, planted| {
             in_etcd(seed, planted, true)
         }),
     ];
-    for (bug, simulate) in cases {
+    for (bug, before, simulate) in cases {
         let is_found = |seed: &u64| {
             let run = AssertUnwindSafe(|| simulate(*seed, &[bug]));
             !matches!(catch_unwind(run), Ok(Ok(_)))
         };
-        let found = (0..FINDING_SEEDS).find(is_found);
+        let mut seeds = std::iter::once(before).chain(0..FINDING_SEEDS);
+        let found = seeds.find(is_found);
         println!("{bug:?}: found by seed {found:?}");
         assert!(found.is_some(), "{bug:?} is not found");
     }
