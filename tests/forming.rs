@@ -177,8 +177,6 @@ fn who_is_to_join_and_is_in_another_cluster_is_told_so() {
         assert!(said.contains(&id[..8]), "{id}: {said}");
     }
     assert!(said.contains("empty data directory"), "{said}");
-    let calm = one.said();
-    assert!(!calm.contains("closed the connection"), "{calm}");
 }
 
 /// Else a node would lack what was written before it came.

@@ -258,7 +258,13 @@ impl Membership {
         }
         self.ask_to_keep();
         match &self.setup.etcd {
-            None => future::or(self.gossip(), self.look_where_others_join()).await,
+            None => {
+                let kept = future::or(
+                    self.look_where_others_join(),
+                    self.settle_what_was_accepted(),
+                );
+                future::or(self.gossip(), kept).await;
+            }
             Some(etcd) => future::or(self.gossip(), self.follow_etcd(etcd)).await,
         }
     }
@@ -272,7 +278,8 @@ impl Membership {
         };
         if known.rack != node.rack || known.weight != node.weight {
             log::warn!(
-                "the configuration says rack {:?} and weight {}; the cluster's map keeps rack {:?} and weight {} for this node                  until data can be moved",
+                "the configuration says rack {:?} and weight {}; the cluster's map keeps rack {:?} and weight {} for this node \
+                 until data can be moved",
                 node.rack,
                 node.weight,
                 known.rack,

@@ -13,11 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_lite::future;
 
+use super::record::Keeping;
 use super::wish::{self, MapChange, Verdict, Wish};
 use super::{Ask, Membership, Said};
 use crate::cluster::map::{ClusterMap, Node, NodeId};
 use crate::replication::register::proposer::Step;
-use crate::replication::register::{Answer, HolderId, Mistake, Proposer, Request, format};
+use crate::replication::register::{Answer, Ballot, HolderId, Mistake, Proposer, Request, format};
 use crate::rt::sync::Signal;
 use crate::rt::{self, Bug};
 
@@ -314,6 +315,45 @@ impl Membership {
             }
             membership.is_asking_to_keep.set(false);
         }));
+    }
+
+    /// A keeper that has accepted a map of which nobody tells it finds out whether that was decided: who has proposed it may be
+    /// gone, and then nobody would know before the next change. It goes on for as long as the node lives.
+    pub(super) async fn settle_what_was_accepted(self: &Rc<Self>) {
+        let mut looked_at = Ballot::ZERO;
+        loop {
+            rt::sleep(LATER + by_chance(LATER / 2)).await;
+            let accepted = match &self.record.borrow().keeping {
+                Keeping::Register(state) => state.accepted,
+                Keeping::Etcd(_) => Ballot::ZERO,
+            };
+            match accepted > looked_at {
+                true if self.is_settled() => looked_at = accepted,
+                true => self.find_out().await,
+                false => {}
+            }
+        }
+    }
+
+    /// False if this node has accepted, as a keeper, a newer map than it knows.
+    pub fn is_settled(&self) -> bool {
+        let record = self.record.borrow();
+        let Keeping::Register(state) = &record.keeping else {
+            return true;
+        };
+        let accepted = state.value.as_ref().and_then(wish::read);
+        accepted.is_none_or(|map| map.epoch() <= self.map().epoch())
+    }
+
+    /// Has the keepers tell what is decided, by a wish that changes nothing.
+    async fn find_out(self: &Rc<Self>) {
+        let _turn = self.proposing.take().await;
+        let (wish, deadline) = (Wish::Keep(self.own()), rt::now() + WISH_MAX);
+        match self.propose(&wish, &self.map(), deadline).await {
+            Ended::Decided(map) => self.learn(*map),
+            Ended::Outdated => self.look_for_newer_map(deadline).await,
+            Ended::Late | Ended::Hopeless(_) => {}
+        }
     }
 
     /// A node that was away: others may know it under another address, and must hear of this start.

@@ -721,7 +721,7 @@ impl Scene {
                 let sees = |node: &NodeId| {
                     *node == member.own() || view.standings.get(node) == Some(&Standing::Alive)
                 };
-                *map == *first && living.iter().all(sees)
+                *map == *first && member.is_settled() && living.iter().all(sees)
             })
     }
 

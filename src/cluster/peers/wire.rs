@@ -65,7 +65,7 @@ impl fmt::Display for Broken {
             Broken::Foreign => write!(f, "it is no Quoit node"),
             Broken::Unproven => write!(
                 f,
-                "it has hung up instead of proving who it is: it has another `cluster-key`, or expected another node here"
+                "it has hung up instead of proving who it is: it has another `cluster-key`, or looked for another node or cluster"
             ),
             Broken::Garbage(error) => write!(f, "it has sent {error}"),
             Broken::OutOfPlace(what) => write!(f, "it has sent {what}"),
