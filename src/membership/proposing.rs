@@ -322,6 +322,9 @@ impl Membership {
     pub(super) async fn settle_what_was_accepted(self: &Rc<Self>) {
         let mut looked_at = Ballot::ZERO;
         loop {
+            // Whoever is alone has decided by itself.
+            let has_others = || (self.map().nodes().len() > 1).then_some(());
+            self.changed.wait_for(has_others).await;
             rt::sleep(LATER + by_chance(LATER / 2)).await;
             let accepted = match &self.record.borrow().keeping {
                 Keeping::Register(state) => state.accepted,
