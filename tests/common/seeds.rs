@@ -12,6 +12,8 @@ use std::time::Instant;
 
 /// A long run says so often how far it is.
 const TOLD_EVERY: u64 = 1_000;
+/// So much is told of what a planted bug has done.
+const TOLD_CHARS_MAX: usize = 200;
 
 /// A number of the environment.
 pub fn number(name: &str) -> Option<u64> {
@@ -110,6 +112,7 @@ pub fn finds<T>(
         }
     });
     let (seed, why) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
-    let what = why.lines().next().unwrap_or_default();
+    let first = why.lines().next().unwrap_or_default();
+    let what: String = first.chars().take(TOLD_CHARS_MAX).collect();
     println!("{bug:?} is found by seed {seed}: {what}");
 }
