@@ -11,8 +11,10 @@ mod cluster;
 mod several;
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
 use common::{Launch, Node, scratch};
@@ -210,19 +212,28 @@ fn try_run(what: &str, command: &mut Command) -> Option<Output> {
     }
 }
 
-/// Runs a script of a client library against a fresh node; it says `ok` at its end.
-fn drive(command: &mut Command, script: &str, more: &[&Path]) {
-    let dir = scratch();
-    let node = start(dir.path());
+/// Has `command` run a script, which is told of the node at `entry`, and of `more`.
+fn with_script<'c>(
+    command: &'c mut Command,
+    (script, more): (&str, &[&Path]),
+    entry: SocketAddr,
+) -> &'c mut Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")
         .join(script);
     command
         .arg(script)
-        .arg(node.address.ip().to_string())
-        .arg(node.address.port().to_string())
-        .args(more);
-    let output = command.output().expect("it ran before");
+        .args([entry.ip().to_string(), entry.port().to_string()])
+        .args(more)
+}
+
+/// Runs a script of a client library against a fresh node; it says `ok` at its end.
+fn drive(command: &mut Command, script: &str, more: &[&Path]) {
+    let dir = scratch();
+    let node = start(dir.path());
+    let output = with_script(command, (script, more), node.address)
+        .output()
+        .expect("it ran before");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let wrong = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}\n{wrong}\n{}", node.said());
@@ -255,6 +266,74 @@ fn python() -> Option<PathBuf> {
         try_run("redis-py cannot be installed", &mut pip)?;
     }
     Some(python)
+}
+
+/// `program`, which is ended if it takes longer.
+fn within_two_minutes(program: impl Into<PathBuf>) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(program.into());
+    command
+}
+
+/// Has a script of a client library talk to the node at `entry`. When it says `cue`, `act` is done, and it is told a line. It says
+/// `ok` at its end; `said` tells what nodes say if it does not.
+fn converse(
+    mut command: Command,
+    (script, more): (&str, &[&Path]),
+    entry: SocketAddr,
+    (cue, mut act): (&str, impl FnMut()),
+    said: impl FnOnce() -> String,
+) {
+    with_script(&mut command, (script, more), entry)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut process = command.spawn().expect("it ran before");
+    let mut stdin = process.stdin.take().expect("it is piped");
+    let stdout = BufReader::new(process.stdout.take().expect("it is piped"));
+    let mut told = Vec::new();
+    for line in stdout.lines().map_while(Result::ok) {
+        if line == cue {
+            act();
+            stdin
+                .write_all(b"go on\n")
+                .expect("the script waits for it");
+        }
+        told.push(line);
+    }
+    let status = process.wait().expect("it is a child of ours");
+    let told = told.join("\n");
+    assert!(
+        status.success() && told.contains("ok "),
+        "{told}\n{}",
+        said()
+    );
+    println!("{told}");
+}
+
+/// `redis-cli -c` writes at one of these ports and reads at another, and finds `whole` right when it checks the cluster;
+/// without redis-cli it is said that nothing is.
+fn redis_cli_goes_from_port_to_port(ports: &[u16], whole: &str) {
+    let run = |port: u16, words: &[&str]| {
+        let mut command = within_two_minutes("redis-cli");
+        command.args(["-p", &port.to_string(), "-c"]).args(words);
+        let output = try_run("no redis-cli", &mut command)?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    for index in 0..30 {
+        let (key, value) = (format!("key:{index}"), index.to_string());
+        let other = (index + ports.len() / 2) % ports.len();
+        let Some(said) = run(ports[index % ports.len()], &["SET", &key, &value]) else {
+            return;
+        };
+        assert_eq!(said, "OK");
+        assert_eq!(run(ports[other], &["GET", &key]), Some(value));
+    }
+    let first = format!("127.0.0.1:{}", ports[0]);
+    let last = ports[ports.len() - 1];
+    let said = run(last, &["--cluster", "check", &first]).expect("it was there");
+    for line in [whole, "All 16384 slots covered", "All nodes agree"] {
+        assert!(said.contains(line), "{said}");
+    }
 }
 
 /// A directory with a package of npm in it; `None`, with the reason printed, if it cannot be had.

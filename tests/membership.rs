@@ -55,16 +55,10 @@ fn forming(seed: u64, planted: &[Bug]) -> Verdict<u64> {
             6 => scene.world.heal_all(),
             _ => scene.want_port(machine),
         }
-        let (most, chance) = (
-            [20, 300, 5_000][scene.chance.usize(..3)],
-            scene.chance.u64(..),
-        );
-        scene.run(most, chance)?;
+        scene.run_for_some([20, 300, 5_000])?;
     }
     let map = scene.agree(&BTreeSet::new())?;
-    if map.nodes().len() != usize::from(scene.count()) {
-        return Err(format!("{} of {} are in", map.nodes().len(), scene.count()));
-    }
+    scene.all_are_in(&map)?;
     Ok(scene.world.trace_hash())
 }
 
@@ -84,11 +78,7 @@ fn opening(seed: u64, planted: &[Bug]) -> Verdict<u64> {
             7 => scene.world.heal_all(),
             _ => {}
         }
-        let (most, chance) = (
-            [20, 300, 3_000][scene.chance.usize(..3)],
-            scene.chance.u64(..),
-        );
-        scene.run(most, chance)?;
+        scene.run_for_some([20, 300, 3_000])?;
     }
     scene.agree(&BTreeSet::new())?;
     Ok(scene.world.trace_hash())
@@ -159,15 +149,11 @@ fn in_etcd(seed: u64, planted: &[Bug], data: bool) -> Verdict<u64> {
             10 => scene.world.heal_all(),
             _ => scene.want_port(machine),
         }
-        let (most, chance) = (
-            [20, 300, 5_000][scene.chance.usize(..3)],
-            scene.chance.u64(..),
-        );
-        scene.run(most, chance)?;
+        scene.run_for_some([20, 300, 5_000])?;
     }
     let map = scene.agree(&BTreeSet::new())?;
-    if !data && map.nodes().len() != usize::from(scene.count()) {
-        return Err(format!("{} of {} are in", map.nodes().len(), scene.count()));
+    if !data {
+        scene.all_are_in(&map)?;
     }
     Ok(scene.world.trace_hash())
 }
@@ -215,11 +201,7 @@ fn moving(mut scene: Scene) -> Verdict<u64> {
             8 => scene.want_port(machine),
             _ => (1..=scene.count()).for_each(|machine| scene.start(machine)),
         }
-        let (most, chance) = (
-            [20, 3_000, 20_000][scene.chance.usize(..3)],
-            scene.chance.u64(..),
-        );
-        scene.run(most, chance)?;
+        scene.run_for_some([20, 3_000, 20_000])?;
     }
     if !is_in_etcd {
         // `join` names where others are now: they may have moved since a machine was started.

@@ -91,7 +91,9 @@ impl Membership {
         }
         let NodeId(own) = self.own();
         log::error!(
-            "another process runs as node {own}, and was started after this one (generation {generation}, this is {}): from a              copy of the data directory {}, say. Only one may: this one stops. Each node needs a data directory of its own;              one that is to join begins with an empty one",
+            "another process runs as node {own}, and was started after this one (generation {generation}, this is {}): from a \
+             copy of the data directory {}, say. Only one may: this one stops. Each node needs a data directory of its own; \
+             one that is to join begins with an empty one",
             self.record.borrow().generation,
             self.setup.dir.display()
         );

@@ -270,15 +270,13 @@ pub async fn see_folders(dir: &Path, identity: &Identity) -> Result<()> {
             names => names?,
         };
         if !names.iter().any(|name| name == MANIFEST) {
-            return Err(Error::Corrupt {
-                file: folder.join(MANIFEST),
-                offset: 0,
-                why: format!(
-                    "core {} has had data here, and it is gone: was the folder removed, or is its disk not mounted? \
-                     Put it back; or, if other nodes have replicas, join as a new node with an empty directory",
-                    core.0
-                ),
-            });
+            return Err(Error::Setup(format!(
+                "cannot use the data directory {}: core {} has had data in {}, and it is gone: was the folder removed, or is \
+                 its disk not mounted? Put it back",
+                dir.display(),
+                core.0,
+                folder.display()
+            )));
         }
     }
     Ok(())
@@ -286,19 +284,13 @@ pub async fn see_folders(dir: &Path, identity: &Identity) -> Result<()> {
 
 /// Notes that all cores have opened their folders.
 pub async fn note_opened(dir: &Path, identity: Identity) -> Result<()> {
-    let is_opened = true;
-    match identity.is_opened {
+    let noted = Identity {
+        is_opened: true,
+        ..identity
+    };
+    match noted == identity {
         true => Ok(()),
-        false => {
-            write(
-                dir,
-                Identity {
-                    is_opened,
-                    ..identity
-                },
-            )
-            .await
-        }
+        false => write(dir, noted).await,
     }
 }
 

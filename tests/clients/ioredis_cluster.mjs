@@ -4,28 +4,8 @@
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { createRequire } from 'node:module';
-import { join } from 'node:path';
 
-const require = createRequire(join(process.argv[4], 'here.js'));
-const { Cluster } = require('ioredis');
-const { version } = require('ioredis/package.json');
-
-async function connect(options) {
-  const cluster = new Cluster([{ host: process.argv[2], port: Number(process.argv[3]) }], {
-    clusterRetryStrategy: (times) => (times < 100 ? 100 : null),
-    redisOptions: { maxRetriesPerRequest: 100 },
-    ...options,
-  });
-  cluster.on('error', () => {}); // while the node is down
-  await once(cluster, 'ready');
-  return cluster;
-}
-
-async function total(cluster, name) {
-  const infos = await Promise.all(cluster.nodes('master').map((node) => node.info()));
-  return infos.reduce((sum, info) => sum + Number(info.match(new RegExp(`^${name}:(\\d+)`, 'm'))[1]), 0);
-}
+import { connect, total, version, walk } from './ioredis.mjs';
 
 async function keys(cluster) {
   await Promise.all(cluster.nodes('master').map((node) => node.flushall()));
@@ -55,24 +35,13 @@ async function transactions(cluster) {
 }
 
 async function whole(cluster) {
-  const nodes = cluster.nodes('master');
-  const sizes = await Promise.all(nodes.map((node) => node.dbsize()));
-  const found = new Set();
-  let met = 0;
-  for (const node of nodes) {
-    for await (const page of node.scanStream({ match: 'key:*', count: 7 })) {
-      page.forEach((key) => found.add(key));
-      met += page.length;
-    }
-  }
-  assert.deepEqual([found.size, met], [500, 500]);
-  assert.equal(sizes.reduce((sum, size) => sum + size), 505);
+  assert.deepEqual(await walk(cluster), { size: 505, found: 500, met: 500 });
 }
 
 let cluster;
 for (const options of [{}, { scaleReads: 'slave' }, { scaleReads: 'all' }, { enableAutoPipelining: true }]) {
   cluster?.disconnect();
-  cluster = await connect(options);
+  cluster = await connect({ redisOptions: { maxRetriesPerRequest: 100 }, ...options });
   const crossed = await total(cluster, 'commands_sent_to_other_cores');
   const redirected = await total(cluster, 'commands_redirected');
   await keys(cluster);

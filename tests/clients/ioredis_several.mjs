@@ -3,32 +3,8 @@
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { createRequire } from 'node:module';
-import { join } from 'node:path';
 
-const require = createRequire(join(process.argv[4], 'here.js'));
-const { Cluster } = require('ioredis');
-const { version } = require('ioredis/package.json');
-
-async function connect(options) {
-  const cluster = new Cluster([{ host: process.argv[2], port: Number(process.argv[3]) }], {
-    clusterRetryStrategy: (times) => (times < 100 ? 100 : null),
-    retryDelayOnClusterDown: 100,
-    retryDelayOnFailover: 100,
-    maxRedirections: 50,
-    slotsRefreshInterval: 1000,
-    redisOptions: { maxRetriesPerRequest: 20 },
-    ...options,
-  });
-  cluster.on('error', () => {}); // while a node is down
-  await once(cluster, 'ready');
-  return cluster;
-}
-
-async function total(cluster, name) {
-  const infos = await Promise.all(cluster.nodes('master').map((node) => node.info()));
-  return infos.reduce((sum, info) => sum + Number(info.match(new RegExp(`^${name}:(\\d+)`, 'm'))[1]), 0);
-}
+import { connect, total, version, walk } from './ioredis.mjs';
 
 const indexes = [...Array(300).keys()];
 
@@ -52,25 +28,21 @@ async function reads(cluster) {
 }
 
 async function whole(cluster) {
-  const nodes = cluster.nodes('master');
-  assert.equal(nodes.length, 6, 'two cores of each of three nodes');
-  const sizes = await Promise.all(nodes.map((node) => node.dbsize()));
-  const found = new Set();
-  let met = 0;
-  for (const node of nodes) {
-    for await (const page of node.scanStream({ match: 'key:*', count: 7 })) {
-      page.forEach((key) => found.add(key));
-      met += page.length;
-    }
-  }
-  assert.deepEqual([found.size, met], [300, 300]);
-  assert.equal(sizes.reduce((sum, size) => sum + size), 301);
+  assert.equal(cluster.nodes('master').length, 6, 'two cores of each of three nodes');
+  assert.deepEqual(await walk(cluster), { size: 301, found: 300, met: 300 });
 }
 
 let cluster;
 for (const options of [{}, { scaleReads: 'slave' }, { scaleReads: 'all' }]) {
   cluster?.disconnect();
-  cluster = await connect(options);
+  cluster = await connect({
+    retryDelayOnClusterDown: 100,
+    retryDelayOnFailover: 100,
+    maxRedirections: 50,
+    slotsRefreshInterval: 1000,
+    redisOptions: { maxRetriesPerRequest: 20 },
+    ...options,
+  });
   const redirected = await total(cluster, 'commands_redirected');
   await keys(cluster);
   await whole(cluster);

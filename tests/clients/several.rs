@@ -1,13 +1,13 @@
 //! Cluster clients as they are against three nodes: they find owners and copies, read from copies when told to, see all keys
 //! once, and go on when a node is killed in the middle.
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::cell::RefCell;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::common::{Launch, Node, PATIENCE, Value, scratch};
-use super::{npm_package, python, try_run};
+use super::{converse, npm_package, python, redis_cli_goes_from_port_to_port, within_two_minutes};
 
 /// Cores of each node.
 const CORES: u16 = 2;
@@ -63,50 +63,23 @@ impl Three {
     }
 }
 
-/// Runs a script against three nodes; the last one is killed when it says `kill`. It says `ok` at its end.
-fn drive(mut command: Command, script: &str, more: &[&Path]) {
-    let mut three = Three::start(3);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/clients")
-        .join(script);
-    let entry = three.nodes[0].as_ref().expect("it runs").cores[1];
-    command
-        .arg(script)
-        .args([entry.ip().to_string(), entry.port().to_string()])
-        .args(more)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut process = command.spawn().expect("it ran before");
-    let mut stdin = process.stdin.take().expect("it is piped");
-    let stdout = BufReader::new(process.stdout.take().expect("it is piped"));
-    let mut said = Vec::new();
-    for line in stdout.lines().map_while(Result::ok) {
-        if line == "kill" {
-            three.nodes[2].take().expect("it runs").kill();
-            stdin
-                .write_all(b"go on\n")
-                .expect("the script waits for it");
-        }
-        said.push(line);
-    }
-    let status = process.wait().expect("it is a child of ours");
-    let said = said.join("\n");
-    assert!(status.success(), "{said}\n{}", three.said());
-    assert!(said.contains("ok "), "{said}");
-    println!("{said}");
-}
-
-fn within_two_minutes(program: impl Into<PathBuf>) -> Command {
-    let mut command = Command::new("timeout");
-    command.arg("120").arg(program.into());
-    command
+/// Runs a script against three nodes; the last one is killed when it says `kill`.
+fn drive_three(command: Command, script: &str, more: &[&Path]) {
+    let three = RefCell::new(Three::start(3));
+    let entry = three.borrow().nodes[0].as_ref().expect("it runs").cores[1];
+    let kill = || {
+        let last = three.borrow_mut().nodes[2].take();
+        last.expect("it runs").kill();
+    };
+    let said = || three.borrow().said();
+    converse(command, (script, more), entry, ("kill", kill), said);
 }
 
 /// redis-py takes whoever it meets first as an owner for one for ever, and sends READONLY to all.
 #[test]
 fn redis_pys_cluster_client_uses_three_nodes() {
     let Some(python) = python() else { return };
-    drive(within_two_minutes(python), "redis_py_several.py", &[]);
+    drive_three(within_two_minutes(python), "redis_py_several.py", &[]);
 }
 
 /// ioredis says READONLY only to those that are replicas to it.
@@ -115,7 +88,7 @@ fn ioredis_cluster_client_uses_three_nodes() {
     let Some(dir) = npm_package("ioredis", "ioredis") else {
         return;
     };
-    drive(within_two_minutes("node"), "ioredis_several.mjs", &[&dir]);
+    drive_three(within_two_minutes("node"), "ioredis_several.mjs", &[&dir]);
 }
 
 /// `redis-cli -c` follows MOVED from node to node, and its check of a cluster is content.
@@ -128,28 +101,5 @@ fn redis_cli_follows_from_node_to_node() {
         .flatten()
         .flat_map(|node| node.cores.iter().map(|core| core.port()))
         .collect();
-    let run = |port: u16, words: &[&str]| {
-        let mut command = within_two_minutes("redis-cli");
-        command.args(["-p", &port.to_string(), "-c"]).args(words);
-        let output = try_run("no redis-cli", &mut command)?;
-        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    for index in 0..30 {
-        let (key, value) = (format!("key:{index}"), index.to_string());
-        let (one, other) = (ports[index % 6], ports[(index + 3) % 6]);
-        let Some(said) = run(one, &["SET", &key, &value]) else {
-            return;
-        };
-        assert_eq!(said, "OK");
-        assert_eq!(run(other, &["GET", &key]), Some(value));
-    }
-    let first = format!("127.0.0.1:{}", ports[0]);
-    let said = run(ports[5], &["--cluster", "check", &first]).expect("it was there");
-    for line in [
-        "31 keys in 6 masters",
-        "All 16384 slots covered",
-        "All nodes agree",
-    ] {
-        assert!(said.contains(line), "{said}");
-    }
+    redis_cli_goes_from_port_to_port(&ports, "31 keys in 6 masters");
 }

@@ -649,6 +649,21 @@ impl Scene {
         self.verdict()
     }
 
+    /// The same, for less than one of these times.
+    pub fn run_for_some(&mut self, most_ms: [u64; 3]) -> Verdict {
+        let most = most_ms[self.chance.usize(..3)];
+        let chance = self.chance.u64(..);
+        self.run(most, chance)
+    }
+
+    /// Every machine is a node of `map`.
+    pub fn all_are_in(&self, map: &ClusterMap) -> Verdict {
+        match (map.nodes().len(), usize::from(self.count())) {
+            (known, all) if known == all => Ok(()),
+            (known, all) => Err(format!("{known} of {all} are in")),
+        }
+    }
+
     /// What was found to be wrong so far.
     pub fn verdict(&self) -> Verdict {
         let in_etcd = self.etcd.as_ref();
