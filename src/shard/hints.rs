@@ -387,7 +387,15 @@ impl Shard {
                 }
             }
             End::Refused => {
-                hand_off.pause = (hand_off.pause * 2).clamp(PAUSES.0, PAUSES.1);
+                let before = hand_off.pause;
+                hand_off.pause = (before * 2).clamp(PAUSES.0, PAUSES.1);
+                if before < PAUSES.1 && hand_off.pause == PAUSES.1 {
+                    log::warn!(
+                        "node {number} may be asked and takes no hints of core {core}: they wait, and \
+                         it is asked again every {:?}, until they are too old",
+                        PAUSES.1
+                    );
+                }
                 hand_off.again_at = rt::now() + hand_off.pause;
             }
         }

@@ -4,14 +4,15 @@
 //!         zeros to 4 KiB
 //!
 //! Little endian; crc32c over what follows it in the header and the format. Format 1 ends before the
-//! generation, which is 0 then; a directory that was never re-sharded is begun so. Format 3 says besides that all cores have
-//! opened their folders once: from then on one that is not there has been lost, with what was in it.
+//! generation, which is 0 then; a directory that was never re-sharded is begun so. Format 3 says
+//! besides that all cores have opened their folders once: from then on one that is not there has been
+//! lost, with what was in it.
 //!
 //! Each core has a folder, `core-000` and so on; those that a re-sharding made bear its generation,
 //! `core-000.1`. The generation that NODE names counts, with as many cores as NODE says; folders of
-//! others are what a crash left of a re-sharding, and go. NODE is written anew as a whole (to `NODE.tmp`, synced,
-//! renamed, the directory synced): that one step makes another generation count. A directory of
-//! another node is refused, never reinterpreted.
+//! others are what a crash left of a re-sharding, and go. NODE is written anew as a whole (to
+//! `NODE.tmp`, synced, renamed, the directory synced): that one step makes another generation count. A
+//! directory of another node is refused, never reinterpreted.
 
 use std::path::Path;
 
@@ -257,8 +258,8 @@ pub async fn left_over(dir: &Path, identity: &Identity) -> Result<Vec<Folder>> {
         .collect())
 }
 
-/// Sees that no core's folder is missing, or empty, that there has been. A core would begin anew in it, and nobody would
-/// notice what it has lost.
+/// Sees that no core's folder is missing, or empty, that there has been. A core would begin anew in it,
+/// and nobody would notice what it has lost.
 pub async fn see_folders(dir: &Path, identity: &Identity) -> Result<()> {
     if !identity.is_opened {
         return Ok(());
@@ -271,11 +272,11 @@ pub async fn see_folders(dir: &Path, identity: &Identity) -> Result<()> {
         };
         if !names.iter().any(|name| name == MANIFEST) {
             return Err(Error::Setup(format!(
-                "cannot use the data directory {}: core {} has had data in {}, and it is gone: was the folder removed, or is \
-                 its disk not mounted? Put it back",
+                "cannot use the data directory {}: core {} has had data, and {} is not there: was \
+                 its folder removed, or is its disk not mounted? Put it back",
                 dir.display(),
                 core.0,
-                folder.display()
+                folder.join(MANIFEST).display()
             )));
         }
     }
