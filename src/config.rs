@@ -97,7 +97,8 @@ pub struct Config {
     pub cluster_key: String,
     /// The file that it is read from instead; empty: none.
     pub cluster_key_file: PathBuf,
-    /// The host by which cluster clients are told to reach the node; empty: the one that they came to.
+    /// The host by which cluster clients are told to reach the node; empty: the one that they came
+    /// to.
     pub announce_host: String,
     /// The port by which they are told to reach core 0; 0: the one that it listens on.
     pub announce_core_port: u16,
@@ -115,8 +116,8 @@ pub struct Config {
     pub weight: u32,
     /// How many replicas each key of a cluster has that this node founds.
     pub replicas: u8,
-    /// Arcs of the ring of a cluster that this node founds. No key of the file: simulations have many clusters, and small
-    /// rings.
+    /// Arcs of the ring of a cluster that this node founds. No key of the file: simulations have
+    /// many clusters, and small rings.
     #[serde(skip)]
     pub vnodes: u32,
     /// Milliseconds between two rounds of gossip.
@@ -213,7 +214,8 @@ pub struct Limits {
     pub reply_max: ByteSize,
     /// Seconds after which an idle connection is closed; 0: never.
     pub idle_timeout_s: u64,
-    /// Seconds within which a request over HTTP must arrive, and a second more for each [`HTTP_BYTES_PER_S`].
+    /// Seconds within which a request over HTTP must arrive, and a second more for each
+    /// [`HTTP_BYTES_PER_S`].
     pub http_request_timeout_s: u64,
 }
 
@@ -555,7 +557,8 @@ impl Config {
         }
     }
 
-    /// The first of the ports for other nodes; `None`: they may be any. Whoever leaves `port` to chance means these, too.
+    /// The first of the ports for other nodes; `None`: they may be any. Whoever leaves `port` to
+    /// chance means these, too.
     pub fn ports_of_peers(&self) -> Option<u16> {
         let is_any = self.peer_port == 0 || (self.port == 0 && self.peer_port == PEER_PORT);
         (!is_any).then_some(self.peer_port)

@@ -32,7 +32,8 @@ pub enum Error {
     },
     /// The disk is full: this write was refused and changed nothing; reads go on.
     DiskFull,
-    /// No more files may be open: this write was refused and changed nothing; reads go on, and it is tried again.
+    /// No more files may be open: this write was refused and changed nothing; reads go on, and it
+    /// is tried again.
     TooManyFiles,
     /// The disk fails what memory must be written to: this write was refused and changed nothing;
     /// reads go on, and the disk is asked again.
@@ -41,7 +42,8 @@ pub enum Error {
     LogFailed,
     /// The log failed while this write was on its way to disk: it may or may not survive.
     Uncertain,
-    /// This would have been the cluster's first write, and not enough of those that keep its map have answered: it changed nothing.
+    /// This would have been the cluster's first write, and not enough of those that keep its map
+    /// have answered: it changed nothing.
     Unopened,
     /// A queue is full. Nothing was done.
     Busy,
@@ -54,7 +56,8 @@ pub enum Error {
     },
     /// Too few replicas answered in time. Nothing was done, and nothing will be.
     Unanswered,
-    /// Too few replicas acknowledged this write in time: it may appear or not, and once seen it stays.
+    /// Too few replicas acknowledged this write in time: it may appear or not, and once seen it
+    /// stays.
     InDoubt,
     /// What reads before it writes needs one order of the writes on all replicas. Nothing was done.
     NeedsOrder,

@@ -1,8 +1,9 @@
 //! HTTP/1.1 for those who do not speak RESP: one client, request after request.
 //!
-//! Each request is taken whole, done, and answered before the next one is looked at: a client that does not read
-//! holds one reply. What can be refused is refused at the head, before a body is waited for; whatever leaves in doubt
-//! where a request ends closes the connection. `routes` says what is asked for, `answers` what is told.
+//! Each request is taken whole, done, and answered before the next one is looked at: a client that
+//! does not read holds one reply. What can be refused is refused at the head, before a body is
+//! waited for; whatever leaves in doubt where a request ends closes the connection. `routes` says
+//! what is asked for, `answers` what is told.
 
 mod answers;
 mod metrics;
@@ -210,7 +211,8 @@ impl Talk {
         }
     }
 
-    /// Waits for bytes: as long as it likes between two requests, and within one as long as that may take.
+    /// Waits for bytes: as long as it likes between two requests, and within one as long as that
+    /// may take.
     async fn read_more(&mut self) -> io::Result<Result<(), Lack>> {
         let late_at = self.begun.map(|begun| {
             let seconds = self.shard.config().limits.http_request_timeout_s;
@@ -264,8 +266,8 @@ impl Talk {
         self.stream.write_all(&response.body).await
     }
 
-    /// Drops what still comes, for a while: a connection that is closed with something unread is reset, and the client
-    /// may never see why.
+    /// Drops what still comes, for a while: a connection that is closed with something unread is
+    /// reset, and the client may never see why.
     async fn linger(&mut self) {
         self.stream.shutdown().await;
         let stream = &mut self.stream;

@@ -1,5 +1,5 @@
-//! The `quoit` program: reads the configuration, checks the host, starts one shard per core. Or verifies
-//! a data directory (`quoit check`), or tells how a cluster is (`quoit status`).
+//! The `quoit` program: reads the configuration, checks the host, starts one shard per core. Or
+//! verifies a data directory (`quoit check`), or tells how a cluster is (`quoit status`).
 
 #[path = "main/status.rs"]
 mod status;
@@ -45,13 +45,14 @@ struct Cli {
 enum Verb {
     /// Run a node (what happens without a subcommand, too).
     Serve(Box<Serve>),
-    /// Verify all files of a data directory whose node is down, changing nothing. Each damaged place is
-    /// a line on standard output. Exit code 0: sound; 1: damaged; 2: could not be checked.
+    /// Verify all files of a data directory whose node is down, changing nothing. Each damaged
+    /// place is a line on standard output. Exit code 0: sound; 1: damaged; 2: could not be checked.
     Check {
         /// The data directory.
         dir: PathBuf,
     },
-    /// Tell how the cluster of a running node is: its nodes, who of them is alive, and what they hold.
+    /// Tell how the cluster of a running node is: its nodes, who of them is alive, and what they
+    /// hold.
     Status(status::Status),
 }
 
@@ -76,11 +77,12 @@ struct Serve {
     /// Port for HTTP. 0: any free one.
     #[arg(long, value_name = "N", env = "QUOIT_HTTP_PORT")]
     http_port: Option<u16>,
-    /// Port by which other nodes reach core 0; each further core has the next one. 0: any free ones.
+    /// Port by which other nodes reach core 0; each further core has the next one. 0: any free
+    /// ones.
     #[arg(long, value_name = "N", env = "QUOIT_PEER_PORT")]
     peer_port: Option<u16>,
-    /// What the nodes of the cluster must know. (Better in the environment or a file: the command line of a
-    /// process is seen by every user of the machine.)
+    /// What the nodes of the cluster must know. (Better in the environment or a file: the command
+    /// line of a process is seen by every user of the machine.)
     #[arg(
         long,
         value_name = "KEY",
@@ -134,8 +136,8 @@ struct Serve {
     /// The user of etcd.
     #[arg(long, value_name = "NAME", env = "QUOIT_ETCD_USER")]
     etcd_user: Option<String>,
-    /// Its password. (Better in the environment or the file: the command line of a process is seen by every
-    /// user of the machine.)
+    /// Its password. (Better in the environment or the file: the command line of a process is seen
+    /// by every user of the machine.)
     #[arg(
         long,
         value_name = "PASSWORD",
@@ -355,7 +357,8 @@ fn cluster_key(config: &Config) -> Result<Vec<u8>> {
     }
 }
 
-/// `wanted` are the shared port, that for HTTP, the row of the cores alone, and the row for other nodes.
+/// `wanted` are the shared port, that for HTTP, the row of the cores alone, and the row for other
+/// nodes.
 fn in_use(error: Error, wanted: &[(SocketAddr, u16)]) -> Error {
     let Error::Io { source, what, .. } = &error else {
         return error;
@@ -512,7 +515,8 @@ fn say(kind: &str, place: &Place) {
     out(&format!("{kind} {file} at byte {offset}: {}", place.what));
 }
 
-/// A line on standard output; whoever reads it may have gone, and the exit code says it all the same.
+/// A line on standard output; whoever reads it may have gone, and the exit code says it all the
+/// same.
 fn out(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -88,7 +88,8 @@ pub struct CoreId(pub u16);
 /// When and where a mutation was made. No two are equal, all are ordered, the higher one wins.
 ///
 /// `clock` is a hybrid logical clock reading (Kulkarni et al., 2014): Unix milliseconds in the top
-/// 48 bits, a counter in the low 16. `coordinator` is the node (high 16 bits) and core that made it.
+/// 48 bits, a counter in the low 16. `coordinator` is the node (high 16 bits) and core that made
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
     /// Hybrid logical clock reading.
@@ -105,8 +106,8 @@ impl Version {
     };
 }
 
-/// What a record says of its key, besides the value's bytes. Two replicas that hold the same one of a key
-/// hold the same record: this is what a reader compares.
+/// What a record says of its key, besides the value's bytes. Two replicas that hold the same one of
+/// a key hold the same record: this is what a reader compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Meta {
     /// Which write this was.
@@ -125,14 +126,14 @@ impl Meta {
         tombstone: true,
     };
 
-    /// True if a reader at `now` sees a value: no tombstone, and not expired. An expired record counts as
-    /// a tombstone of its own version: expiry makes no new one.
+    /// True if a reader at `now` sees a value: no tombstone, and not expired. An expired record
+    /// counts as a tombstone of its own version: expiry makes no new one.
     pub fn is_live(self, now: UnixMillis) -> bool {
         !self.tombstone && (self.expiry == 0 || now < self.expiry)
     }
 
-    /// The one order of the records of a key, on every replica: by version; and though no two versions are
-    /// ever equal, a deletion would win over a value, and then the later expiry.
+    /// The one order of the records of a key, on every replica: by version; and though no two
+    /// versions are ever equal, a deletion would win over a value, and then the later expiry.
     pub fn rank(self) -> (Version, bool, UnixMillis) {
         (self.version, self.tombstone, self.expiry)
     }
@@ -169,7 +170,8 @@ impl Version {
     }
 }
 
-/// As clients see it: the clock and the coordinator in hexadecimal digits. Texts are in the order of the versions.
+/// As clients see it: the clock and the coordinator in hexadecimal digits. Texts are in the order
+/// of the versions.
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{:08x}", self.clock, self.coordinator)

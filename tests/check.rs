@@ -1,5 +1,5 @@
-//! `quoit check`, the real program on real directories: exit codes, what it says and where, and that it
-//! leaves everything as it was.
+//! `quoit check`, the real program on real directories: exit codes, what it says and where, and
+//! that it leaves everything as it was.
 
 mod common;
 
@@ -291,7 +291,8 @@ fn a_directory_that_one_may_only_read_is_checked_too() {
     assert!(!dir.join("LOCK").exists(), "a check makes no lock");
 }
 
-/// A machine that gets more cores, or fewer, keeps its data: a kill and a start with another number, and back.
+/// A machine that gets more cores, or fewer, keeps its data: a kill and a start with another
+/// number, and back.
 #[test]
 fn what_was_written_is_there_with_any_number_of_cores_and_the_directory_is_sound() {
     let scratch = scratch();

@@ -1,7 +1,7 @@
 //! Client libraries as they are: what their users do works, in both protocols.
 //!
-//! The Python and JavaScript ones are installed in the build directory, by the tools of the machine;
-//! where these or the network are missing, the test says why it skips.
+//! The Python and JavaScript ones are installed in the build directory, by the tools of the
+//! machine; where these or the network are missing, the test says why it skips.
 
 mod common;
 
@@ -275,8 +275,8 @@ fn within_two_minutes(program: impl Into<PathBuf>) -> Command {
     command
 }
 
-/// Has a script of a client library talk to the node at `entry`. When it says `cue`, `act` is done, and it is told a line. It says
-/// `ok` at its end; `said` tells what nodes say if it does not.
+/// Has a script of a client library talk to the node at `entry`. When it says `cue`, `act` is done,
+/// and it is told a line. It says `ok` at its end; `said` tells what nodes say if it does not.
 fn converse(
     mut command: Command,
     (script, more): (&str, &[&Path]),
@@ -310,8 +310,8 @@ fn converse(
     println!("{told}");
 }
 
-/// `redis-cli -c` writes at one of these ports and reads at another, and finds `whole` right when it checks the cluster;
-/// without redis-cli it is said that nothing is.
+/// `redis-cli -c` writes at one of these ports and reads at another, and finds `whole` right when
+/// it checks the cluster; without redis-cli it is said that nothing is.
 fn redis_cli_goes_from_port_to_port(ports: &[u16], whole: &str) {
     let run = |port: u16, words: &[&str]| {
         let mut command = within_two_minutes("redis-cli");

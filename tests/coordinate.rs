@@ -1,9 +1,11 @@
-//! The coordinator, as it runs on a node, over simulated replicas: it and they crash between any two steps, messages are
-//! late, lost or cut off, clocks are a day wrong, syncs come to nothing. QUORUM histories must be linearizable, nothing
-//! that FAILED may be seen, and when the faults are over one reading brings all replicas to the same.
+//! The coordinator, as it runs on a node, over simulated replicas: it and they crash between any
+//! two steps, messages are late, lost or cut off, clocks are a day wrong, syncs come to nothing.
+//! QUORUM histories must be linearizable, nothing that FAILED may be seen, and when the faults are
+//! over one reading brings all replicas to the same.
 //!
-//! Each run is a function of a seed. `SEED=n` runs that one, `QUOIT_SEEDS=n` that many; a failure prints the line
-//! that repeats it. The mistakes that one can make here are planted in turn, and must be found.
+//! Each run is a function of a seed. `SEED=n` runs that one, `QUOIT_SEEDS=n` that many; a failure
+//! prints the line that repeats it. The mistakes that one can make here are planted in turn, and
+//! must be found.
 
 #[path = "linear/mod.rs"]
 mod linear;

@@ -1,13 +1,14 @@
-//! Every state that a power cut may leave of a short piece of work of one store: the store opens on each
-//! and holds what it must. And again for a power cut while it opens on such a state.
+//! Every state that a power cut may leave of a short piece of work of one store: the store opens on
+//! each and holds what it must. And again for a power cut while it opens on such a state.
 //!
-//! The work writes small and large values, clears, flushes, merges, recycles and collects. Before each sync of a file or directory the
-//! simulated disk shows what is not durable yet: the states that a cut may leave then include all since
-//! the sync before. They are enumerated where they are few (each change lost, kept, or torn at each
-//! sector), and drawn by seed where they are many; equal ones are tried once.
+//! The work writes small and large values, clears, flushes, merges, recycles and collects. Before
+//! each sync of a file or directory the simulated disk shows what is not durable yet: the states
+//! that a cut may leave then include all since the sync before. They are enumerated where they are
+//! few (each change lost, kept, or torn at each sector), and drawn by seed where they are many;
+//! equal ones are tried once.
 //!
-//! What must be there: the state after some step, not before the last one that was acknowledged. After
-//! a recovery that has shown a state: that state, and what was acknowledged since.
+//! What must be there: the state after some step, not before the last one that was acknowledged.
+//! After a recovery that has shown a state: that state, and what was acknowledged since.
 //!
 //! `QUOIT_LONG=1` tries many more.
 

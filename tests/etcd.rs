@@ -1,5 +1,5 @@
-//! Real nodes whose cluster's map is kept in a real etcd (3.4 or later, `etcd` on the PATH): found, joined, without etcd, and with a
-//! user. Without an etcd these tests say so, and pass.
+//! Real nodes whose cluster's map is kept in a real etcd (3.4 or later, `etcd` on the PATH): found,
+//! joined, without etcd, and with a user. Without an etcd these tests say so, and pass.
 
 mod common;
 
@@ -127,7 +127,8 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// How a node is started that keeps its data in `dir/name`: with three lines of configuration besides the ports, which are any.
+/// How a node is started that keeps its data in `dir/name`: with three lines of configuration
+/// besides the ports, which are any.
 fn launch(dir: &Path, name: &str, etcd: u16, more: &str) -> Launch {
     let own = dir.join(name);
     std::fs::create_dir_all(&own).expect("the test's directory is writable");
@@ -350,7 +351,8 @@ fn largest_map() -> ClusterMap {
     ClusterMap::from_json(&text.to_string()).expect("it is within all bounds")
 }
 
-/// Else the map of a large cluster could not be kept: it goes in one request, and comes back in many pieces.
+/// Else the map of a large cluster could not be kept: it goes in one request, and comes back in
+/// many pieces.
 #[test]
 fn the_largest_map_goes_into_etcd_and_comes_back() {
     let dir = scratch();

@@ -1,7 +1,7 @@
 //! The cluster face of a node: the ports of its cores, and what it tells cluster clients of them.
 //!
-//! All of it against the real program. `beside_redis` sends the same to two Redis servers that form a
-//! cluster; the clients themselves are driven in `clients`.
+//! All of it against the real program. `beside_redis` sends the same to two Redis servers that form
+//! a cluster; the clients themselves are driven in `clients`.
 
 mod common;
 
@@ -79,8 +79,8 @@ fn owner(ranges: &[Range], slot: u16) -> usize {
         .expect("every slot has an owner")
 }
 
-/// The port of a core serves exactly that core's keys, and names the owner of the others, by an address
-/// at which they are served; the shared port serves them all and never sends anybody away.
+/// The port of a core serves exactly that core's keys, and names the owner of the others, by an
+/// address at which they are served; the shared port serves them all and never sends anybody away.
 #[test]
 fn a_key_is_served_by_the_port_of_its_core_and_by_the_shared_one() {
     let dir = scratch();
@@ -144,7 +144,8 @@ fn the_key_of_every_kind_of_command_decides() {
     assert_eq!(client.ask("MSET {b}x 1 {b}y 2"), Value::ok(), "one slot");
 }
 
-/// SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL and the questions about slots: at a core's port, of that core.
+/// SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL and the questions about slots: at a core's port, of that
+/// core.
 #[test]
 fn all_keys_are_those_of_the_core_at_its_own_port() {
     let dir = scratch();
@@ -216,7 +217,8 @@ fn all_keys_are_those_of_the_core_at_its_own_port() {
     );
 }
 
-/// All keys that a SCAN meets, page by page; `lines` are what is sent for a page, `%` is the cursor.
+/// All keys that a SCAN meets, page by page; `lines` are what is sent for a page, `%` is the
+/// cursor.
 fn scan(client: &mut Client, lines: &[&str]) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let mut cursor = "0".to_owned();
@@ -241,7 +243,8 @@ fn scan(client: &mut Client, lines: &[&str]) -> BTreeSet<String> {
     }
 }
 
-/// The four ways in which clients ask for the map tell the same one, without holes, in both protocols.
+/// The four ways in which clients ask for the map tell the same one, without holes, in both
+/// protocols.
 #[test]
 fn all_that_the_cluster_commands_tell_is_one_map() {
     let dir = scratch();
@@ -327,7 +330,8 @@ fn check_shards(client: &mut Client, ranges: &[Range], protocol: i64) {
     }
 }
 
-/// Plain clients at the shared port see a plain server: some would go over to cluster mode by themselves.
+/// Plain clients at the shared port see a plain server: some would go over to cluster mode by
+/// themselves.
 #[test]
 fn only_the_ports_of_cores_say_that_there_is_a_cluster() {
     let dir = scratch();
@@ -403,7 +407,8 @@ fn commands_that_cross_cores_are_counted() {
     }
 }
 
-/// A node that listens on all addresses tells each client the one that it came to, or what is configured.
+/// A node that listens on all addresses tells each client the one that it came to, or what is
+/// configured.
 #[test]
 fn clients_are_told_an_address_that_they_can_reach() {
     let dir = scratch();

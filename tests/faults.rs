@@ -1,9 +1,10 @@
-//! Real faults, the real program, real file systems: a full disk, a disk that fails, power cuts, and
-//! limits of the machine. What was acknowledged stays; what cannot be done is refused in plain words.
+//! Real faults, the real program, real file systems: a full disk, a disk that fails, power cuts,
+//! and limits of the machine. What was acknowledged stays; what cannot be done is refused in plain
+//! words.
 //!
-//! Each test has a file system of its own (ext4 on a loop device), which takes root; some need further
-//! programs. What is missing is said in one loud line, and the test is skipped then. Mounts, loop
-//! devices and processes go away with the test, however it ends.
+//! Each test has a file system of its own (ext4 on a loop device), which takes root; some need
+//! further programs. What is missing is said in one loud line, and the test is skipped then.
+//! Mounts, loop devices and processes go away with the test, however it ends.
 //!
 //! `QUOIT_LONG=1` makes them long; `SEED=…` repeats the choices (not the moments).
 

@@ -1,12 +1,14 @@
-//! Damage of every kind to every kind of file: a bit, a page, a file's end, two files or two blocks for
-//! each other. `quoit check` names it, and a node on such a directory refuses or serves right values.
+//! Damage of every kind to every kind of file: a bit, a page, a file's end, two files or two blocks
+//! for each other. `quoit check` names it, and a node on such a directory refuses or serves right
+//! values.
 //!
-//! The directories are made by a whole node in the simulated world; each damage is a world of its own.
-//! Where something is stored, this test says by itself, from the formats. Of damage elsewhere (padding,
-//! log space that is not in use) nothing may come. The one exception is computed, not assumed: the
-//! last batches of a log of which no later one says that they were synced look, if damaged, like the torn
-//! end of a crash; then the node must serve exactly what it would serve without them. (If a table points
-//! to a record in them, then damage to that record is no torn end.)
+//! The directories are made by a whole node in the simulated world; each damage is a world of its
+//! own. Where something is stored, this test says by itself, from the formats. Of damage elsewhere
+//! (padding, log space that is not in use) nothing may come. The one exception is computed, not
+//! assumed: the last batches of a log of which no later one says that they were synced look, if
+//! damaged, like the torn end of a crash; then the node must serve exactly what it would serve
+//! without them. (If a table points to a record in them, then damage to that record is no torn
+//! end.)
 //!
 //! `QUOIT_LONG=1` makes it 20,000, more than half of them single bits; `SEED=n` repeats one.
 
@@ -357,8 +359,8 @@ impl Fixture {
         Damage { what, kind, files }
     }
 
-    /// True if something says that this file should be there: the last segment of a log leaves no trace
-    /// when it goes as a whole, and one before it only in the next one.
+    /// True if something says that this file should be there: the last segment of a log leaves no
+    /// trace when it goes as a whole, and one before it only in the next one.
     fn is_missed(&self, path: &Path) -> bool {
         let known = |segment: (Stream, SegmentId)| {
             let known = &self.known[&dir_of(path)];
@@ -403,8 +405,8 @@ impl Fixture {
             if before == after {
                 continue;
             }
-            // A segment that a start reads as a log, and of which nothing can be read any more, is like one
-            // that was never used; only what was in it may be missed.
+            // A segment that a start reads as a log, and of which nothing can be read any more, is
+            // like one that was never used; only what was in it may be missed.
             let is_void = segment_of(path).is_some_and(|segment| {
                 let is_log = self.known[&dir_of(path)].is_replayed(segment);
                 let is_left = layout.batches.iter().any(|batch| left(path, batch));
@@ -461,8 +463,9 @@ impl Fixture {
         }
     }
 
-    /// True if a log segment's file holds another segment, and one of the two is needed. (A file that was
-    /// being recycled when the power went has a name from before the floor, and holds nothing.)
+    /// True if a log segment's file holds another segment, and one of the two is needed. (A file
+    /// that was being recycled when the power went has a name from before the floor, and holds
+    /// nothing.)
     fn is_another(&self, path: &Path, bytes: &[u8]) -> bool {
         let Some((stream, id)) = segment_of(path) else {
             return false;

@@ -1,4 +1,5 @@
-//! Several real nodes on one machine: three lines of configuration make a cluster, and it notices who goes and comes back.
+//! Several real nodes on one machine: three lines of configuration make a cluster, and it notices
+//! who goes and comes back.
 
 mod common;
 
@@ -59,7 +60,8 @@ fn sees(node: &Node, number: u16, standing: &str) -> bool {
     field(node, number, "standing") == standing
 }
 
-/// Else people would need a hand-made map, or a hand to bring a node back, or ask nodes that are gone.
+/// Else people would need a hand-made map, or a hand to bring a node back, or ask nodes that are
+/// gone.
 #[test]
 fn three_nodes_form_a_cluster_that_notices_who_goes_and_comes_back() {
     let dir = scratch();
@@ -115,8 +117,8 @@ fn three_nodes_form_a_cluster_that_notices_who_goes_and_comes_back() {
     );
 }
 
-/// Else a node that comes back with another peer port would stay away for ever; or all of them, if all have moved; and the log
-/// would not say what has changed.
+/// Else a node that comes back with another peer port would stay away for ever; or all of them, if
+/// all have moved; and the log would not say what has changed.
 #[test]
 fn nodes_that_come_back_at_other_ports_are_a_cluster_again() {
     let dir = scratch();
@@ -191,7 +193,8 @@ fn who_comes_after_the_first_write_is_told_why_it_cannot_join() {
     assert!(said.contains("holds data already"), "{said}");
 }
 
-/// Else a write could be done of which the cluster does not know, so that others could join without it.
+/// Else a write could be done of which the cluster does not know, so that others could join without
+/// it.
 #[test]
 fn the_first_write_waits_for_most_keepers_of_the_map() {
     let dir = scratch();
@@ -232,7 +235,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Else two processes would take writes as one node, and each would answer reads without what the other has.
+/// Else two processes would take writes as one node, and each would answer reads without what the
+/// other has.
 #[test]
 fn of_two_processes_with_copies_of_one_directory_the_older_ends_and_says_why() {
     let dir = scratch();
@@ -321,7 +325,8 @@ fn what_the_map_does_not_follow_is_said_at_the_start() {
     assert_eq!(field(&one, 2, "rack"), "r2");
 }
 
-/// Else others would look for its cores where they are not: they are told the first port of each row.
+/// Else others would look for its cores where they are not: they are told the first port of each
+/// row.
 #[test]
 fn ports_that_are_left_to_chance_are_rows() {
     let dir = scratch();

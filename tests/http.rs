@@ -1,6 +1,7 @@
-//! The node over HTTP, by raw sockets: what it stores and tells, what it refuses and how, and that it keeps what it
-//! acknowledged. `statuses` goes through everything that is refused; `figures` through what is told of the node;
-//! `readme` runs the README's examples; `kv` is the same over RESP.
+//! The node over HTTP, by raw sockets: what it stores and tells, what it refuses and how, and that
+//! it keeps what it acknowledged. `statuses` goes through everything that is refused; `figures`
+//! through what is told of the node; `readme` runs the README's examples; `kv` is the same over
+//! RESP.
 
 mod common;
 

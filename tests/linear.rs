@@ -1,4 +1,5 @@
-//! The checker of histories is checked: against histories whose verdict is plain, and against trying all orders.
+//! The checker of histories is checked: against histories whose verdict is plain, and against
+//! trying all orders.
 
 #[path = "linear/mod.rs"]
 mod linear;
@@ -253,7 +254,8 @@ fn its_verdict_is_that_of_trying_all_orders() {
     );
 }
 
-/// Else long histories could not be judged: here ten clients are never at rest, one in eight does not know its outcome.
+/// Else long histories could not be judged: here ten clients are never at rest, one in eight does
+/// not know its outcome.
 #[test]
 fn a_long_history_is_judged_in_time_that_grows_with_its_length() {
     let mut chance = fastrand::Rng::with_seed(1);

@@ -207,8 +207,8 @@ impl Soak {
     }
 }
 
-/// A plain echo server on `cpu`, a thread for each connection: it waits as long as the hogs, and the
-/// kernel, make anybody wait. Its threads end with the process.
+/// A plain echo server on `cpu`, a thread for each connection: it waits as long as the hogs, and
+/// the kernel, make anybody wait. Its threads end with the process.
 fn start_peer(cpu: usize) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listener.local_addr().unwrap();

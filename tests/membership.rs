@@ -1,4 +1,5 @@
-//! Nodes form a cluster, join it, keep its map and watch each other, in a simulated world with faults.
+//! Nodes form a cluster, join it, keep its map and watch each other, in a simulated world with
+//! faults.
 //!
 //! Each test is a function of a seed: `SEED=n` runs that one, `QUOIT_SEEDS=n` that many.
 
@@ -42,7 +43,8 @@ fn for_seeds(test: &str, default: u64, simulate: impl Fn(u64) -> Verdict<u64>) {
     );
 }
 
-/// They form and join in any order, while machines go down and come back and the network is cut; nobody writes.
+/// They form and join in any order, while machines go down and come back and the network is cut;
+/// nobody writes.
 fn forming(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     let mut scene = Scene::new(seed, planted);
     let is_calm = scene.chance.u8(..4) == 0;
@@ -120,9 +122,9 @@ fn amnesia(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     Ok(scene.world.trace_hash())
 }
 
-/// They found, join and come back by etcd, in any order, while machines and members of etcd go down and come back, the
-/// network is cut, and etcd loses requests and answers. `data`: some of them want to write, and whoever comes later
-/// stays out.
+/// They found, join and come back by etcd, in any order, while machines and members of etcd go down
+/// and come back, the network is cut, and etcd loses requests and answers. `data`: some of them
+/// want to write, and whoever comes later stays out.
 fn in_etcd(seed: u64, planted: &[Bug], data: bool) -> Verdict<u64> {
     let mut scene = Scene::in_etcd(seed, planted);
     let is_calm = scene.chance.u8(..4) == 0;
@@ -158,7 +160,8 @@ fn in_etcd(seed: u64, planted: &[Bug], data: bool) -> Verdict<u64> {
     Ok(scene.world.trace_hash())
 }
 
-/// All are in; then some lose their disks, whoever they are, and must not come back as somebody else.
+/// All are in; then some lose their disks, whoever they are, and must not come back as somebody
+/// else.
 fn amnesia_in_etcd(seed: u64) -> Verdict<u64> {
     let mut scene = Scene::in_etcd(seed, &[]);
     scene.agree(&BTreeSet::new())?;
@@ -181,8 +184,8 @@ fn amnesia_in_etcd(seed: u64) -> Verdict<u64> {
     }
 }
 
-/// All are in; then they come back somewhere else, one at a time or all at once, while others are down, cut off, or have
-/// moved themselves.
+/// All are in; then they come back somewhere else, one at a time or all at once, while others are
+/// down, cut off, or have moved themselves.
 fn moving(mut scene: Scene) -> Verdict<u64> {
     scene.agree(&BTreeSet::new())?;
     scene.want_data(1);
@@ -214,7 +217,8 @@ fn moving(mut scene: Scene) -> Verdict<u64> {
     Ok(scene.world.trace_hash())
 }
 
-/// The first machine, which names no other in `join`, comes back elsewhere, while nothing else is wrong.
+/// The first machine, which names no other in `join`, comes back elsewhere, while nothing else is
+/// wrong.
 fn found_soon(mut scene: Scene) -> Verdict<u64> {
     scene.calm();
     scene.agree(&BTreeSet::new())?;
@@ -233,7 +237,8 @@ fn moving_by_join(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     moving(Scene::new(seed, planted))
 }
 
-/// Else nodes would have different maps for ever, or two maps would count at once, or one would need a hand.
+/// Else nodes would have different maps for ever, or two maps would count at once, or one would
+/// need a hand.
 #[test]
 fn nodes_form_one_cluster_whatever_happens_on_the_way() {
     for_seeds("nodes_form_one_cluster", 60, |seed| forming(seed, &[]));
@@ -251,7 +256,8 @@ fn who_has_lost_its_disk_is_nobody_in_the_old_cluster() {
     for_seeds("who_has_lost_its_disk", 40, |seed| amnesia(seed, &[]));
 }
 
-/// Else a node that has got another address would need a hand, or all of them, or an old map would come back.
+/// Else a node that has got another address would need a hand, or all of them, or an old map would
+/// come back.
 #[test]
 fn nodes_that_have_moved_find_each_other() {
     for_seeds("nodes_that_have_moved", 60, |seed| {
@@ -259,7 +265,8 @@ fn nodes_that_have_moved_find_each_other() {
     });
 }
 
-/// The same where etcd has the map: there nodes find each other though all have moved, and nobody names any.
+/// The same where etcd has the map: there nodes find each other though all have moved, and nobody
+/// names any.
 #[test]
 fn nodes_that_have_moved_find_each_other_by_etcd() {
     for_seeds(
@@ -296,7 +303,8 @@ fn who_is_said_to_be_elsewhere_has_the_map_say_where_it_is() {
     });
 }
 
-/// Else two that come at once would found two clusters, or what etcd has done without saying so would count as another's.
+/// Else two that come at once would found two clusters, or what etcd has done without saying so
+/// would count as another's.
 #[test]
 fn nodes_find_one_cluster_in_etcd_whatever_happens_on_the_way() {
     for_seeds("nodes_find_one_cluster", 60, |seed| {
@@ -310,14 +318,15 @@ fn nobody_comes_by_etcd_into_a_cluster_that_holds_data() {
     for_seeds("nobody_comes_by_etcd", 60, |seed| in_etcd(seed, &[], true));
 }
 
-/// Else an empty node would stand in the place of one that had data, or found a second cluster beside the first.
+/// Else an empty node would stand in the place of one that had data, or found a second cluster
+/// beside the first.
 #[test]
 fn who_has_lost_its_disk_is_not_let_in_by_etcd() {
     for_seeds("who_has_lost_its_disk_is_not_let_in", 20, amnesia_in_etcd);
 }
 
-/// Else nodes would stop, or not start, because of something that only changes of the map need; or write before it is known
-/// that there is data.
+/// Else nodes would stop, or not start, because of something that only changes of the map need; or
+/// write before it is known that there is data.
 #[test]
 fn while_etcd_is_away_nodes_come_back_and_nothing_is_changed() {
     let minutes = Duration::from_secs(600);
@@ -369,7 +378,8 @@ fn a_node_that_is_alone_and_idle_writes_nothing_and_does_nothing() {
 fn planted_bugs_of_membership_are_found() {
     type Simulate = fn(u64, &[Bug]) -> Verdict<u64>;
     let _ = env_logger::builder().is_test(false).try_init();
-    // At first in the seed by which it was found before: some others take minutes until it is clear that nodes never agree.
+    // At first in the seed by which it was found before: some others take minutes until it is clear
+    // that nodes never agree.
     let cases: [(Bug, u64, Simulate); 9] = [
         (Bug::NewerMapKept, 2, first_moves),
         (Bug::NobodyKnocks, 0, moving_by_join),

@@ -473,8 +473,8 @@ fn simulate_with(
     let clear_one_in = [8, 40, 1000][chance.usize(..3)];
     for life in 0..4 {
         let durability = durability(life);
-        // Without a log a crash may lose what it likes of what was written since, so nothing is; what
-        // an earlier log held must outlive even a crash while it is left.
+        // Without a log a crash may lose what it likes of what was written since, so nothing is;
+        // what an earlier log held must outlive even a crash while it is left.
         let idles = durability == Durability::None && chance.bool();
         let end = match chance.u8(..3) {
             _ if idles => End::PowerCut,
@@ -867,7 +867,8 @@ fn what_writes_hide_is_garbage_once_they_are_flushed_and_once_only() {
             (4, 0..60, false),
             (5, 50..150, true),
         ];
-        // Keys 0 to 59 hide 60 values, twice; 100 to 159 hide as many, and 50 to 149 the fifty that are left.
+        // Keys 0 to 59 hide 60 values, twice; 100 to 159 hide as many, and 50 to 149 the fifty that
+        // are left.
         for ((clock, keys, delete), hidden) in steps.into_iter().zip([60, 60, 60, 50]) {
             in_tables(options, clock, keys, delete).await;
             expected += hidden * each;

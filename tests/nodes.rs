@@ -1,10 +1,12 @@
-//! Nodes of a cluster in a simulated world, under crashes, partitions and whatever else goes wrong, and clients that speak
-//! RESP to them: three nodes in long runs of few faults, five nodes of two cores in short runs of all faults.
+//! Nodes of a cluster in a simulated world, under crashes, partitions and whatever else goes wrong,
+//! and clients that speak RESP to them: three nodes in long runs of few faults, five nodes of two
+//! cores in short runs of all faults.
 //!
-//! What clients are told at QUORUM must be explained by one order of all operations on a key (`linear`); nothing that
-//! FAILED may be seen at any level; and when the faults are over all nodes come to tell the same, and all replicas to hold
-//! the same, byte by byte. `SEED=n` runs that seed, `QUOIT_SEEDS=n` so many; a failure prints the line that repeats it.
-//! The long form is in the README.
+//! What clients are told at QUORUM must be explained by one order of all operations on a key
+//! (`linear`); nothing that FAILED may be seen at any level; and when the faults are over all nodes
+//! come to tell the same, and all replicas to hold the same, byte by byte. `SEED=n` runs that seed,
+//! `QUOIT_SEEDS=n` so many; a failure prints the line that repeats it. The long form is in the
+//! README.
 
 #[path = "sim/cluster.rs"]
 mod cluster;
@@ -177,14 +179,16 @@ fn at_one_five_nodes_tell_nothing_that_nobody_wrote_and_converge() {
     report(name, 6, |seed| weak(FIVE, seed));
 }
 
-/// Else what is written while a cluster forms could be on nodes that do not hold it a moment later, and be lost.
+/// Else what is written while a cluster forms could be on nodes that do not hold it a moment later,
+/// and be lost.
 #[test]
 fn what_is_written_while_a_cluster_forms_is_linearizable() {
     let name = "what_is_written_while_a_cluster_forms_is_linearizable";
     report(name, 12, |seed| while_forming(seed, &[]));
 }
 
-/// Else a coordinator that has not heard of the newest map could write to who holds nothing, or never hear of it.
+/// Else a coordinator that has not heard of the newest map could write to who holds nothing, or
+/// never hear of it.
 #[test]
 fn who_coordinates_by_an_old_map_is_refused_and_fetches_the_newer() {
     for seed in 0..4 {
@@ -193,7 +197,8 @@ fn who_coordinates_by_an_old_map_is_refused_and_fetches_the_newer() {
     }
 }
 
-/// Else a node that gets another address, or all that get new ones, would need a hand to be a cluster again.
+/// Else a node that gets another address, or all that get new ones, would need a hand to be a
+/// cluster again.
 #[test]
 fn nodes_that_come_back_elsewhere_find_each_other() {
     for seed in 0..3 {
@@ -209,8 +214,8 @@ fn nodes_that_come_back_elsewhere_find_each_other() {
     assert!(found.is_err(), "that nobody knocks does no harm");
 }
 
-/// The map is in etcd, which goes away: the first write is refused and done later, and from then on nobody needs etcd, not even
-/// to come back.
+/// The map is in etcd, which goes away: the first write is refused and done later, and from then on
+/// nobody needs etcd, not even to come back.
 fn without_etcd(seed: u64) -> Verdict<Ran> {
     let mut scene = Scene::in_etcd(seed)?;
     scene.end_etcd();

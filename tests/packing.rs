@@ -1,5 +1,5 @@
-//! The value log with compression, in a simulated world: what is packed, what is not, and that nobody who
-//! writes, crashes, collects or changes the setting in between can tell.
+//! The value log with compression, in a simulated world: what is packed, what is not, and that
+//! nobody who writes, crashes, collects or changes the setting in between can tell.
 
 #[path = "common/store.rs"]
 mod store;
@@ -89,7 +89,8 @@ fn what_cannot_be_packed_or_would_take_too_long_is_stored_as_it_is() {
             let value = value.clone();
             world.run_on(NODE, async move {
                 let store = open(Compression::Lz4).await;
-                // Two of them are a batch: they come to the value log when their memtable is flushed.
+                // Two of them are a batch: they come to the value log when their memtable is
+                // flushed.
                 let keys = ["one", "two"];
                 let records = keys
                     .iter()
@@ -116,8 +117,8 @@ fn what_cannot_be_packed_or_would_take_too_long_is_stored_as_it_is() {
     }
 }
 
-/// Else a setting could not be taken back, a crash would lose what was packed, or the collector would spend the
-/// disk that was saved.
+/// Else a setting could not be taken back, a crash would lose what was packed, or the collector
+/// would spend the disk that was saved.
 #[test]
 fn packed_values_outlive_crashes_and_the_setting_and_move_as_they_are() {
     const COUNT: u64 = 60;

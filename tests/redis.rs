@@ -127,7 +127,8 @@ fn start_afresh(pairs: &mut [Pair], clear: bool) {
 struct Fault {
     text: String,
     /// Redis carried out a transaction, and the node said that a watched key had changed. That may
-    /// happen, seldom: when a memtable was flushed since, and what it forgot may have been that key.
+    /// happen, seldom: when a memtable was flushed since, and what it forgot may have been that
+    /// key.
     in_vain: bool,
 }
 

@@ -1,8 +1,10 @@
-//! The register of several holders, explored: every order of small cases to the last, and long cases by chance.
+//! The register of several holders, explored: every order of small cases to the last, and long
+//! cases by chance.
 //!
-//! Whatever is lost, repeated, late, or forgotten by who restarts: a ballot has one value, what is decided is never lost,
-//! an operation counts once, what failed is never seen, and nobody is told something older than what was decided
-//! before it asked; also while the set of holders changes. Mistakes are planted in turn, and must be found.
+//! Whatever is lost, repeated, late, or forgotten by who restarts: a ballot has one value, what is
+//! decided is never lost, an operation counts once, what failed is never seen, and nobody is told
+//! something older than what was decided before it asked; also while the set of holders changes.
+//! Mistakes are planted in turn, and must be found.
 
 #[path = "register/model.rs"]
 mod model;
@@ -81,8 +83,8 @@ fn is_long() -> bool {
     std::env::var_os("QUOIT_LONG").is_some()
 }
 
-/// Else two halves of a partition could both change the map, or a change could be lost. The larger cases go to their
-/// end only in the long form.
+/// Else two halves of a partition could both change the map, or a change could be lost. The larger
+/// cases go to their end only in the long form.
 #[test]
 fn no_order_of_events_breaks_the_register_in_small_cases() {
     let states_max = if is_long() { 10_000_000 } else { STATES_MAX };

@@ -1,8 +1,10 @@
-//! A node as a replica: another one sends it records and asks what it holds, while it loses its power again and again.
+//! A node as a replica: another one sends it records and asks what it holds, while it loses its
+//! power again and again.
 //!
-//! The other node is this test: it sends records, tombstones and what has expired, with versions in any order, some of them
-//! twice, and remembers what it was told. Both are one cluster: the node may not forget what is deleted or has expired.
-//! `SEED=n` runs that seed, `QUOIT_SEEDS=n` so many; a failure prints the line that repeats it.
+//! The other node is this test: it sends records, tombstones and what has expired, with versions in
+//! any order, some of them twice, and remembers what it was told. Both are one cluster: the node
+//! may not forget what is deleted or has expired. `SEED=n` runs that seed, `QUOIT_SEEDS=n` so many;
+//! a failure prints the line that repeats it.
 
 #[path = "sim/cluster.rs"]
 mod cluster;
@@ -85,7 +87,8 @@ fn record_of(number: u64, version: Version) -> (Meta, Vec<u8>) {
     }
 }
 
-/// True if `held` is the record `meta`: what has expired may be there as a deletion of the same version.
+/// True if `held` is the record `meta`: what has expired may be there as a deletion of the same
+/// version.
 fn is_record(held: Meta, meta: Meta) -> bool {
     let deletion = Meta {
         expiry: 0,
@@ -332,8 +335,8 @@ fn run(seed: u64, planted: &[Bug]) -> Verdict<Ran> {
     }
 }
 
-/// Else a coordinator would count on what a power cut takes away, an older record would take the place of a newer one, or
-/// what is deleted would be forgotten while others have what it deleted.
+/// Else a coordinator would count on what a power cut takes away, an older record would take the
+/// place of a newer one, or what is deleted would be forgotten while others have what it deleted.
 #[test]
 fn what_a_replica_has_said_holds_and_the_highest_version_wins() {
     let test = Test {
@@ -359,7 +362,8 @@ fn what_a_replica_has_said_holds_and_the_highest_version_wins() {
     }
 }
 
-/// What a node answers that goes by an old map, and a core that does not hold the key; nothing may be done for either.
+/// What a node answers that goes by an old map, and a core that does not hold the key; nothing may
+/// be done for either.
 async fn be_refused(coordinator: Rc<Coordinator>) -> Verdict {
     let key = key_of(1);
     let (home, version) = (
@@ -405,8 +409,9 @@ async fn be_refused(coordinator: Rc<Coordinator>) -> Verdict {
     }
 }
 
-/// Else what is written by an old map could be acknowledged by cores that nobody asks any more, and a coordinator that goes
-/// by one could hear the clocks of none of those who have stored the newest write.
+/// Else what is written by an old map could be acknowledged by cores that nobody asks any more, and
+/// a coordinator that goes by one could hear the clocks of none of those who have stored the newest
+/// write.
 #[test]
 fn who_goes_by_an_old_map_or_asks_the_wrong_core_is_refused() {
     for seed in 0..4 {

@@ -1,10 +1,12 @@
-//! QUORUM reads and writes of one key over its replicas, simulated from a seed: replicas and coordinators that
-//! crash between any two steps, messages that are late, lost, repeated or cut off, clocks that are a day wrong, syncs
-//! that come to nothing. Every history must be linearizable, nothing that FAILED may be seen, and when the faults are
-//! over all replicas come to hold the same.
+//! QUORUM reads and writes of one key over its replicas, simulated from a seed: replicas and
+//! coordinators that crash between any two steps, messages that are late, lost, repeated or cut
+//! off, clocks that are a day wrong, syncs that come to nothing. Every history must be
+//! linearizable, nothing that FAILED may be seen, and when the faults are over all replicas come to
+//! hold the same.
 //!
-//! Each run is a function of a seed. `SEED=n` runs that one, `QUOIT_SEEDS=n` that many; a failure prints the line
-//! that repeats it. The mistakes that one can make here are planted in turn, and must be found.
+//! Each run is a function of a seed. `SEED=n` runs that one, `QUOIT_SEEDS=n` that many; a failure
+//! prints the line that repeats it. The mistakes that one can make here are planted in turn, and
+//! must be found.
 
 #[path = "replicas/coordinator.rs"]
 mod coordinator;
@@ -100,7 +102,8 @@ fn a_timeout_that_is_called_a_failure_is_found() {
     finds::<World>(Planted::TimeoutIsFailure);
 }
 
-/// A coordinator that restarts with a late clock would choose a version again that it gave to another write.
+/// A coordinator that restarts with a late clock would choose a version again that it gave to
+/// another write.
 #[test]
 fn a_version_that_is_chosen_twice_is_found() {
     finds::<World>(Planted::SameGeneration);

@@ -1,9 +1,10 @@
-//! A directory that is started with another number of cores: every moment of that at which the power may
-//! be cut, disks that are full or fail, and what is written for it.
+//! A directory that is started with another number of cores: every moment of that at which the
+//! power may be cut, disks that are full or fail, and what is written for it.
 //!
-//! The directory is made by a whole node in the simulated world and holds a bit of everything. Whatever
-//! happens on the way, a start afterwards, with the old number, the new one or a third, must find all of
-//! it and nothing else, and leave no folder behind. (`sim` does the same with clients at work.)
+//! The directory is made by a whole node in the simulated world and holds a bit of everything.
+//! Whatever happens on the way, a start afterwards, with the old number, the new one or a third,
+//! must find all of it and nothing else, and leave no folder behind. (`sim` does the same with
+//! clients at work.)
 //!
 //! `QUOIT_LONG=1` tries many more states.
 
@@ -503,8 +504,8 @@ fn stored(number: usize) -> [String; 2] {
     [format!("stored:{number}"), format!("{number:0400}")]
 }
 
-/// Else a node that is asked to stop while it lays out its data anew would be killed in the end, or would
-/// leave something half done that a start takes for the whole.
+/// Else a node that is asked to stop while it lays out its data anew would be killed in the end, or
+/// would leave something half done that a start takes for the whole.
 #[test]
 fn a_node_that_is_asked_to_stop_while_it_reshards_ends_well_and_loses_nothing() {
     let dir = common::scratch();

@@ -1,6 +1,8 @@
-//! Clusters of real processes under real faults: `bench/scenarios` in a short form, or, with QUOIT_LONG, in its own.
+//! Clusters of real processes under real faults: `bench/scenarios` in a short form, or, with
+//! QUOIT_LONG, in its own.
 //!
-//! It needs python3, and builds the load generator; root and `ip` for the faults of links. What is missing is said, and skipped.
+//! It needs python3, and builds the load generator; root and `ip` for the faults of links. What is
+//! missing is said, and skipped.
 
 mod common;
 
@@ -17,7 +19,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The load generator, built beside the tests; `None`, with the reason printed, if that does not work.
+/// The load generator, built beside the tests; `None`, with the reason printed, if that does not
+/// work.
 fn load_generator() -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -67,7 +70,8 @@ fn play(seconds_max: &str, words: &[&str]) {
     print!("{told}");
 }
 
-/// Else what the simulator proves of the protocol would not hold for the program: with real sockets, files, signals and clocks.
+/// Else what the simulator proves of the protocol would not hold for the program: with real
+/// sockets, files, signals and clocks.
 #[test]
 fn a_cluster_under_faults_loses_nothing_and_tells_nothing_wrong() {
     if is_long() {

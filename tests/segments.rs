@@ -1,8 +1,9 @@
-//! The files of the value log, in a simulated world: when a segment that was emptied is written anew, when
-//! it is only removed, when its space comes back, and whom that makes wait.
+//! The files of the value log, in a simulated world: when a segment that was emptied is written
+//! anew, when it is only removed, when its space comes back, and whom that makes wait.
 //!
-//! Values are overwritten in rounds, so that the collector always has something to do. Nothing here looks
-//! at time but to give the store some: what is awaited comes in a number of rounds, or the test fails.
+//! Values are overwritten in rounds, so that the collector always has something to do. Nothing here
+//! looks at time but to give the store some: what is awaited comes in a number of rounds, or the
+//! test fails.
 
 #[path = "common/store.rs"]
 mod store;
@@ -138,8 +139,8 @@ fn batches(disk: &Disk, path: &Path) -> Vec<Life> {
     headers.map(|header| header.life).collect()
 }
 
-/// Has all of `pinned` emptied and given up, and so much written then that each file that is free for it
-/// is written anew.
+/// Has all of `pinned` emptied and given up, and so much written then that each file that is free
+/// for it is written anew.
 async fn outlive(scene: &Scene, pinned: &BTreeSet<PathBuf>) {
     assert!(
         pinned.len() > 2,
@@ -207,8 +208,8 @@ fn a_segment_that_a_snapshot_holds_is_not_written_anew() {
     });
 }
 
-/// Else a core would destroy what another one needs: after a re-sharding several have a segment, each by a
-/// name of its own; and so may a backup.
+/// Else a core would destroy what another one needs: after a re-sharding several have a segment,
+/// each by a name of its own; and so may a backup.
 #[test]
 fn a_segment_that_has_another_name_is_not_written_anew() {
     let world = World::new(Options::calm(3));
@@ -238,7 +239,8 @@ fn a_segment_that_has_another_name_is_not_written_anew() {
     });
 }
 
-/// Else a node that moves values would run out of space, and of descriptors, until it is started anew.
+/// Else a node that moves values would run out of space, and of descriptors, until it is started
+/// anew.
 #[test]
 fn segments_of_moved_values_give_their_space_back_while_the_store_runs() {
     const GONE_MIN: usize = 10;
@@ -280,7 +282,8 @@ fn segments_of_moved_values_give_their_space_back_while_the_store_runs() {
     });
 }
 
-/// Else a disk that fails the collector would make clients crawl for the sake of what nobody collects.
+/// Else a disk that fails the collector would make clients crawl for the sake of what nobody
+/// collects.
 #[test]
 fn writers_are_slowed_for_a_collector_that_works_and_not_for_one_that_fails() {
     const LARGE_BYTES: usize = 20_000;
@@ -300,7 +303,8 @@ fn writers_are_slowed_for_a_collector_that_works_and_not_for_one_that_fails() {
         let sizes = scene.store.sizes().values;
         assert!(sizes.garbage > sizes.live, "nothing is to be collected");
         let (store, disk) = (&scene.store, &scene.disk);
-        // Nothing is written, so there is room; who is slowed has no second turn at the same moment.
+        // Nothing is written, so there is room; who is slowed has no second turn at the same
+        // moment.
         let is_slowed = || {
             let turns = [(); 2].map(|()| store.admit(9, LARGE_BYTES));
             turns != [Admission::Ready; 2]

@@ -218,8 +218,8 @@ fn a_node_can_be_restarted_on_its_port_at_once() {
     assert_eq!(node.client().ask("PING"), Value::Simple("PONG".into()));
 }
 
-/// The kernel closes the sockets of a killed process when it has taken its rings down: a supervisor that
-/// starts a node anew at once must not be told that the port is in use.
+/// The kernel closes the sockets of a killed process when it has taken its rings down: a supervisor
+/// that starts a node anew at once must not be told that the port is in use.
 #[test]
 fn a_killed_node_can_be_restarted_on_its_port_at_once() {
     let dir = scratch();
@@ -277,8 +277,8 @@ fn a_directory_of_another_node_is_refused() {
     check(&mut node.client(), "a refusal");
 }
 
-/// A core that begins anew where it had data says of all its keys that they are not there, and as a replica it outvotes those
-/// who know better.
+/// A core that begins anew where it had data says of all its keys that they are not there, and as a
+/// replica it outvotes those who know better.
 #[test]
 fn a_directory_that_lacks_a_core_is_refused() {
     let dir = scratch();

@@ -297,8 +297,8 @@ fn web_clients(seed: u64, planted: &[Bug]) -> Verdict<Outcome> {
     Ok(scene.outcome_of_web(&ledger))
 }
 
-/// The same on a node whose logs fail: what was not done is told from what nobody knows, and a node with a log
-/// that has failed is not ready.
+/// The same on a node whose logs fail: what was not done is told from what nobody knows, and a node
+/// with a log that has failed is not ready.
 fn web_clients_and_failing_syncs(seed: u64) -> Verdict<Outcome> {
     let mut scene = Scene::new(Options::random(seed), 1..4);
     let ledger = web::Ledger::new(scene.may_pipeline);

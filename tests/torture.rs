@@ -1,10 +1,10 @@
 //! kill -9 at any moment, again and again: every write that was acknowledged is there afterwards.
 //!
-//! The ledger is in this process, which does not die. A writer notes what it is about to write, sends
-//! it, and notes the acknowledgement; after each restart every key must hold the last acknowledged
-//! value or one that was sent later (which may or may not have arrived), and of a transaction over
-//! several cores all or nothing. Values say whose they are and carry a checksum. What was seen after
-//! a restart counts as acknowledged: it stays.
+//! The ledger is in this process, which does not die. A writer notes what it is about to write,
+//! sends it, and notes the acknowledgement; after each restart every key must hold the last
+//! acknowledged value or one that was sent later (which may or may not have arrived), and of a
+//! transaction over several cores all or nothing. Values say whose they are and carry a checksum.
+//! What was seen after a restart counts as acknowledged: it stays.
 //!
 //! `QUOIT_LONG=1` makes it 300 cycles; `SEED=…` repeats the choices (not the moments: those are the
 //! machine's).

@@ -1,4 +1,5 @@
-//! As the project's own build.rs: lets quoit's `src/rt/ring_flags.rs` stand before liburing's ring set-up.
+//! As the project's own build.rs: lets quoit's `src/rt/ring_flags.rs` stand before liburing's ring
+//! set-up.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

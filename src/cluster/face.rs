@@ -1,11 +1,12 @@
-//! The cluster face: each core as one node of a Redis Cluster, so that its clients send every command
-//! to the core that owns the key. Pure.
+//! The cluster face: each core as one node of a Redis Cluster, so that its clients send every
+//! command to the core that owns the key. Pure.
 //!
-//! A node has one port that all of its cores share, where every key is served, and one port for each
-//! core, where only that core's keys are: of others the client is told where they are ([`judge`]).
-//! What the CLUSTER commands list are the ports of cores, and, for the copies that a node has of keys of others, its shared
-//! port ([`Seat`]), whichever port they are asked at. (A port that owned some slots and had copies of others would be one or
-//! the other to most clients, whichever they met first.)
+//! A node has one port that all of its cores share, where every key is served, and one port for
+//! each core, where only that core's keys are: of others the client is told where they are
+//! ([`judge`]). What the CLUSTER commands list are the ports of cores, and, for the copies that a
+//! node has of keys of others, its shared port ([`Seat`]), whichever port they are asked at. (A
+//! port that owned some slots and had copies of others would be one or the other to most clients,
+//! whichever they met first.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -48,8 +49,8 @@ pub enum Redirect {
 
 /// What the port of core `own` says to a command on keys in these slots; `None`: it is served.
 ///
-/// Keys of several slots are refused even where one core owns them all, as in Redis: what works must
-/// not depend on where slots happen to be.
+/// Keys of several slots are refused even where one core owns them all, as in Redis: what works
+/// must not depend on where slots happen to be.
 pub fn judge(map: &Map, own: CoreId, mut slots: impl Iterator<Item = Slot>) -> Option<Redirect> {
     let slot = slots.next()?;
     if slots.any(|other| other != slot) {
@@ -89,8 +90,8 @@ pub fn name_of_copies(node: u16) -> String {
 /// Slots from the first to the last, both included.
 pub type Slots = (Slot, Slot);
 
-/// A place to connect to, as clients are told of it: the port of one core, for the keys that it owns, or the shared port of
-/// a node, for its copies of the keys of others.
+/// A place to connect to, as clients are told of it: the port of one core, for the keys that it
+/// owns, or the shared port of a node, for its copies of the keys of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seat {
     /// Its name.

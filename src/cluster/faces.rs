@@ -1,10 +1,12 @@
-//! The cluster face of several nodes: every core of each is a node of the Redis Cluster that clients see. Pure.
+//! The cluster face of several nodes: every core of each is a node of the Redis Cluster that
+//! clients see. Pure.
 //!
-//! A slot's owner, to clients, is the first of its holders that is there. Its core's port serves the slot. What other
-//! holders have are copies, in clients' words; these are read at the shared ports of their nodes, where every key is served
-//! from the node's own copy, if it has one and the level asks for no more. At the port of its core, too, a holder serves reads of
-//! clients that have said READONLY. Whom two nodes take for the owner may differ for a moment; but whoever is
-//! sent on comes to an earlier holder each time, and the first of those that are there serves.
+//! A slot's owner, to clients, is the first of its holders that is there. Its core's port serves
+//! the slot. What other holders have are copies, in clients' words; these are read at the shared
+//! ports of their nodes, where every key is served from the node's own copy, if it has one and the
+//! level asks for no more. At the port of its core, too, a holder serves reads of clients that have
+//! said READONLY. Whom two nodes take for the owner may differ for a moment; but whoever is sent on
+//! comes to an earlier holder each time, and the first of those that are there serves.
 
 use std::collections::BTreeMap;
 
@@ -194,8 +196,8 @@ mod tests {
         assert!(info(&none, 1).contains("cluster_slots_fail:16384"));
     }
 
-    /// Else a client that reads copies would ask who has none, or one seat would be an owner and a copy at once, of which clients
-    /// keep the one that they meet first.
+    /// Else a client that reads copies would ask who has none, or one seat would be an owner and a
+    /// copy at once, of which clients keep the one that they meet first.
     #[test]
     fn copies_are_told_of_at_the_shared_ports_of_those_that_hold_them() {
         let map = five_nodes();
@@ -278,7 +280,8 @@ mod tests {
         assert_eq!(said, Some(Redirect::CrossSlot));
     }
 
-    /// Else two nodes that see their cluster differently could send a client to each other for ever.
+    /// Else two nodes that see their cluster differently could send a client to each other for
+    /// ever.
     #[test]
     fn nobody_is_sent_in_circles_by_nodes_that_disagree() {
         let map = five_nodes();

@@ -1,7 +1,8 @@
 //! A walk over the whole ring, leg by leg: who is asked about which part of it. Pure.
 //!
-//! Each vnode is asked of one core that holds it; a leg is a run of vnodes that the same one is asked about. Where a walk
-//! stands is a position, never a core: whoever holds what comes next can go on with it.
+//! Each vnode is asked of one core that holds it; a leg is a run of vnodes that the same one is
+//! asked about. Where a walk stands is a position, never a core: whoever holds what comes next can
+//! go on with it.
 
 use super::map::Holder;
 use super::ring::{Vnode, Vnodes};

@@ -10,14 +10,16 @@
 //!  "placement":[[1,0,2,3,3,1]]}      for each vnode: node, core, node, core, ...; the first is its primary
 //! ```
 //!
-//! Invariants, of every map that there is ([`Stored::check`]): nodes are in the order of their numbers; no two
-//! have the same number, identity or address; no number is also a retired one. Every vnode has equally many
-//! holders, on different nodes that the map knows, on cores that those nodes have. Keepers are nodes of the map.
+//! Invariants, of every map that there is ([`Stored::check`]): nodes are in the order of their
+//! numbers; no two have the same number, identity or address; no number is also a retired one.
+//! Every vnode has equally many holders, on different nodes that the map knows, on cores that those
+//! nodes have. Keepers are nodes of the map.
 //!
-//! The map is itself the value of a register (`replication/register`), whose holders are its *keepers*; so that no two
-//! changes ever make the same value, each bears its `author`, a number by chance. A map is *open* when its cluster holds
-//! data: until then nodes may join freely, as there is nothing that they would lack. A map that is kept in etcd has no
-//! keepers. (Texts from before there were these fields are open, and have none either.)
+//! The map is itself the value of a register (`replication/register`), whose holders are its
+//! *keepers*; so that no two changes ever make the same value, each bears its `author`, a number by
+//! chance. A map is *open* when its cluster holds data: until then nodes may join freely, as there
+//! is nothing that they would lack. A map that is kept in etcd has no keepers. (Texts from before
+//! there were these fields are open, and have none either.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -43,7 +45,8 @@ pub struct NodeId(pub u16);
 #[serde(try_from = "String", into = "String")]
 pub struct Uuid(pub u128);
 
-/// Whether a node has its share of the vnodes, as the map has it. Who answers at the moment is gossip's.
+/// Whether a node has its share of the vnodes, as the map has it. Who answers at the moment is
+/// gossip's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -142,8 +145,8 @@ pub(super) struct Parts {
 }
 
 impl ClusterMap {
-    /// The map of a cluster that has one node: the same cores hold the same vnodes as when it was alone. It holds no
-    /// data, and is kept by that node.
+    /// The map of a cluster that has one node: the same cores hold the same vnodes as when it was
+    /// alone. It holds no data, and is kept by that node.
     pub fn first(
         cluster: Uuid,
         vnodes: Vnodes,
@@ -240,7 +243,8 @@ impl ClusterMap {
         self
     }
 
-    /// The map of the next epoch, kept by `node`, too; `None` if it is no node of it, or keeps it already.
+    /// The map of the next epoch, kept by `node`, too; `None` if it is no node of it, or keeps it
+    /// already.
     pub fn kept_by(&self, node: NodeId) -> Option<ClusterMap> {
         let place = self.keepers.nodes.binary_search(&node).err()?;
         self.node(node)?;
@@ -251,7 +255,8 @@ impl ClusterMap {
         (map.keepers.nodes.len() <= KEEPERS_MAX).then_some(map)
     }
 
-    /// The map of the next epoch of a node that is alone and has changed: its cores hold what they hold without a cluster.
+    /// The map of the next epoch of a node that is alone and has changed: its cores hold what they
+    /// hold without a cluster.
     pub fn alone_again(&self, node: Node) -> Result<ClusterMap, Invalid> {
         let is_alone = self.nodes.len() == 1 && self.nodes[0].id == node.id;
         if !is_alone {
@@ -332,8 +337,8 @@ impl ClusterMap {
         })
     }
 
-    /// The ring in runs of positions that the same holders have in the same order: the first and the last
-    /// position, both included, and the holders.
+    /// The ring in runs of positions that the same holders have in the same order: the first and
+    /// the last position, both included, and the holders.
     pub fn runs(&self) -> Vec<(Position, Position, &[Holder])> {
         let mut runs: Vec<(Position, Position, &[Holder])> = Vec::new();
         for vnode in self.vnodes.all() {
@@ -375,7 +380,8 @@ impl ClusterMap {
         if text.len() > MAP_BYTES_MAX {
             return invalid(format!("{} bytes are too many", text.len()));
         }
-        // What is older or newer than this code may have other fields: its format is told apart first.
+        // What is older or newer than this code may have other fields: its format is told apart
+        // first.
         let format: Format = serde_json::from_str(text).map_err(|why| Invalid(why.to_string()))?;
         if format.format != FORMAT {
             return invalid(format!("format {}, not {FORMAT}", format.format));

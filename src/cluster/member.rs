@@ -1,16 +1,16 @@
 //! Who of the cluster's nodes is alive, as one node sees it. Pure.
 //!
-//! A node proves that it lives by a heartbeat that is newer than what was known of it: its generation (which
-//! start of the node it is) and a count. Silence makes it suspect, then dead ([`Timing`]). Two rules keep a
-//! loaded or mended network from telling lies:
+//! A node proves that it lives by a heartbeat that is newer than what was known of it: its
+//! generation (which start of the node it is) and a count. Silence makes it suspect, then dead
+//! ([`Timing`]). Two rules keep a loaded or mended network from telling lies:
 //! - *Attentive time.* Silence is measured on a clock that runs only while this node looks: between two looks
 //!   it goes on by two intervals at most. A node that was stopped for a minute, or had no CPU, convicts nobody for what it missed.
 //! - *Hearsay.* Of a node that is dead, or that was never heard, a newer heartbeat that others tell is only
 //!   noted: it may be old news from the other side of a partition. Another one above that, or one from the
 //!   node itself, is life.
 //!
-//! Besides, a link that breaks makes a node unreachable at once, for this node only, until a link succeeds. As soon as such a
-//! node is heard it is worth a try ([`Members::may_try`]).
+//! Besides, a link that breaks makes a node unreachable at once, for this node only, until a link
+//! succeeds. As soon as such a node is heard it is worth a try ([`Members::may_try`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +34,8 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// True if a node is silent for some rounds before it is suspect, and suspect before it is dead.
+    /// True if a node is silent for some rounds before it is suspect, and suspect before it is
+    /// dead.
     pub fn is_sound(self) -> bool {
         let grows = self.interval < self.suspect && self.suspect < self.dead;
         !self.interval.is_zero() && grows
@@ -180,7 +181,8 @@ impl Members {
         self.members.get(&node).map(|member| member.standing)
     }
 
-    /// All nodes with what is thought of them, how far they have come, and how long they have been silent.
+    /// All nodes with what is thought of them, how far they have come, and how long they have been
+    /// silent.
     pub fn all(&self) -> impl Iterator<Item = (NodeId, Standing, Heartbeat, Duration)> {
         self.members.iter().map(|(node, member)| {
             let silence = self.attentive - member.seen;
@@ -194,8 +196,8 @@ impl Members {
         member.is_some_and(|member| heartbeat > member.heartbeat)
     }
 
-    /// True if `node`, which shows life, is to be asked at once: no link to it holds, or it was dead, and it was not tried just
-    /// before. What others say of it counts once in an interval.
+    /// True if `node`, which shows life, is to be asked at once: no link to it holds, or it was
+    /// dead, and it was not tried just before. What others say of it counts once in an interval.
     pub fn may_try(&mut self, node: NodeId, source: Source, now: Duration) -> bool {
         let gap = match source {
             Source::Itself => self.timing.interval / TRIES_MAX,

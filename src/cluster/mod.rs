@@ -1,5 +1,5 @@
-//! Which node and core holds which keys, who is alive, and how clients are told. Pure, but for the links
-//! to other nodes (`peers`).
+//! Which node and core holds which keys, who is alive, and how clients are told. Pure, but for the
+//! links to other nodes (`peers`).
 
 pub mod claim;
 pub mod face;

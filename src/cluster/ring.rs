@@ -1,9 +1,9 @@
 //! The ring: position -> vnode -> the core of one node that answers for it. Pure.
 //!
-//! The ring has Q equal arcs, each a run of whole slots ([`Vnodes`]). Which nodes hold an arc is in the
-//! cluster's map ([`super::map::ClusterMap`]); [`Map`] is what one node makes of it for its own cores. The cores of
-//! a node alone get contiguous runs of vnodes, as equal as they can be, so that what a cluster client is
-//! told stays short.
+//! The ring has Q equal arcs, each a run of whole slots ([`Vnodes`]). Which nodes hold an arc is in
+//! the cluster's map ([`super::map::ClusterMap`]); [`Map`] is what one node makes of it for its own
+//! cores. The cores of a node alone get contiguous runs of vnodes, as equal as they can be, so that
+//! what a cluster client is told stays short.
 
 use super::map::{ClusterMap, NodeId};
 use crate::config::{VNODES, VNODES_MAX, VNODES_MIN};
@@ -104,8 +104,8 @@ impl Map {
 
     /// What `node` makes of the cluster's map; `None` if the cluster does not know it.
     ///
-    /// A vnode that the node holds is its core's there. For the others a core stands in, to keep hints
-    /// and to coordinate: always the same one, whatever the rest of the map says.
+    /// A vnode that the node holds is its core's there. For the others a core stands in, to keep
+    /// hints and to coordinate: always the same one, whatever the rest of the map says.
     pub fn of_node(cluster: &ClusterMap, node: NodeId) -> Option<Map> {
         let count = cluster.node(node)?.cores;
         let mut map = Map::even(cluster.vnodes(), count);

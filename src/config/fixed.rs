@@ -8,7 +8,8 @@ pub const CORE_PORT: u16 = 16379;
 pub const HTTP_PORT: u16 = 8379;
 /// The port by which other nodes reach core 0, if nothing else is said.
 pub const PEER_PORT: u16 = 7379;
-/// Requests of one core to another node's core that are not answered yet, and those that are under way there.
+/// Requests of one core to another node's core that are not answered yet, and those that are under
+/// way there.
 pub const PEER_REQUESTS_MAX: usize = 4096;
 /// Bytes that wait to be sent to another node's core, but for one frame, whatever its size.
 pub const PEER_WAITING_BYTES_MAX: usize = 8 << 20;
@@ -36,18 +37,20 @@ pub const VNODES_MAX: u32 = 16_384;
 pub const REPLICAS_MAX: u8 = 7;
 /// Most replicas of all vnodes together: what the cluster map has room for.
 pub const PLACEMENT_MAX: usize = 1 << 16;
-/// A replica that is late is raced by another after this time at the earliest, however fast it usually is.
+/// A replica that is late is raced by another after this time at the earliest, however fast it
+/// usually is.
 pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(1);
 /// And after this at the latest.
 pub const HEDGE_AFTER_MAX: Duration = Duration::from_millis(500);
-/// One in so many reads at ONE has all replicas of its key compared behind the answer: nobody else asks them all where
-/// all is read at ONE.
+/// One in so many reads at ONE has all replicas of its key compared behind the answer: nobody else
+/// asks them all where all is read at ONE.
 pub const READ_REPAIR_ONE_IN: u32 = 64;
 /// So many of these are under way at once on a core; beyond it reads are not followed by one.
 pub const READ_REPAIRS_MAX: u32 = 16;
 /// Bytes that hints may take at least, if there are to be any.
 pub(super) const HINT_BYTES_MIN: u64 = 64 << 10;
-/// A file of hints takes no more when it has come to this size; and at most an eighth of what its core may keep.
+/// A file of hints takes no more when it has come to this size; and at most an eighth of what its
+/// core may keep.
 pub const HINT_FILE_BYTES: u64 = 8 << 20;
 /// Bytes of hints that a core writes together, unless one alone is larger.
 pub const HINT_BATCH_BYTES_MAX: usize = 1 << 20;
@@ -77,14 +80,15 @@ pub const MAP_BYTES_MAX: usize = 1408 * 1024;
 pub const PIPELINE_COMMANDS_MAX: usize = 1024;
 /// A connection with this many bytes of replies sends them before it runs another command.
 pub const PIPELINE_REPLY_BYTES: usize = 256 * 1024;
-/// Values of one connection that are read from tables at once: how large they are is not known before.
+/// Values of one connection that are read from tables at once: how large they are is not known
+/// before.
 pub const PIPELINE_READS_MAX: usize = 16;
 /// Memory that each core needs at least.
 pub const MEMORY_CORE_MIN: u64 = 1 << 20;
 /// A memtable takes at most this part of its core's memory; there may be three at a time.
 pub const MEMTABLE_SHARE: u64 = 8;
-/// Filters and indexes take at most so many hundredths of their core's memory: beside three memtables that
-/// leaves some for the caches.
+/// Filters and indexes take at most so many hundredths of their core's memory: beside three
+/// memtables that leaves some for the caches.
 pub const INDEX_SHARE_PERCENT_MAX: u64 = 50;
 /// Unmerged runs of a core up to which merges take only what clients leave.
 pub const RUNS_CALM: usize = 4;

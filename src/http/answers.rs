@@ -73,7 +73,8 @@ pub fn unauthorized() -> Response {
         .with("WWW-Authenticate", challenge.to_owned())
 }
 
-/// The method is none of this resource's. `is_key`: all that keys have are, else those that only look.
+/// The method is none of this resource's. `is_key`: all that keys have are, else those that only
+/// look.
 pub fn not_allowed(is_key: bool) -> Response {
     let allowed = match is_key {
         true => "GET, HEAD, PUT, DELETE",

@@ -26,7 +26,8 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Which node is asked, and how.
 #[derive(Args, Clone)]
 pub struct Status {
-    /// The node's configuration file, which says where it is. Without it, and what follows: on this machine, at 6379.
+    /// The node's configuration file, which says where it is. Without it, and what follows: on this
+    /// machine, at 6379.
     #[arg(long, value_name = "FILE", env = "QUOIT_CONFIG")]
     config: Option<PathBuf>,
     /// Where the node is.

@@ -1,8 +1,9 @@
-//! Who this node is, before it opens its data: one that knows its cluster, the founder of one, or one that asks to be let
-//! into one, for as long as that takes.
+//! Who this node is, before it opens its data: one that knows its cluster, the founder of one, or
+//! one that asks to be let into one, for as long as that takes.
 //!
-//! A newcomer writes its identity down before it asks, and what it was told before it does anything else; so that whenever
-//! it ends on the way, the next start asks again as the same one, and gets the same number.
+//! A newcomer writes its identity down before it asks, and what it was told before it does anything
+//! else; so that whenever it ends on the way, the next start asks again as the same one, and gets
+//! the same number.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -44,8 +45,8 @@ pub enum Unheard {
 
 /// The way to a node of which only the address is known.
 pub trait Knocking {
-    /// Has the node at `address` let `newcomer` in. Where that has no host yet, it is the address that the other sees. If it
-    /// belongs to a cluster already, it asks only nodes of that one.
+    /// Has the node at `address` let `newcomer` in. Where that has no host yet, it is the address
+    /// that the other sees. If it belongs to a cluster already, it asks only nodes of that one.
     fn knock(
         &self,
         address: SocketAddr,
@@ -54,8 +55,9 @@ pub trait Knocking {
     ) -> Boxed<'_, Result<Said, Unheard>>;
 }
 
-/// Finds out who the node is whose data is in `dir`. `node` is how others are to know it; its number and identity are not
-/// looked at. `None`: it was asked to stop while it waited to be let in.
+/// Finds out who the node is whose data is in `dir`. `node` is how others are to know it; its
+/// number and identity are not looked at. `None`: it was asked to stop while it waited to be let
+/// in.
 pub async fn begin(
     dir: &Path,
     join: &[SocketAddr],
@@ -103,7 +105,8 @@ pub async fn begin(
     Ok(Some(Begun::Member(Box::new(record))))
 }
 
-/// What CLUSTER says, if it is there. The map must be kept where `own` says, for it stays where it is.
+/// What CLUSTER says, if it is there. The map must be kept where `own` says, for it stays where it
+/// is.
 pub(super) async fn read_record(dir: &Path, own: &Keeping) -> Result<Option<Record>> {
     let Some(payload) = sealed::settle(dir, sealed::CLUSTER).await? else {
         return Ok(None);
@@ -136,8 +139,8 @@ pub(super) async fn read_record(dir: &Path, own: &Keeping) -> Result<Option<Reco
     }
 }
 
-/// Which of the node's cores has which keys, by the cluster's map that its directory holds; `None`: it is alone, or
-/// nothing is known. Changes nothing.
+/// Which of the node's cores has which keys, by the cluster's map that its directory holds; `None`:
+/// it is alone, or nothing is known. Changes nothing.
 pub async fn read_map(dir: &Path) -> Option<Map> {
     let payload = sealed::read(dir, sealed::CLUSTER).await.ok()??;
     let place = Record::decode(&payload).ok()?.place?;

@@ -1,10 +1,12 @@
-//! Versions of replicated writes never repeat over a restart, whatever the wall clock does: the file CLOCK has a ceiling
-//! that they stay below. It is raised ahead of use, and a start begins above it.
+//! Versions of replicated writes never repeat over a restart, whatever the wall clock does: the
+//! file CLOCK has a ceiling that they stay below. It is raised ahead of use, and a start begins
+//! above it.
 //!
 //! payload := ceiling u64       Unix milliseconds; the file around it is `storage/sealed`
 //!
-//! A replica may have a version of which this node has lost all trace, for it need not be a replica of that key itself.
-//! So what it stores does not tell how far it was. Who makes no such versions writes nothing.
+//! A replica may have a version of which this node has lost all trace, for it need not be a replica
+//! of that key itself. So what it stores does not tell how far it was. Who makes no such versions
+//! writes nothing.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -62,8 +64,9 @@ impl Ceiling {
         }
     }
 
-    /// Raises it so that versions up to `needed` may be made for a while; the ceiling that is durable then. Below it, all
-    /// versions may be made. An error: none may be made above the old one.
+    /// Raises it so that versions up to `needed` may be made for a while; the ceiling that is
+    /// durable then. Below it, all versions may be made. An error: none may be made above the old
+    /// one.
     pub async fn raise(&self, needed: UnixMillis) -> Result<UnixMillis> {
         let is_enough = || self.durable.get() > needed.saturating_add(millis(AHEAD_MIN));
         if is_enough() {
@@ -113,8 +116,9 @@ mod tests {
     const NODE: NodeId = NodeId(1);
     const DIR: &str = "/data";
 
-    /// Makes versions, as far as the ceiling lets it, in several lives that end at any moment, on a clock that jumps. The
-    /// ceiling that a life begins with must be above all versions that were made before.
+    /// Makes versions, as far as the ceiling lets it, in several lives that end at any moment, on a
+    /// clock that jumps. The ceiling that a life begins with must be above all versions that were
+    /// made before.
     fn live(seed: u64, planted: &[Bug]) -> Result<(), String> {
         let mut options = Options::random(seed);
         options.planted = planted.to_vec();
@@ -157,7 +161,8 @@ mod tests {
         }
     }
 
-    /// Else two writes could have one version, and replicas would keep what they have of the first for ever.
+    /// Else two writes could have one version, and replicas would keep what they have of the first
+    /// for ever.
     #[test]
     fn no_start_makes_a_version_that_an_earlier_one_has_made() {
         for seed in 0..100 {

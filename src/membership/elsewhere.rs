@@ -1,9 +1,11 @@
 //! Nodes that are not where the map says, and how they and the others find each other again.
 //!
-//! A node that has moved reaches the others where they were, and has the map say where it is (`proposing`). Who goes by an older
-//! map is handed the newer one, as it cannot ask for it (`gossiping`). If so many have moved that too few keepers of the map are
-//! where it says, a node knocks at the addresses in `join`, as a newcomer would: who is there notes where it is, uses
-//! that until the map says better, and has the map say it. So all may move at once, if each names one that all reach.
+//! A node that has moved reaches the others where they were, and has the map say where it is
+//! (`proposing`). Who goes by an older map is handed the newer one, as it cannot ask for it
+//! (`gossiping`). If so many have moved that too few keepers of the map are where it says, a node
+//! knocks at the addresses in `join`, as a newcomer would: who is there notes where it is, uses
+//! that until the map says better, and has the map say it. So all may move at once, if each names
+//! one that all reach.
 //!
 //! Who answers there may belong to another cluster. That is said, and it is asked nothing.
 
@@ -64,7 +66,8 @@ pub(super) fn is_at(one: &Node, other: &Node) -> bool {
 }
 
 impl Membership {
-    /// Some nodes may be somewhere else by a newer map: these are spoken to at once, so that they count as there.
+    /// Some nodes may be somewhere else by a newer map: these are spoken to at once, so that they
+    /// count as there.
     pub(super) fn follow_moved(self: &Rc<Self>, old: &ClusterMap, new: &ClusterMap) {
         for node in new.nodes() {
             let known = old.node(node.id);
@@ -79,7 +82,8 @@ impl Membership {
         self.contradict(new);
     }
 
-    /// Somebody has had `map` say that this node is where it is not: as it had been once, perhaps. It has it say the truth again.
+    /// Somebody has had `map` say that this node is where it is not: as it had been once, perhaps.
+    /// It has it say the truth again.
     fn contradict(self: &Rc<Self>, map: &ClusterMap) {
         let own = &self.setup.node;
         let is_wrong = map.node(own.id).is_some_and(|known| !is_at(known, own));
@@ -129,7 +133,8 @@ impl Membership {
         }
     }
 
-    /// Asks who is where `join` says, until each has said it; and again for as long as too few keepers of the map are reached.
+    /// Asks who is where `join` says, until each has said it; and again for as long as too few
+    /// keepers of the map are reached.
     pub(super) async fn look_where_others_join(self: &Rc<Self>) {
         let mut all: Boxed<'_, ()> = Box::pin(future::pending());
         let no_one = rt::planted(Bug::NobodyKnocks);
@@ -166,8 +171,8 @@ impl Membership {
         }
     }
 
-    /// Says there where this node is, and takes the map of who is there. An error: nobody has answered, or somebody who
-    /// will not help.
+    /// Says there where this node is, and takes the map of who is there. An error: nobody has
+    /// answered, or somebody who will not help.
     async fn knock_at(self: &Rc<Self>, address: SocketAddr) -> Result<(), Option<String>> {
         let (own, cluster) = (self.setup.node.clone(), self.map().cluster());
         match self.setup.door.knock(address, own, Some(cluster)).await {
@@ -191,7 +196,8 @@ impl Membership {
         }
     }
 
-    /// True if so few keepers of the map are alive, as far as this node sees, that it cannot be changed.
+    /// True if so few keepers of the map are alive, as far as this node sees, that it cannot be
+    /// changed.
     fn reaches_too_few(&self) -> bool {
         let (map, gossip) = (self.map(), self.gossip.borrow());
         let keepers = &map.keepers().nodes;

@@ -1,4 +1,5 @@
-//! Gossip, carried out: rounds when they are due, messages there and back, and what follows from them.
+//! Gossip, carried out: rounds when they are due, messages there and back, and what follows from
+//! them.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -74,7 +75,8 @@ impl Membership {
         self.carry_out(effect);
     }
 
-    /// Returns when this node is to end because another process runs under its identity, and why it ends.
+    /// Returns when this node is to end because another process runs under its identity, and why it
+    /// ends.
     pub async fn fenced(&self) -> Error {
         let is_fenced = || self.is_fenced.get().then_some(());
         self.changed.wait_for(is_fenced).await;
@@ -149,8 +151,8 @@ impl Membership {
         let patience = self.setup.timing.interval.max(ANSWER_MIN);
         match self.ask(to, Ask::Gossip(message.encode()), patience).await {
             Some(said) => {
-                // It is the answer to this question, and no old one, even if its heartbeat was known: between two nodes that
-                // keep step it always is.
+                // It is the answer to this question, and no old one, even if its heartbeat was
+                // known: between two nodes that keep step it always is.
                 self.note_link(to, true);
                 if let Said::Gossip(bytes) = said
                     && let Some(answer) = Message::decode(&bytes)
@@ -172,8 +174,8 @@ impl Membership {
         drop(rt::spawn(Rc::clone(self).say(node, question)));
     }
 
-    /// Node `to` has an older map, by which it may look for this one, and for all that have a newer one, where none of them
-    /// is any more: it does not get the newer map by asking.
+    /// Node `to` has an older map, by which it may look for this one, and for all that have a newer
+    /// one, where none of them is any more: it does not get the newer map by asking.
     async fn hand_over_map(&self, to: NodeId) {
         if !rt::planted(Bug::NewerMapKept) {
             let map = self.map().to_json().into();

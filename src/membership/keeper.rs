@@ -1,7 +1,8 @@
 //! This node's part as a keeper of the map, and its file CLUSTER.
 //!
-//! An answer leaves only after what it says is on disk. If CLUSTER cannot be written and the old one is still there, the
-//! request has not happened. If nobody knows which of the two is there, nothing is promised until the next start.
+//! An answer leaves only after what it says is on disk. If CLUSTER cannot be written and the old
+//! one is still there, the request has not happened. If nobody knows which of the two is there,
+//! nothing is promised until the next start.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! A newcomer asks a node to be let into its cluster: one connection, one request, one answer. A member that looks for the
-//! others (`elsewhere`) asks in the same way.
+//! A newcomer asks a node to be let into its cluster: one connection, one request, one answer. A
+//! member that looks for the others (`elsewhere`) asks in the same way.
 //!
-//! It has no number yet, so it connects as nobody in particular (`protocol/peer/handshake`), and proves only that it knows
-//! the cluster's key.
+//! It has no number yet, so it connects as nobody in particular (`protocol/peer/handshake`), and
+//! proves only that it knows the cluster's key.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,12 +1,17 @@
-//! A node's place in its cluster: forming one, joining one, keeping the map with others, and knowing who is alive.
+//! A node's place in its cluster: forming one, joining one, keeping the map with others, and
+//! knowing who is alive.
 //!
-//! Core 0 does all of it and tells the other cores what comes of it, a [`View`]. `begin` finds out who the node is before
-//! it opens its data; then [`Membership`] lives as long as the node. The map is a register kept by up to five of its nodes
-//! (`keeper`: this node's part of it; `proposing`: how it is changed), or it is kept in `etcd`; `gossiping` is who is alive, and
-//! that there is a newer map; `elsewhere` is how nodes find each other that are not where the map says. What is decided is decided in pure code: `wish`, `cluster/gossip`, `cluster/claim`, `replication/register`.
+//! Core 0 does all of it and tells the other cores what comes of it, a [`View`]. `begin` finds out
+//! who the node is before it opens its data; then [`Membership`] lives as long as the node. The map
+//! is a register kept by up to five of its nodes (`keeper`: this node's part of it; `proposing`:
+//! how it is changed), or it is kept in `etcd`; `gossiping` is who is alive, and that there is a
+//! newer map; `elsewhere` is how nodes find each other that are not where the map says. What is
+//! decided is decided in pure code: `wish`, `cluster/gossip`, `cluster/claim`,
+//! `replication/register`.
 //!
-//! Invariants: what this node has promised or accepted as a keeper is on disk before it says so (`record`); only maps that
-//! were decided are ever shown; nobody joins a cluster that holds data, and no data is written before that is decided.
+//! Invariants: what this node has promised or accepted as a keeper is on disk before it says so
+//! (`record`); only maps that were decided are ever shown; nobody joins a cluster that holds data,
+//! and no data is written before that is decided.
 
 mod begin;
 mod ceiling;
@@ -244,15 +249,16 @@ impl Membership {
         self.changed.wake_all();
     }
 
-    /// Runs for as long as the node does, from the moment when all its cores can be reached: it tells all others that it is
-    /// there. A node that is alone does nothing.
+    /// Runs for as long as the node does, from the moment when all its cores can be reached: it
+    /// tells all others that it is there. A node that is alone does nothing.
     pub async fn run(self: Rc<Self>) {
         let map = self.map();
         self.say_what_is_kept(&map);
         let is_laid_out_anew = map
             .node(self.own())
             .is_some_and(|known| known.cores != self.setup.node.cores);
-        // Where a node is that is alone concerns nobody; the first that joins is told. But by etcd others find it.
+        // Where a node is that is alone concerns nobody; the first that joins is told. But by etcd
+        // others find it.
         if map.nodes().len() > 1 || is_laid_out_anew || self.setup.etcd.is_some() {
             self.come_back();
         }

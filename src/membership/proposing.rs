@@ -1,8 +1,9 @@
-//! How this node has the map changed: a wish is carried out until it is granted or refused by a map that was decided, or
-//! until the time is over. Here it is carried through the register, round by round; where etcd keeps the map, `etcd/keeping`
-//! does that part.
+//! How this node has the map changed: a wish is carried out until it is granted or refused by a map
+//! that was decided, or until the time is over. Here it is carried through the register, round by
+//! round; where etcd keeps the map, `etcd/keeping` does that part.
 //!
-//! One wish at a time, for a node is one proposer. An answer that comes late belongs to its ballot, and does no harm.
+//! One wish at a time, for a node is one proposer. An answer that comes late belongs to its ballot,
+//! and does no harm.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,10 +27,12 @@ use crate::rt::{self, Bug};
 pub(super) const WISH_MAX: Duration = Duration::from_secs(8);
 /// So long all keepers may take for one answer; then another round begins.
 const TRIP_MAX: Duration = Duration::from_secs(2);
-/// The pause after a round that was overtaken is chosen below this, and below twice as much after the next.
+/// The pause after a round that was overtaken is chosen below this, and below twice as much after
+/// the next.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 pub(super) const PAUSE_MAX: Duration = Duration::from_millis(640);
-/// A node that keeps the map, or is known under a new address, only later tries again after this, and half as much by chance.
+/// A node that keeps the map, or is known under a new address, only later tries again after this,
+/// and half as much by chance.
 pub(super) const LATER: Duration = Duration::from_secs(5);
 /// So many wait for their turn to have the map changed; others are told that it is busy.
 const WAITING_MAX: usize = 64;
@@ -228,7 +231,8 @@ impl Membership {
         self.setup.reach.ask(&node, ask, patience).await.ok()
     }
 
-    /// There is a newer set of keepers: asks all nodes for the map that names it, until one has it or the time is over.
+    /// There is a newer set of keepers: asks all nodes for the map that names it, until one has it
+    /// or the time is over.
     async fn look_for_newer_map(self: &Rc<Self>, deadline: Duration) {
         let map = self.map();
         let newer = map.epoch() + 1;
@@ -249,7 +253,8 @@ impl Membership {
         patience: Duration,
     ) -> bool {
         if self.map().node(from).is_none() {
-            // It has joined by that map, so that nobody here knows where it is: the keepers of the map tell.
+            // It has joined by that map, so that nobody here knows where it is: the keepers of the
+            // map tell.
             let known = Box::pin(self.change(Wish::Know(epoch), WISH_MAX)).await;
             return matches!(known, Outcome::Granted(_));
         }
@@ -296,12 +301,14 @@ impl Membership {
         }
     }
 
-    /// Sees to it that it is decided that the cluster holds data; false: it could not be, and none may be written.
+    /// Sees to it that it is decided that the cluster holds data; false: it could not be, and none
+    /// may be written.
     pub async fn open(self: &Rc<Self>) -> bool {
         matches!(self.change(Wish::Open, WISH_MAX).await, Outcome::Granted(_))
     }
 
-    /// Has this node keep the map, too, if that is of use: it tries until that is so, or not wanted any more.
+    /// Has this node keep the map, too, if that is of use: it tries until that is so, or not wanted
+    /// any more.
     pub(super) fn ask_to_keep(self: &Rc<Self>) {
         let wish = Wish::Keep(self.own());
         let is_wanted = wish.judge(&self.map()) != Verdict::Granted;
@@ -317,8 +324,9 @@ impl Membership {
         }));
     }
 
-    /// A keeper that has accepted a map of which nobody tells it finds out whether that was decided: who has proposed it may be
-    /// gone, and then nobody would know before the next change. It goes on for as long as the node lives.
+    /// A keeper that has accepted a map of which nobody tells it finds out whether that was
+    /// decided: who has proposed it may be gone, and then nobody would know before the next change.
+    /// It goes on for as long as the node lives.
     pub(super) async fn settle_what_was_accepted(self: &Rc<Self>) {
         let mut looked_at = Ballot::ZERO;
         loop {
@@ -369,7 +377,8 @@ impl Membership {
         drop(rt::spawn(async move { membership.insist_on(wish).await }));
     }
 
-    /// Wants something of the map until that is granted: what it says of others may have to change before.
+    /// Wants something of the map until that is granted: what it says of others may have to change
+    /// before.
     pub(super) async fn insist_on(self: &Rc<Self>, wish: Wish) {
         let mut told = String::new();
         loop {

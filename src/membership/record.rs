@@ -1,12 +1,14 @@
-//! What a node knows of its cluster and of its own place in it, as it is kept in the file CLUSTER. Pure.
+//! What a node knows of its cluster and of its own place in it, as it is kept in the file CLUSTER.
+//! Pure.
 //!
 //! payload := uuid u128 | node u16 | generation u64 | keeping length u32 | keeping | map length u32 | map
 //! keeping := state            which begins with 1: the map is kept by the cluster's own nodes
 //!          | 2 | key          it is kept in etcd, under this key
 //!
-//! Little endian; the file around it is `storage/sealed`. `state` is what the node has promised and accepted as a keeper
-//! of the map (`replication/register/format`), `map` the newest map that it knows to be decided, as JSON. Node 0, without
-//! a map: it has asked to be let in, and does not know whether it was.
+//! Little endian; the file around it is `storage/sealed`. `state` is what the node has promised and
+//! accepted as a keeper of the map (`replication/register/format`), `map` the newest map that it
+//! knows to be decided, as JSON. Node 0, without a map: it has asked to be let in, and does not
+//! know whether it was.
 
 use std::sync::Arc;
 
@@ -69,7 +71,8 @@ impl Record {
         }
     }
 
-    /// Of the only node of a new cluster. Its map is decided: it is the only keeper, and has accepted it.
+    /// Of the only node of a new cluster. Its map is decided: it is the only keeper, and has
+    /// accepted it.
     pub fn founder(uuid: Uuid, node: NodeId, map: ClusterMap) -> Record {
         let ballot = Ballot {
             round: 1,

@@ -1,7 +1,9 @@
-//! What is asked of the cluster's map, and what comes of it: changes of the register that the map is. Pure.
+//! What is asked of the cluster's map, and what comes of it: changes of the register that the map
+//! is. Pure.
 //!
-//! Each wish is judged by a map alone: it is granted there, or refused, or there is a next map in which it is granted.
-//! None is ever taken back by a later map, so that one that was tried twice counts once.
+//! Each wish is judged by a map alone: it is granted there, or refused, or there is a next map in
+//! which it is granted. None is ever taken back by a later map, so that one that was tried twice
+//! counts once.
 
 use bytes::Bytes;
 
@@ -27,7 +29,8 @@ pub enum Wish {
     Keep(NodeId),
     /// To know this node, which it has, as it is now.
     Renew(Box<Node>),
-    /// To look for this node, which it has, at this host and peer port, and to know it else as it did.
+    /// To look for this node, which it has, at this host and peer port, and to know it else as it
+    /// did.
     Move(Box<Node>),
     /// Nothing, but to be of this epoch or a later one: for who has heard of such a map.
     Know(u64),
@@ -97,8 +100,8 @@ fn put(map: &ClusterMap, node: Node) -> Verdict {
     }
 }
 
-/// An even number of keepers survives no more failures than one less: a second or fourth is taken only on the way to the
-/// next.
+/// An even number of keepers survives no more failures than one less: a second or fourth is taken
+/// only on the way to the next.
 fn keep(map: &ClusterMap, node: NodeId) -> Verdict {
     let keepers = map.keepers().nodes.len();
     if keepers == 0 {

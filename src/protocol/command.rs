@@ -408,7 +408,8 @@ impl KeyOp<'_> {
         }
     }
 
-    /// False if existence, expiry and the value's length are enough: the value may then be given as empty.
+    /// False if existence, expiry and the value's length are enough: the value may then be given as
+    /// empty.
     pub fn needs_value(&self) -> bool {
         match self {
             KeyOp::Exists | KeyOp::Touch | KeyOp::Type | KeyOp::Expiry(_) | KeyOp::Delete => false,

@@ -1,10 +1,11 @@
-//! HTTP/1.1 to and from bytes: heads of requests, bodies, responses; and those of others, where a node is the client
-//! itself (`answer`). Pure, and resumable at every byte.
+//! HTTP/1.1 to and from bytes: heads of requests, bodies, responses; and those of others, where a
+//! node is the client itself (`answer`). Pure, and resumable at every byte.
 //!
-//! Where two readers of the same bytes could disagree about where a request ends, the request is refused and the
-//! connection is to be closed ([`Refusal`]): both lengths and chunks, several lengths, lengths that are no plain
-//! number, encodings other than exactly `chunked`, folded lines, lines that do not end with CR LF, a blank before
-//! a colon, no host or two. What is declared is not trusted: memory grows with what has come, up to a bound.
+//! Where two readers of the same bytes could disagree about where a request ends, the request is
+//! refused and the connection is to be closed ([`Refusal`]): both lengths and chunks, several
+//! lengths, lengths that are no plain number, encodings other than exactly `chunked`, folded lines,
+//! lines that do not end with CR LF, a blank before a colon, no host or two. What is declared is
+//! not trusted: memory grows with what has come, up to a bound.
 
 mod answer;
 mod body;
@@ -20,7 +21,8 @@ pub use response::{CONTINUE, Response, http_date};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub u16);
 
-/// Why a request is not taken, and neither is anything behind it: where it ends is not known, or not waited for.
+/// Why a request is not taken, and neither is anything behind it: where it ends is not known, or
+/// not waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What the client is told.

@@ -1,5 +1,6 @@
 //! What clients say and what they are told: bytes to requests, requests to commands, replies to
-//! bytes. And what nodes say to each other (`peer`). All of it is pure: no I/O, no waiting, no clock.
+//! bytes. And what nodes say to each other (`peer`). All of it is pure: no I/O, no waiting, no
+//! clock.
 
 pub mod args;
 pub mod command;

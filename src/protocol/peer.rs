@@ -3,15 +3,17 @@
 //! frame  := length u32 | crc u32 | version u8 | kind u8 | id u64 | deadline u32 | epoch u64 | body
 //! length := bytes after the crc; crc := crc32c of them; deadline := milliseconds since the handshake, 0 of an answer
 //!
-//! Little endian; bodies are drawn in `message`, `walk` and `handshake`. `id` pairs a request with its answer; answers come in any
-//! order. `epoch` is that of the sender's cluster map. A connection begins with a handshake, whose frames never change
-//! their form; `version` of all others is the one that it agreed on. Both sides count from its last message, who sends that
-//! from when it does, so a request that the network holds back for long is known to be too late when it comes, whatever
-//! the clocks show. The count begins anew after 2^32.
+//! Little endian; bodies are drawn in `message`, `walk` and `handshake`. `id` pairs a request with
+//! its answer; answers come in any order. `epoch` is that of the sender's cluster map. A connection
+//! begins with a handshake, whose frames never change their form; `version` of all others is the
+//! one that it agreed on. Both sides count from its last message, who sends that from when it does,
+//! so a request that the network holds back for long is known to be too late when it comes,
+//! whatever the clocks show. The count begins anew after 2^32.
 //!
-//! Invariants: nothing is allocated from a declared length; before the handshake is done a frame is at most
-//! [`GREETING_BYTES_MAX`] and no more than that is asked for; what is decoded is well-formed to the last byte. Bytes that are
-//! no frame end the connection: who has lost count must begin anew.
+//! Invariants: nothing is allocated from a declared length; before the handshake is done a frame is
+//! at most [`GREETING_BYTES_MAX`] and no more than that is asked for; what is decoded is
+//! well-formed to the last byte. Bytes that are no frame end the connection: who has lost count
+//! must begin anew.
 
 use std::fmt;
 use std::time::Duration;
@@ -121,7 +123,8 @@ pub enum PeerError {
     Checksum,
     /// Of another version than was agreed on.
     Version(u8),
-    /// No kind that this version has, or not at this point: before the handshake nothing else, and nothing of it after.
+    /// No kind that this version has, or not at this point: before the handshake nothing else, and
+    /// nothing of it after.
     Kind(u8),
     /// The body is not one of its kind.
     Body(u8),
@@ -141,8 +144,8 @@ impl fmt::Display for PeerError {
     }
 }
 
-/// Reads the frame that `input` begins with. The input always begins with the first byte not yet consumed; while the frame
-/// is incomplete only its length is looked at.
+/// Reads the frame that `input` begins with. The input always begins with the first byte not yet
+/// consumed; while the frame is incomplete only its length is looked at.
 pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Parsed<'a> {
     let Some((length, rest)) = input.split_first_chunk() else {
         return Parsed::Incomplete {
@@ -196,7 +199,8 @@ fn decode<'a>(content: &'a [u8], limits: &Limits) -> Result<Frame<'a>, PeerError
     })
 }
 
-/// Appends the bytes of `frame`, in the version that was agreed on, to `out`. Those of the handshake need none.
+/// Appends the bytes of `frame`, in the version that was agreed on, to `out`. Those of the
+/// handshake need none.
 pub fn encode(frame: &Frame<'_>, version: u8, out: &mut Vec<u8>) {
     let start = out.len();
     encode_unstamped(frame.id, &frame.message, version, out);
@@ -222,7 +226,8 @@ pub fn encode_unstamped(id: u64, message: &Message<'_>, version: u8, out: &mut V
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
 }
 
-/// Milliseconds that are left of a request with this deadline, so long after the handshake. 0: it is not to be done any more.
+/// Milliseconds that are left of a request with this deadline, so long after the handshake. 0: it
+/// is not to be done any more.
 pub fn deadline_in(deadline_ms: u32, since_handshake: Duration) -> u32 {
     let left = deadline_ms.wrapping_sub(since_handshake.as_millis() as u32); // as far as it counts
     match left <= DEADLINE_MS_MAX {

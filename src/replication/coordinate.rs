@@ -1,13 +1,13 @@
-//! One operation over the replicas of its key, carried out: asks them, waits, and does what the verdicts of
-//! [`quorum`](super::quorum) say.
+//! One operation over the replicas of its key, carried out: asks them, waits, and does what the
+//! verdicts of [`quorum`](super::quorum) say.
 //!
-//! A [`Coordinator`] is a core's; what lies between it and the replicas is behind [`Replicas`]. Every operation has
-//! a deadline, a moment of [`rt::now`], and is told by then what may be said of it. What it has sent goes on by itself: a
-//! write that is acknowledged at its level still reaches the other replicas, and a read that is answered still repairs
-//! what it found to be behind.
+//! A [`Coordinator`] is a core's; what lies between it and the replicas is behind [`Replicas`].
+//! Every operation has a deadline, a moment of [`rt::now`], and is told by then what may be said of
+//! it. What it has sent goes on by itself: a write that is acknowledged at its level still reaches
+//! the other replicas, and a read that is answered still repairs what it found to be behind.
 //!
-//! Nothing is kept here of an operation once it has its answer but what is on its way: how much that is, the links to
-//! the replicas bound, which refuse at once what they have no room for.
+//! Nothing is kept here of an operation once it has its answer but what is on its way: how much
+//! that is, the links to the replicas bound, which refuse at once what they have no room for.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -38,8 +38,8 @@ use usual::Usual;
 /// As many replicas as this are kept without an allocation.
 const REPLICAS_USUAL: usize = 5;
 
-/// What a coordinator asks of the replicas, wherever they are. Each answers when it has, or when it is known that it will
-/// not; whoever asks does not wait beyond the deadline.
+/// What a coordinator asks of the replicas, wherever they are. Each answers when it has, or when it
+/// is known that it will not; whoever asks does not wait beyond the deadline.
 pub trait Replicas: 'static {
     /// Has `to` store `mutation`.
     fn write(

@@ -1,19 +1,23 @@
-//! One operation over the replicas of its key: who is asked, what counts, and what may be said in the end.
+//! One operation over the replicas of its key: who is asked, what counts, and what may be said in
+//! the end.
 //!
-//! A QUORUM write first hears the clocks of a majority ([`Barrier`]), takes a version above them all, and counts
-//! who has stored it ([`WriteQuorum`]). A QUORUM read compares what a majority holds, and brings a majority to
-//! what it returns before it returns it ([`ReadQuorum`]). The two together are the multi-writer register of
-//! Attiya, Bar-Noy and Dolev (1995), in Lynch and Shvartsman's form (1997): linearizable per key, however wrong
-//! the wall clocks are. At ONE nothing of this is promised.
+//! A QUORUM write first hears the clocks of a majority ([`Barrier`]), takes a version above them
+//! all, and counts who has stored it ([`WriteQuorum`]). A QUORUM read compares what a majority
+//! holds, and brings a majority to what it returns before it returns it ([`ReadQuorum`]). The two
+//! together are the multi-writer register of Attiya, Bar-Noy and Dolev (1995), in Lynch and
+//! Shvartsman's form (1997): linearizable per key, however wrong the wall clocks are. At ONE
+//! nothing of this is promised.
 //!
-//! All of it is pure: the caller sends, waits, tells what came of it and does what the verdict says. Whatever may
-//! come twice, too late or never is counted once, is ignored, or is waited for until the deadline.
+//! All of it is pure: the caller sends, waits, tells what came of it and does what the verdict
+//! says. Whatever may come twice, too late or never is counted once, is ignored, or is waited for
+//! until the deadline.
 //!
-//! What the caller owes: a version is chosen once for an operation, by a clock that has observed what the barrier
-//! heard, in a barrier that began after the operation did; whatever is sent again bears the same version. Nor is a
-//! version ever chosen again: a coordinator that restarts may hear of nobody who has stored its last one, and its wall
-//! clock may be late, so something in the version must differ from one of its lives to the next. A replica
-//! says that it has stored something after the sync, and never tells a clock behind a version that it has stored.
+//! What the caller owes: a version is chosen once for an operation, by a clock that has observed
+//! what the barrier heard, in a barrier that began after the operation did; whatever is sent again
+//! bears the same version. Nor is a version ever chosen again: a coordinator that restarts may hear
+//! of nobody who has stored its last one, and its wall clock may be late, so something in the
+//! version must differ from one of its lives to the next. A replica says that it has stored
+//! something after the sync, and never tells a clock behind a version that it has stored.
 
 use smallvec::SmallVec;
 
@@ -67,8 +71,8 @@ pub enum StandIns {
     /// At ONE only.
     #[default]
     AtOne,
-    /// Always. This gives up that reads see acknowledged writes, at every level: a majority that has stand-ins
-    /// in it need not have a replica in common with the next one.
+    /// Always. This gives up that reads see acknowledged writes, at every level: a majority that
+    /// has stand-ins in it need not have a replica in common with the next one.
     Always,
 }
 
@@ -225,7 +229,8 @@ impl Ranking {
     }
 }
 
-/// There are too few live replicas for the level. Nothing was sent, so nothing was done: the operation has FAILED.
+/// There are too few live replicas for the level. Nothing was sent, so nothing was done: the
+/// operation has FAILED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unavailable {
     /// How many replicas the level asks for.

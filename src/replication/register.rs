@@ -1,13 +1,16 @@
-//! One value held by several nodes and changed by consensus: a register, without a log and without a leader.
+//! One value held by several nodes and changed by consensus: a register, without a log and without
+//! a leader.
 //!
-//! Source: Rystsov, "CASPaxos: Replicated State Machines without logs" (2018), which makes a rewritable register of
-//! Lamport's single-decree Paxos. Whoever wants to change the value runs a round with a ballot of its own: a majority
-//! of the holders *promise* to take nothing of a lower ballot and tell what they have accepted; the change is applied
-//! to the newest of that; a majority *accept* the result, and it is decided. A round that changes nothing confirms what
-//! is there. A proposer that was not disturbed gets the promise for its next round with the acceptance of this one
-//! and saves the first trip.
+//! Source: Rystsov, "CASPaxos: Replicated State Machines without logs" (2018), which makes a
+//! rewritable register of Lamport's single-decree Paxos. Whoever wants to change the value runs a
+//! round with a ballot of its own: a majority of the holders *promise* to take nothing of a lower
+//! ballot and tell what they have accepted; the change is applied to the newest of that; a majority
+//! *accept* the result, and it is decided. A round that changes nothing confirms what is there. A
+//! proposer that was not disturbed gets the promise for its next round with the acceptance of this
+//! one and saves the first trip.
 //!
-//! All of it is pure. The caller sends requests, as often as it likes, and tells the answers, in any order. What it owes:
+//! All of it is pure. The caller sends requests, as often as it likes, and tells the answers, in
+//! any order. What it owes:
 //! - An answer leaves a holder only after the state that it was made from is durable. A holder that has lost its
 //!   state does not answer under its old name any more.
 //! - Two proposers never bear the same number. One that restarts may begin its rounds anew.
@@ -20,8 +23,9 @@
 //! - a holder that has heard of set k refuses all that is said in the sets below;
 //! - a round in set k that finds a value which names set k + 1 finishes that one, and changes nothing.
 //!
-//! So when set k + 2 is decided, in k + 1, a majority of k + 1 refuses set k, which then has no majority left: rounds
-//! that can succeed at all are in neighbouring sets, and any two of those have a holder in common.
+//! So when set k + 2 is decided, in k + 1, a majority of k + 1 refuses set k, which then has no
+//! majority left: rounds that can succeed at all are in neighbouring sets, and any two of those
+//! have a holder in common.
 
 use smallvec::SmallVec;
 
@@ -96,8 +100,8 @@ impl Holders {
         Holders::new(self.number + 1, &members)
     }
 
-    /// True if a value that names this set may be decided by those of `earlier`: it is the same, or the next, which
-    /// differs in one holder.
+    /// True if a value that names this set may be decided by those of `earlier`: it is the same, or
+    /// the next, which differs in one holder.
     pub fn may_follow(&self, earlier: &Holders) -> bool {
         let of_both = self
             .members
@@ -145,7 +149,8 @@ pub enum Request<V> {
     },
 }
 
-/// What a holder says. A round's answers bear its ballot, so that a late one cannot be taken for another's.
+/// What a holder says. A round's answers bear its ballot, so that a late one cannot be taken for
+/// another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Answer<V> {
     /// What it has accepted.
@@ -270,7 +275,8 @@ impl<V: Clone> Acceptor<V> {
         Reaction { answer, is_changed }
     }
 
-    /// A ballot is promised once: a proposer that has forgotten a round of its own must not get it again.
+    /// A ballot is promised once: a proposer that has forgotten a round of its own must not get it
+    /// again.
     fn prepare(&mut self, set: u64, ballot: Ballot) -> Answer<V> {
         self.state.set = set;
         if ballot <= self.state.promised {

@@ -1,6 +1,7 @@
 //! What tests plant.
 
-/// Bugs that tests plant to see that the simulator finds them. Nothing is ever planted outside of it.
+/// Bugs that tests plant to see that the simulator finds them. Nothing is ever planted outside of
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// The log's batches are written and acknowledged, and never synced.
@@ -61,9 +62,11 @@ pub enum Bug {
     NoWriteBack,
     /// A half of the replicas is taken for a majority.
     HalfOfReplicas,
-    /// What is asked by an older map is done, by cores too that do not hold the key by the newer one.
+    /// What is asked by an older map is done, by cores too that do not hold the key by the newer
+    /// one.
     StaleMapTaken,
-    /// Tombstones that hide nothing are dropped though a replica elsewhere may not have heard of them.
+    /// Tombstones that hide nothing are dropped though a replica elsewhere may not have heard of
+    /// them.
     TombstoneForgotten,
     /// A small file that is written anew gets its name before its bytes are synced.
     RenamedUnsynced,

@@ -156,8 +156,8 @@ impl Pulse {
         .await;
     }
 
-    /// Makes the task that runs this the one to be woken until the heartbeat is: to be awaited by the
-    /// core's first task, for before the heartbeat's first poll the core may park, too.
+    /// Makes the task that runs this the one to be woken until the heartbeat is: to be awaited by
+    /// the core's first task, for before the heartbeat's first poll the core may park, too.
     pub(super) async fn lend_waker(&self) {
         std::future::poll_fn(|context| {
             let mut heartbeat = self

@@ -86,7 +86,8 @@ pub fn spawn_in<T: 'static>(queue: Queue, future: impl Future<Output = T> + 'sta
     })
 }
 
-/// Lets other tasks of this core run if it is their turn. Loops that may run for more than 50 us call it.
+/// Lets other tasks of this core run if it is their turn. Loops that may run for more than 50 us
+/// call it.
 pub async fn yield_if_needed() {
     match sim::current() {
         Some(world) => world.yield_now().await,
@@ -94,8 +95,8 @@ pub async fn yield_if_needed() {
     }
 }
 
-/// Lets those tasks of this core go first that are ready by now, once each; returns at once if there
-/// are none. For work that costs less if it is done for many tasks in a row.
+/// Lets those tasks of this core go first that are ready by now, once each; returns at once if
+/// there are none. For work that costs less if it is done for many tasks in a row.
 pub async fn after_others() {
     match sim::current() {
         Some(world) => world.yield_now().await,
@@ -151,8 +152,9 @@ pub fn open_files() -> (u64, u64) {
     }
 }
 
-/// The last of the file descriptors that a process may have are not for files, which are refused with EMFILE
-/// before: a few connections need them, and what is open for a moment, such as a directory that is synced.
+/// The last of the file descriptors that a process may have are not for files, which are refused
+/// with EMFILE before: a few connections need them, and what is open for a moment, such as a
+/// directory that is synced.
 pub const FILES_LAST: u64 = 48;
 
 /// Bytes of this process that are resident in memory.
@@ -295,8 +297,8 @@ impl File {
         set.map_err(|source| Error::io("resize", self.path(), source))
     }
 
-    /// Makes it at least `length` bytes long and takes the space for them, so that writing there fails
-    /// for no want of space. They read as zeros. Durable after [`File::sync`].
+    /// Makes it at least `length` bytes long and takes the space for them, so that writing there
+    /// fails for no want of space. They read as zeros. Durable after [`File::sync`].
     pub async fn allocate(&self, length: u64) -> Result<()> {
         let allocated = match &self.0 {
             FileKind::Real(file) => file.allocate(length).await,
@@ -397,8 +399,8 @@ pub async fn rename(from: &Path, to: &Path) -> Result<()> {
     done.map_err(|source| Error::io("rename", from, source))
 }
 
-/// Gives the file `from` the name `to` as well, which must be free, on the same file system; durable
-/// after [`sync_dir`]. Both names are of one file, which lives as long as any of them.
+/// Gives the file `from` the name `to` as well, which must be free, on the same file system;
+/// durable after [`sync_dir`]. Both names are of one file, which lives as long as any of them.
 pub async fn link(from: &Path, to: &Path) -> Result<()> {
     let done = match sim::current() {
         Some(world) => world.link(from, to).await,
@@ -433,8 +435,8 @@ pub async fn sync_dir(path: &Path) -> Result<()> {
     synced
 }
 
-/// An open directory. Where a name changes that cannot be taken back, it is opened before, so that the
-/// change need not stay undurable for want of a file descriptor.
+/// An open directory. Where a name changes that cannot be taken back, it is opened before, so that
+/// the change need not stay undurable for want of a file descriptor.
 pub struct Directory {
     kind: DirectoryKind,
     path: PathBuf,
@@ -526,7 +528,8 @@ impl Listener {
             .map_err(|source| Error::io("listen on", Path::new(&what), source))
     }
 
-    /// The next connection. After an error (too many open files) wait a little before the next call.
+    /// The next connection. After an error (too many open files) wait a little before the next
+    /// call.
     pub async fn accept(&self) -> Result<Stream> {
         let stream = match &self.0 {
             ListenerKind::Real(listener) => listener.accept().await.map(StreamKind::Real),
@@ -596,8 +599,8 @@ impl Stream {
         }
     }
 
-    /// Like [`open_files`], but costs next to nothing: at least so many are open, as the number of this
-    /// connection's descriptor tells.
+    /// Like [`open_files`], but costs next to nothing: at least so many are open, as the number of
+    /// this connection's descriptor tells.
     pub fn open_files(&self) -> (u64, u64) {
         match &self.0 {
             StreamKind::Real(stream) => stream.open_files(),

@@ -1,7 +1,8 @@
-//! The cluster as this core sees it, and its way to the replicas of a key: itself, a sibling, or another node's core.
+//! The cluster as this core sees it, and its way to the replicas of a key: itself, a sibling, or
+//! another node's core.
 //!
-//! Core 0 tells every core each new [`View`]. While it names no other node nothing here is asked at all: the keys are
-//! this node's, and a command costs one look at a flag.
+//! Core 0 tells every core each new [`View`]. While it names no other node nothing here is asked at
+//! all: the keys are this node's, and a command costs one look at a flag.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
@@ -92,8 +93,8 @@ impl Shard {
         self.cluster.is_wide.get()
     }
 
-    /// For a write that began when this node was alone, and was admitted: an error if other nodes have joined while it
-    /// waited, before the cluster held data. It would be on this node only.
+    /// For a write that began when this node was alone, and was admitted: an error if other nodes
+    /// have joined while it waited, before the cluster held data. It would be on this node only.
     pub fn refuse_if_widened(&self) -> Result<()> {
         match self.is_clustered() {
             true => Err(Error::Unopened),
@@ -160,7 +161,8 @@ impl Shard {
         })
     }
 
-    /// `key` is read at ONE: now and then all of its replicas are brought to the same, behind the answer.
+    /// `key` is read at ONE: now and then all of its replicas are brought to the same, behind the
+    /// answer.
     pub fn repair_now_and_then(self: &Rc<Self>, key: &[u8]) {
         let reads = self.cluster.reads_at_one.get() + 1;
         self.cluster.reads_at_one.set(reads % READ_REPAIR_ONE_IN);
@@ -281,9 +283,9 @@ impl Way {
     }
 }
 
-/// Asks a core of another node. One that has a newer map refuses what is asked by an older one: that map is on its way here,
-/// and if the holder still is one, the question is as good then. (Whether the other holders are the same too is for
-/// whoever takes the outcome to see.)
+/// Asks a core of another node. One that has a newer map refuses what is asked by an older one:
+/// that map is on its way here, and if the holder still is one, the question is as good then.
+/// (Whether the other holders are the same too is for whoever takes the outcome to see.)
 async fn ask_elsewhere<T>(
     shard: &Shard,
     to: Holder,

@@ -1,9 +1,9 @@
 //! One client: bytes in, commands, bytes out.
 //!
-//! Each turn takes what has arrived, runs every whole command in it as one [`Round`], and writes the
-//! replies with one call. The next turn begins when they are written: a client that does not read
-//! waits, alone, with bounded buffers. An idle connection holds no buffer at all: bytes are read
-//! into one that the core lends, and only the beginning of an incomplete request is kept.
+//! Each turn takes what has arrived, runs every whole command in it as one [`Round`], and writes
+//! the replies with one call. The next turn begins when they are written: a client that does not
+//! read waits, alone, with bounded buffers. An idle connection holds no buffer at all: bytes are
+//! read into one that the core lends, and only the beginning of an incomplete request is kept.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -503,8 +503,8 @@ impl Shard {
         }
     }
 
-    /// Waits for bytes; false: there will be none. While it waits, the lent buffer is with the core.
-    /// May be cancelled: no byte is lost.
+    /// Waits for bytes; false: there will be none. While it waits, the lent buffer is with the
+    /// core. May be cancelled: no byte is lost.
     pub async fn read_more(
         self: &Rc<Self>,
         stream: &mut Stream,

@@ -1,8 +1,8 @@
 //! The data directory before any core opens its part: whose it is, and for how many cores.
 //!
-//! Core 0 does all of this while it holds the lock and the other cores wait: it removes what a crash has left of a
-//! re-sharding, and re-shards if the node is to have another number of cores than the data is laid out
-//! for.
+//! Core 0 does all of this while it holds the lock and the other cores wait: it removes what a
+//! crash has left of a re-sharding, and re-shards if the node is to have another number of cores
+//! than the data is laid out for.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -57,8 +57,8 @@ pub fn store_options(id: CoreId, cores: u16, config: &Config) -> StoreOptions {
     }
 }
 
-/// Opens the store of core `id` of `cores` in a directory that was never re-sharded, as `config` says.
-/// (`bench/engines` drives it without the rest of a node.)
+/// Opens the store of core `id` of `cores` in a directory that was never re-sharded, as `config`
+/// says. (`bench/engines` drives it without the rest of a node.)
 pub async fn open_store(id: CoreId, cores: u16, config: &Config) -> Result<Opened> {
     let identity = Identity {
         node: config.node_id,
@@ -88,8 +88,8 @@ pub async fn lock(config: &Config) -> Result<rt::DirLock> {
         })
 }
 
-/// Makes the data directory, which is locked, that of `node`, for `cores` cores, or sees that it is, whatever that takes.
-/// `None`: the node was asked to stop before that was done.
+/// Makes the data directory, which is locked, that of `node`, for `cores` cores, or sees that it
+/// is, whatever that takes. `None`: the node was asked to stop before that was done.
 pub async fn claim(config: &Config, cores: u16, node: u16) -> Result<Option<Identity>> {
     let wanted = Identity {
         node,

@@ -2,14 +2,14 @@
 //! the replies come back in order.
 //!
 //! What this core owns is run at once; what siblings own travels in one message for each of them;
-//! what has to wait becomes a task. [`Round::finish`] waits for the log once, for all that the
-//! turn wrote and read here, and puts the replies together. Commands of one connection on one key keep
+//! what has to wait becomes a task. [`Round::finish`] waits for the log once, for all that the turn
+//! wrote and read here, and puts the replies together. Commands of one connection on one key keep
 //! their order: each core runs them in the order in which it gets them, and whoever waits has its
 //! place in line already.
 //!
 //! Replies are bounded in bytes: a turn ends when it has enough of them ([`Round::is_full`]), and a
-//! sibling that has sends back the commands that it did not come to. They are asked again when
-//! the replies before them are written: a client that does not read holds a few replies of each core.
+//! sibling that has sends back the commands that it did not come to. They are asked again when the
+//! replies before them are written: a client that does not read holds a few replies of each core.
 
 use std::rc::Rc;
 

@@ -1,7 +1,7 @@
 //! One command on keys of this core, at once: without waiting for the disk or for anybody.
 //!
-//! That is possible if no key is latched, memory knows what its newest record is (or the command does
-//! not ask), and the log takes the write. Otherwise nothing is done, and the command becomes a
+//! That is possible if no key is latched, memory knows what its newest record is (or the command
+//! does not ask), and the log takes the write. Otherwise nothing is done, and the command becomes a
 //! transaction of its own (`transaction`), which may wait.
 
 use super::Shard;

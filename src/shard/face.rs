@@ -1,5 +1,5 @@
-//! The cluster face of this core: what CLUSTER answers, and where a client is sent from a core's own
-//! port. What is decided is decided in `cluster/face`; here it gets the shapes of Redis 7.0.
+//! The cluster face of this core: what CLUSTER answers, and where a client is sent from a core's
+//! own port. What is decided is decided in `cluster/face`; here it gets the shapes of Redis 7.0.
 
 use super::Shard;
 use super::connection::Client;

@@ -1,8 +1,9 @@
-//! Who may have the file descriptors of the process, and telling the operator in time that they run out.
+//! Who may have the file descriptors of the process, and telling the operator in time that they run
+//! out.
 //!
-//! Every segment of the value log and every table has one, and so has every connection. An eighth of them
-//! is for the data: connections are refused first, and then, when there are no descriptors for the data either,
-//! writes (`Error::TooManyFiles`). The data leaves some to a few clients.
+//! Every segment of the value log and every table has one, and so has every connection. An eighth
+//! of them is for the data: connections are refused first, and then, when there are no descriptors
+//! for the data either, writes (`Error::TooManyFiles`). The data leaves some to a few clients.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,8 +38,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// True if it is time to tell that `open` of `most` files are open: more than 80 in a hundred, for the
-    /// first time since there were less than 70.
+    /// True if it is time to tell that `open` of `most` files are open: more than 80 in a hundred,
+    /// for the first time since there were less than 70.
     fn is_to_tell(&mut self, open: u64, most: u64) -> bool {
         let is_high = open >= most - most / 5;
         let is_low = open < most - most / 10 * 3;

@@ -1,11 +1,12 @@
-//! Hints on this core: keeping for a replica what it has missed, here or on another node, and handing it on when the
-//! replica is back.
+//! Hints on this core: keeping for a replica what it has missed, here or on another node, and
+//! handing it on when the replica is back.
 //!
-//! What a replica has not stored is kept by the core that coordinates the write; where that core cannot, by a core of another
-//! node. Core by core and node by node, the oldest hints are handed on as soon as the node may be asked, some at a
-//! time and at a pace that leaves room for clients; a hint is dropped when the replica has said that it, or something newer,
-//! is synced there. It goes to whichever core of the node holds the key by now; and if the node does not hold it any
-//! more, to all who do.
+//! What a replica has not stored is kept by the core that coordinates the write; where that core
+//! cannot, by a core of another node. Core by core and node by node, the oldest hints are handed on
+//! as soon as the node may be asked, some at a time and at a pace that leaves room for clients; a
+//! hint is dropped when the replica has said that it, or something newer, is synced there. It goes
+//! to whichever core of the node holds the key by now; and if the node does not hold it any more,
+//! to all who do.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -146,7 +147,8 @@ impl Shard {
         }
     }
 
-    /// Keeps `record` for `node` on this core. A hint, too, may be the first that the cluster holds of data.
+    /// Keeps `record` for `node` on this core. A hint, too, may be the first that the cluster holds
+    /// of data.
     async fn keep_here(self: &Rc<Self>, node: NodeId, record: Record, deadline: Duration) -> Kept {
         match before(deadline, self.store.wait_open()).await {
             Some(Ok(())) => self.hints.keep(node.0, record).await,
@@ -252,7 +254,8 @@ impl Shard {
         });
     }
 
-    /// True if `node` may be asked, or is no node of the cluster any more: then others have what was its.
+    /// True if `node` may be asked, or is no node of the cluster any more: then others have what
+    /// was its.
     fn may_hand_to(&self, node: NodeId) -> bool {
         let may = |view: &View| view.may_be_asked(node) || view.map.node(node).is_none();
         self.view().is_some_and(|view| may(&view))
@@ -316,8 +319,8 @@ impl Shard {
         true
     }
 
-    /// Has those store `record` who are to have it: `node`, or if it does not hold the key any more, all who do. An error:
-    /// somebody has not.
+    /// Has those store `record` who are to have it: `node`, or if it does not hold the key any
+    /// more, all who do. An error: somebody has not.
     async fn hand_one(self: &Rc<Self>, node: NodeId, record: &Record) -> Result<(), ()> {
         let view = self.view().ok_or(())?;
         let holders = view.map.holders_of(Position::of(record.key()));

@@ -1,5 +1,5 @@
-//! Commands about the whole store, on one core's part of it: SCAN, KEYS, DBSIZE, RANDOMKEY. (Of a node that is alone; `whole`
-//! is about all nodes of a cluster.)
+//! Commands about the whole store, on one core's part of it: SCAN, KEYS, DBSIZE, RANDOMKEY. (Of a
+//! node that is alone; `whole` is about all nodes of a cluster.)
 //!
 //! A SCAN cursor is the position to go on at, so it needs no state here and outlives restarts: a
 //! page ends between two positions. Each page is one core's; the caller asks the core that owns the
@@ -123,7 +123,8 @@ impl Shard {
         Ok(())
     }
 
-    /// So many of the keys in a range that are wanted; `None`: they are more than one reply may hold.
+    /// So many of the keys in a range that are wanted; `None`: they are more than one reply may
+    /// hold.
     async fn keys_in(
         &self,
         snapshot: &Snapshot,

@@ -1,7 +1,7 @@
 //! One typed operation on one key, as HTTP and the KV commands ask for it, and what they are told.
 //!
-//! Pure: [`decide`] says what becomes of the key; `run` carries it out on the core that owns the key, and is the one
-//! place through which all such operations go.
+//! Pure: [`decide`] says what becomes of the key; `run` carries it out on the core that owns the
+//! key, and is the one place through which all such operations go.
 
 mod run;
 
@@ -157,8 +157,8 @@ impl Condition {
     }
 }
 
-/// Says what becomes of a key that holds `current`: `None` if it does not exist, has been deleted or has
-/// expired at `now`.
+/// Says what becomes of a key that holds `current`: `None` if it does not exist, has been deleted
+/// or has expired at `now`.
 pub fn decide<'a>(deed: &'a Deed, current: Option<Held<'_>>, now: UnixMillis) -> Decision<'a> {
     if let Some(held) = &current {
         assert!(

@@ -1,7 +1,9 @@
-//! This core's links to other nodes: what they may ask of it, what it asks of them for membership, what it hears of them.
+//! This core's links to other nodes: what they may ask of it, what it asks of them for membership,
+//! what it hears of them.
 //!
-//! Every core listens at a peer port of its own. What others ask about keys is the core's as a replica; what they ask about the
-//! cluster is core 0's. By a request with an older map nothing is done: who made it may ask the wrong cores.
+//! Every core listens at a peer port of its own. What others ask about keys is the core's as a
+//! replica; what they ask about the cluster is core 0's. By a request with an older map nothing is
+//! done: who made it may ask the wrong cores.
 
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -108,8 +110,8 @@ impl Shard {
         let key = match request {
             Request::Write(mutation) => Some(mutation.key),
             Request::Read { key, .. } => Some(*key),
-            // Of a walk each part is looked at. Whoever asks for clocks by an old map may ask none of those who have
-            // stored the newest write. Hints are kept for the keys of others.
+            // Of a walk each part is looked at. Whoever asks for clocks by an old map may ask none
+            // of those who have stored the newest write. Hints are kept for the keys of others.
             Request::Walk(_) | Request::Clock | Request::Hint { .. } => None,
             _ => return None,
         };

@@ -1,9 +1,9 @@
 //! The world of one core: its store, its latches, its clients, its siblings.
 //!
 //! A core starts by opening its store and settling with the others which transactions hold
-//! ([`run`]); then it listens. Client bytes become commands in `connection`; `dispatch` runs what is
-//! this core's and sends on what is not; `transaction` does what needs several cores or moments. `face`
-//! tells cluster clients which core to ask.
+//! ([`run`]); then it listens. Client bytes become commands in `connection`; `dispatch` runs what
+//! is this core's and sends on what is not; `transaction` does what needs several cores or moments.
+//! `face` tells cluster clients which core to ask.
 
 mod ahead;
 mod cluster;

@@ -1,5 +1,5 @@
-//! This core's part of the node's place in its cluster: who the node is, the newest view, and the versions that it may
-//! make for all replicas.
+//! This core's part of the node's place in its cluster: who the node is, the newest view, and the
+//! versions that it may make for all replicas.
 //!
 //! Core 0 lives through all of it (`membership`); the others are told.
 
@@ -100,8 +100,8 @@ impl Place {
     }
 }
 
-/// Core 0: makes the data directory this node's, and finds out who the node is, however long it takes to be let into a
-/// cluster. `None`: the node was asked to stop before that was done.
+/// Core 0: makes the data directory this node's, and finds out who the node is, however long it
+/// takes to be let into a cluster. `None`: the node was asked to stop before that was done.
 pub async fn begin(config: &Config, facts: &NodeFacts, cores: u16) -> Result<Option<Claim>> {
     let lock = directory::lock(config).await?;
     let node = describe(config, facts, cores);
@@ -294,7 +294,8 @@ impl Shard {
         self.place.came.wake_all();
     }
 
-    /// Has the cluster know that it holds data as soon as somebody wants to write for the first time.
+    /// Has the cluster know that it holds data as soon as somebody wants to write for the first
+    /// time.
     pub(super) async fn open_when_wanted(self: Rc<Self>) {
         while !self.is_stopping() {
             let wanted = async {
@@ -326,8 +327,9 @@ impl Shard {
         }
     }
 
-    /// A version for a write that goes to replicas: above all that this core has made or seen, and never made twice,
-    /// whatever becomes of this node. An error: none can be made now, and nothing was done.
+    /// A version for a write that goes to replicas: above all that this core has made or seen, and
+    /// never made twice, whatever becomes of this node. An error: none can be made now, and nothing
+    /// was done.
     pub async fn replicated_version(self: &Rc<Self>) -> Result<Version> {
         loop {
             let next = self.next_version(rt::wall_ms());

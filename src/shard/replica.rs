@@ -1,13 +1,17 @@
-//! What a core does as a replica: stores what coordinators send, says what it holds, tells its clock. (`walk` tells of keys.)
+//! What a core does as a replica: stores what coordinators send, says what it holds, tells its
+//! clock. (`walk` tells of keys.)
 //!
-//! A mutation is stored if it is above what the core has of its key, under the key's latch: the order of versions alone
-//! decides, not that of arrival, and what comes twice changes nothing. It is `Done` when it is synced, or the newer record
-//! that is there instead. A failure says whether the mutation may have been stored. Nothing is begun past the deadline.
+//! A mutation is stored if it is above what the core has of its key, under the key's latch: the
+//! order of versions alone decides, not that of arrival, and what comes twice changes nothing. It
+//! is `Done` when it is synced, or the newer record that is there instead. A failure says whether
+//! the mutation may have been stored. Nothing is begun past the deadline.
 //!
-//! A core answers only for keys that it holds by the map that it has when it answers: a mutation may have waited for its
-//! admission while the cluster formed, and the map that it came by is then another.
+//! A core answers only for keys that it holds by the map that it has when it answers: a mutation
+//! may have waited for its admission while the cluster formed, and the map that it came by is then
+//! another.
 //!
-//! Records that are deleted or expired are told with their versions: a tombstone is not the absence of a record.
+//! Records that are deleted or expired are told with their versions: a tombstone is not the absence
+//! of a record.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -54,8 +58,9 @@ impl Failure {
 }
 
 impl Shard {
-    /// Answers `request` (Write, Read, Walk, Clock, Hint or Ping) as a replica, from whichever core or node it comes; `give` is called
-    /// once, now or later, unless the core ends before. Past `deadline` (of [`rt::now`]) nothing is begun any more.
+    /// Answers `request` (Write, Read, Walk, Clock, Hint or Ping) as a replica, from whichever core
+    /// or node it comes; `give` is called once, now or later, unless the core ends before. Past
+    /// `deadline` (of [`rt::now`]) nothing is begun any more.
     pub fn serve_replica(
         self: &Rc<Self>,
         request: &Request<'_>,
@@ -143,7 +148,8 @@ impl Shard {
         self.is_clustered() && !self.holds(position) && !rt::planted(Bug::StaleMapTaken)
     }
 
-    /// Why a mutation is none that a coordinator sends; the sizes were checked where it came to the cluster.
+    /// Why a mutation is none that a coordinator sends; the sizes were checked where it came to the
+    /// cluster.
     pub(super) fn cannot_be(&self, mutation: &Mutation<'_>) -> Option<&'static str> {
         let limits = &self.config.limits;
         match () {

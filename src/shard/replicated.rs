@@ -1,9 +1,10 @@
-//! Commands on keys whose replicas are on several nodes: what each becomes, and the order of one connection's.
+//! Commands on keys whose replicas are on several nodes: what each becomes, and the order of one
+//! connection's.
 //!
-//! Reads read the key's record at the read's level and are evaluated here; plain writes are made here and go to the replicas
-//! at the write's level: the last one wins. What reads before it writes is refused: it would need one order of all
-//! replicas' writes. A connection's commands on one key are carried out one after the other ([`Turns`]), on different keys
-//! at the same time.
+//! Reads read the key's record at the read's level and are evaluated here; plain writes are made
+//! here and go to the replicas at the write's level: the last one wins. What reads before it writes
+//! is refused: it would need one order of all replicas' writes. A connection's commands on one key
+//! are carried out one after the other ([`Turns`]), on different keys at the same time.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -273,8 +274,9 @@ impl Shard {
         }
     }
 
-    /// True if an operation at `level` that began by `view` has asked those who hold what is at `position` now. Else it may
-    /// have heard some by an older map and some by a newer one, and what two majorities of these have in common is nothing.
+    /// True if an operation at `level` that began by `view` has asked those who hold what is at
+    /// `position` now. Else it may have heard some by an older map and some by a newer one, and
+    /// what two majorities of these have in common is nothing.
     fn is_as_asked(&self, view: Option<Arc<View>>, level: Level, position: Position) -> bool {
         level == Level::One
             || rt::planted(Bug::StaleMapTaken)

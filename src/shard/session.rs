@@ -1,8 +1,8 @@
 //! What a client has said about itself, and the commands that concern it rather than the data.
 //!
 //! Those that need only the session are answered within a turn ([`Session::answer_at_once`]); those
-//! that need other cores, or must come after all that went before (EXEC, WATCH, INFO, the whole-store
-//! commands), run alone between two turns ([`Shard::run_session`]).
+//! that need other cores, or must come after all that went before (EXEC, WATCH, INFO, the
+//! whole-store commands), run alone between two turns ([`Shard::run_session`]).
 
 use std::rc::Rc;
 
@@ -631,7 +631,8 @@ impl Shard {
         }
     }
 
-    /// INFO, CONFIG, CLIENT LIST: what all cores know together, or, at a core's own port, that core.
+    /// INFO, CONFIG, CLIENT LIST: what all cores know together, or, at a core's own port, that
+    /// core.
     async fn answer_from_all(
         self: &Rc<Self>,
         session: &Session,

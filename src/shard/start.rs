@@ -31,7 +31,8 @@ use crate::types::{CoreId, Version};
 
 /// Stopping clients get this long to take their last replies.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// Core 0 keeps the data directory locked until the others have ended, but not for longer than this.
+/// Core 0 keeps the data directory locked until the others have ended, but not for longer than
+/// this.
 const LAST_CORE_MAX: Duration = Duration::from_secs(60);
 /// Pause after a failed accept: out of file descriptors, say.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
@@ -67,8 +68,8 @@ pub type HttpFace = fn(Rc<Shard>, Stream) -> rt::Task<()>;
 /// What is called once on core 0, when all cores listen.
 pub type Ready = Box<dyn FnOnce()>;
 
-/// Runs one core until the node stops. In boxes, and without parameters, so that the compiler makes a node's code once, and
-/// not anew for each program that runs one.
+/// Runs one core until the node stops. In boxes, and without parameters, so that the compiler makes
+/// a node's code once, and not anew for each program that runs one.
 pub fn run(
     core: Core<Message>,
     config: Rc<Config>,

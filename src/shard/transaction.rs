@@ -1,15 +1,15 @@
 //! Commands that need more than one moment or more than one core: atomic and isolated.
 //!
 //! MULTI/EXEC, commands on keys of several cores, and single commands that must wait for the disk
-//! in their middle. The coordinator (the core of the client's connection) plans which core does what
-//! (`plan`); then, if several take part: each core in the order of their numbers reserves the keys' latches;
-//! all evaluate their part on an overlay that nobody else sees, those that only read (or watch) before
-//! those that write; each of the latter logs its part as prepared and syncs it; then all let it be
-//! seen. After a crash it holds if and only if every core that writes had prepared (storage/wal), so
-//! none may prepare while one that does not write could still refuse; and where one's log fails with
-//! its part, the others' logs say that it never held, before anybody builds on that. Where no log
-//! takes that word any more, its keys answer that nobody knows, until a restart. With one core it is
-//! one batch of its log.
+//! in their middle. The coordinator (the core of the client's connection) plans which core does
+//! what (`plan`); then, if several take part: each core in the order of their numbers reserves the
+//! keys' latches; all evaluate their part on an overlay that nobody else sees, those that only read
+//! (or watch) before those that write; each of the latter logs its part as prepared and syncs it;
+//! then all let it be seen. After a crash it holds if and only if every core that writes had
+//! prepared (storage/wal), so none may prepare while one that does not write could still refuse;
+//! and where one's log fails with its part, the others' logs say that it never held, before anybody
+//! builds on that. Where no log takes that word any more, its keys answer that nobody knows, until
+//! a restart. With one core it is one batch of its log.
 //!
 //! No global lock; no deadlock (see `latches`); a transaction that has begun runs to its end
 //! whatever becomes of the connection.
@@ -468,8 +468,8 @@ impl Shard {
             Some(Refused::Failed(Error::Uncertain)) => Verdict::Revoke,
             Some(_) => Verdict::Abort,
         };
-        // Waited for: whoever is told of the outcome must see it, though KEYS, SCAN and WATCH take no
-        // latches, and may ask a core that this one's word has not reached yet.
+        // Waited for: whoever is told of the outcome must see it, though KEYS, SCAN and WATCH take
+        // no latches, and may ask a core that this one's word has not reached yet.
         let finished: Vec<_> = cores
             .into_iter()
             .map(|core| {

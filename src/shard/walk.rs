@@ -1,8 +1,9 @@
-//! Tells other cores which keys are here, page by page: this core's part of a walk over the whole cluster.
+//! Tells other cores which keys are here, page by page: this core's part of a walk over the whole
+//! cluster.
 //!
-//! A page is bounded in records, bytes and time, so that whoever asks can wait for it with a deadline, and ask another
-//! replica for it. It ends between two positions if that is possible, as a cursor of SCAN can name nothing else; if one
-//! position has too many keys, it ends behind a key.
+//! A page is bounded in records, bytes and time, so that whoever asks can wait for it with a
+//! deadline, and ask another replica for it. It ends between two positions if that is possible, as
+//! a cursor of SCAN can name nothing else; if one position has too many keys, it ends behind a key.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -24,7 +25,8 @@ use crate::types::{Position, Version};
 const WALKS_AT_ONCE: usize = 8;
 /// Records that a page looks at, at most.
 const VISITS_MAX: u32 = 10_000;
-/// With so many bytes of keys a page ends at the next position, with the larger number at the next key.
+/// With so many bytes of keys a page ends at the next position, with the larger number at the next
+/// key.
 const BYTES_ENOUGH: usize = 64 << 10;
 const BYTES_MAX: usize = 256 << 10;
 /// A page is not read for longer.

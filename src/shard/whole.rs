@@ -1,12 +1,16 @@
-//! Commands about all keys of a cluster: SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, and those about a slot.
+//! Commands about all keys of a cluster: SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, and those about a
+//! slot.
 //!
-//! Each vnode is asked of its first holder that is there, so that a key is told of once, and the next holder goes on where
-//! one has died. At the port of a core they are about the vnodes that CLUSTER SLOTS gives to it. What is walked is cut into
-//! legs (`cluster/legs`), and each core is asked about all of its legs in one request, a page at a time (`walk`); memory is
-//! bounded by that, and by what a reply may hold. A walk that gets no further for `replica-timeout-ms` is given up.
+//! Each vnode is asked of its first holder that is there, so that a key is told of once, and the
+//! next holder goes on where one has died. At the port of a core they are about the vnodes that
+//! CLUSTER SLOTS gives to it. What is walked is cut into legs (`cluster/legs`), and each core is
+//! asked about all of its legs in one request, a page at a time (`walk`); memory is bounded by
+//! that, and by what a reply may hold. A walk that gets no further for `replica-timeout-ms` is
+//! given up.
 //!
-//! What a holder lacks because it was away is not told, as of reads at ONE. FLUSHALL asks every holder that is there, and
-//! so many of each key as the write's level says: what was acknowledged at QUORUM, a majority of the holders knows.
+//! What a holder lacks because it was away is not told, as of reads at ONE. FLUSHALL asks every
+//! holder that is there, and so many of each key as the write's level says: what was acknowledged
+//! at QUORUM, a majority of the holders knows.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -260,7 +264,8 @@ impl<'s> Tour<'s> {
         }
     }
 
-    /// Asks whoever has the next legs, at most so many, for a page each. By position: what is told has no gap in it.
+    /// Asks whoever has the next legs, at most so many, for a page each. By position: what is told
+    /// has no gap in it.
     async fn step(
         &mut self,
         legs_max: usize,
@@ -348,7 +353,8 @@ enum Order {
 }
 
 impl Shard {
-    /// The reply to a command about all keys of the cluster, or, at the port of a core, about those that are that core's.
+    /// The reply to a command about all keys of the cluster, or, at the port of a core, about those
+    /// that are that core's.
     pub(super) async fn run_whole(
         self: &Rc<Self>,
         command: &StoreCommand<'_>,
@@ -515,7 +521,8 @@ impl Shard {
         Ok(None)
     }
 
-    /// Deletes each key that is there, at `level`: as many holders of each vnode as that needs are asked for all of theirs.
+    /// Deletes each key that is there, at `level`: as many holders of each vnode as that needs are
+    /// asked for all of theirs.
     async fn flush_whole(self: &Rc<Self>, level: Level, port: Port) -> Result<()> {
         let view = self.view().ok_or(Error::Busy)?;
         let copies = view.map.copies();

@@ -1,8 +1,8 @@
 //! May a write be made now, and in which log?
 //!
-//! What is written to must have room: the log, and the memtables. Beyond that writers go at the pace that
-//! merges allow (compaction/pace.rs), measured in what the tree gets of a write: of a large value that
-//! is a pointer. A batch is written to one log, whole, so that it survives whole.
+//! What is written to must have room: the log, and the memtables. Beyond that writers go at the
+//! pace that merges allow (compaction/pace.rs), measured in what the tree gets of a write: of a
+//! large value that is a pointer. A batch is written to one log, whole, so that it survives whole.
 
 use futures_lite::future;
 
@@ -27,8 +27,8 @@ impl Store {
         self.in_turn(admission, self.batch_tree_bytes(batch), large)
     }
 
-    /// Writers are slowed, and at last stopped, while merges are behind; those of large values also while
-    /// the collector is.
+    /// Writers are slowed, and at last stopped, while merges are behind; those of large values also
+    /// while the collector is.
     fn in_turn(&self, admission: Admission, tree_bytes: usize, large_bytes: usize) -> Admission {
         match admission {
             Admission::Ready if !self.pass_gate(tree_bytes, large_bytes) => Admission::Wait,

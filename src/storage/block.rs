@@ -8,8 +8,8 @@
 //! A key is the first `shared` bytes of the key before it and then its rest. Every
 //! [`RESTART_INTERVAL`]th entry shares nothing; `restart` is where it begins. `kind` says how the
 //! content is stored: 0, as it is; 1, packed (compress.rs); others belong to newer programs and are
-//! refused. The crc32c covers table id, offset of the block in its file, and all bytes before it, as
-//! stored, so that a block that was written or read at a wrong place is told from the right one.
+//! refused. The crc32c covers table id, offset of the block in its file, and all bytes before it,
+//! as stored, so that a block that was written or read at a wrong place is told from the right one.
 //!
 //! Invariants: a block has at least one entry; entries ascend strictly by (position, key); a
 //! block's payload exceeds [`PAYLOAD_BYTES_TARGET`] only if it is one record; content of more than

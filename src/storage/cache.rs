@@ -1,18 +1,20 @@
-//! What is kept in memory of what tables hold: whole records by key, where large values lie by key, and
-//! blocks and partitions of indexes that were verified.
+//! What is kept in memory of what tables hold: whole records by key, where large values lie by key,
+//! and blocks and partitions of indexes that were verified.
 //!
 //! All caches have a budget in bytes and keep what is asked for again (S3-FIFO, by `quick_cache`).
-//! Lookups of single keys fill them; walks and merges go past them. But while there is room, blocks that are written come
-//! here, too, in the place of those that a merge has replaced: else a small tree would be read anew after each merge.
+//! Lookups of single keys fill them; walks and merges go past them. But while there is room, blocks
+//! that are written come here, too, in the place of those that a merge has replaced: else a small
+//! tree would be read anew after each merge.
 //!
-//! Neither a block nor a partition ever changes, and no table's number is used twice: what is cached of them
-//! is never wrong. A row may become so. Invariant: a row is the newest record of its key, whole, be that in a table or in a memtable
-//! as a pointer to the value log. Readers ask memtables first; a write takes its key's row out before any
-//! reader sees the write, and a clear takes out all. A lookup that began before a write may end after
-//! it, with the old record in hand: a [`Ticket`], taken where the lookup began, tells whether anything
-//! was written since to a key of the same mark. The same holds for a key's pointer, which the collector
-//! takes out when it moves the value. Only what merges drop of expired records leaves a pointer here
-//! whose segment may go: whoever finds one asks whether the segment lives.
+//! Neither a block nor a partition ever changes, and no table's number is used twice: what is
+//! cached of them is never wrong. A row may become so. Invariant: a row is the newest record of its
+//! key, whole, be that in a table or in a memtable as a pointer to the value log. Readers ask
+//! memtables first; a write takes its key's row out before any reader sees the write, and a clear
+//! takes out all. A lookup that began before a write may end after it, with the old record in hand:
+//! a [`Ticket`], taken where the lookup began, tells whether anything was written since to a key of
+//! the same mark. The same holds for a key's pointer, which the collector takes out when it moves
+//! the value. Only what merges drop of expired records leaves a pointer here whose segment may go:
+//! whoever finds one asks whether the segment lives.
 
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -33,7 +35,8 @@ const ENTRY_BYTES: u64 = 96;
 const POINTERS_SHARE: u64 = 8;
 /// No entry takes more than this part of its cache.
 const ENTRY_SHARE: u64 = 8;
-/// The budget is made for entries of this size on average; others only cost some memory more or less.
+/// The budget is made for entries of this size on average; others only cost some memory more or
+/// less.
 const ENTRY_BYTES_EXPECTED: u64 = 2048;
 /// Keys are told apart by marks up to this number, when writes and lookups pass each other.
 const MARKS: usize = 1024;
@@ -132,13 +135,15 @@ pub struct Ticket {
 }
 
 impl Rows {
-    /// The record of `key`, if it is here. Ask memtables first: a record of them that is whole has no row.
+    /// The record of `key`, if it is here. Ask memtables first: a record of them that is whole has
+    /// no row.
     pub fn get(&self, key: &KeyRef<'_>) -> Option<Record> {
         // Two keys may have one hash.
         self.cache.get(&key.hash.0, |row| row.key() == key.key)
     }
 
-    /// The pointer that tables hold as the newest record of `key`, if it is here. Ask memtables first.
+    /// The pointer that tables hold as the newest record of `key`, if it is here. Ask memtables
+    /// first.
     pub fn pointer(&self, key: &KeyRef<'_>) -> Option<Record> {
         let pointers = &self.pointers;
         pointers.get(&key.hash.0, |pointing| pointing.key() == key.key)
@@ -166,7 +171,8 @@ impl Rows {
         }
     }
 
-    /// `record` is the newest of its key at this moment, and its memtable keeps only a pointer to it.
+    /// `record` is the newest of its key at this moment, and its memtable keeps only a pointer to
+    /// it.
     pub fn keep(&self, hash: KeyHash, record: &Record) {
         assert!(record.pointer().is_none(), "a row is whole");
         self.cache.insert(hash.0, record.clone());

@@ -1,12 +1,12 @@
 //! Verifies a data directory of which no node runs: everything in it, without changing anything.
 //!
-//! For each core: its manifest, every table that the manifest names (sections, blocks, keys, counts),
-//! every segment of its logs from the floors on, every live one of the value log, that each pointer
-//! leads to the record that was meant (check/follow.rs), and that each key is the core's. For the node: every
-//! file of hints (check/hints.rs). What no
-//! manifest names is named too, as a note: the next start removes it. Damage does not end the check: all
-//! of it is named, by file and byte. What a crash may leave is no damage: a torn end of a log, what came
-//! after it in the order of all writes (`recover`), a half-written file.
+//! For each core: its manifest, every table that the manifest names (sections, blocks, keys,
+//! counts), every segment of its logs from the floors on, every live one of the value log, that
+//! each pointer leads to the record that was meant (check/follow.rs), and that each key is the
+//! core's. For the node: every file of hints (check/hints.rs). What no manifest names is named too,
+//! as a note: the next start removes it. Damage does not end the check: all of it is named, by file
+//! and byte. What a crash may leave is no damage: a torn end of a log, what came after it in the
+//! order of all writes (`recover`), a half-written file.
 //!
 //! Without its manifest a core's tables are taken at their own word, and its logs cannot be judged.
 
@@ -380,8 +380,8 @@ struct Part<'a, 'b> {
     numbers: Vec<Lsn>,
     /// All up to here was durable: a batch says so.
     durable: Lsn,
-    /// What is looked at is a log that replay reads. (A segment of the value log that is only kept may
-    /// hold keys that were this core's, or another one's, before a re-sharding.)
+    /// What is looked at is a log that replay reads. (A segment of the value log that is only kept
+    /// may hold keys that were this core's, or another one's, before a re-sharding.)
     is_replaying: bool,
 }
 

@@ -1,9 +1,9 @@
 //! Carrying out what [`compaction::plan`] says, at the pace that `compaction/pace.rs` gives.
 //!
-//! One merge at a time: what it reads stays as it is until the edit that replaces it is installed, or
-//! until a clear takes all of it. While merges fail (a full disk, a damaged table), or none is to be made,
-//! nobody is slowed for their sake: it would not help, and a full disk refuses writers by itself. The same
-//! goes for the collector of the value log.
+//! One merge at a time: what it reads stays as it is until the edit that replaces it is installed,
+//! or until a clear takes all of it. While merges fail (a full disk, a damaged table), or none is
+//! to be made, nobody is slowed for their sake: it would not help, and a full disk refuses writers
+//! by itself. The same goes for the collector of the value log.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,8 +20,8 @@ use super::{State, Store};
 use crate::error::Result;
 use crate::rt;
 
-/// What has expired in tables is looked for at least so often; when nobody has written for so long, what
-/// deletes and overwrites hide is looked for, too.
+/// What has expired in tables is looked for at least so often; when nobody has written for so long,
+/// what deletes and overwrites hide is looked for, too.
 const REST: Duration = Duration::from_secs(10);
 /// The same on a full disk.
 const REST_FULL: Duration = Duration::from_secs(2);
@@ -36,7 +36,8 @@ pub(super) struct Pace {
     gate: RefCell<Gate>,
     /// For the bytes of large values.
     value_gate: RefCell<Gate>,
-    /// How many thousandths of what the collector may collect are garbage; 0 while it can do nothing about it.
+    /// How many thousandths of what the collector may collect are garbage; 0 while it can do
+    /// nothing about it.
     pub(super) garbage: Cell<u64>,
     /// What the collector did last has failed.
     pub(super) is_collector_helpless: Cell<bool>,
@@ -91,8 +92,8 @@ impl Store {
         pace::value_rate(self.pace.garbage.get(), self.garbage_permille_max())
     }
 
-    /// True if a write of `bytes`, with large values of `value_bytes`, may go on at once: it has had its
-    /// turn then.
+    /// True if a write of `bytes`, with large values of `value_bytes`, may go on at once: it has
+    /// had its turn then.
     pub(super) fn pass_gate(&self, bytes: usize, value_bytes: usize) -> bool {
         let (rate, value_rate) = (self.write_rate(), self.value_rate());
         if rate.is_none() && (value_rate.is_none() || value_bytes == 0) {
@@ -112,8 +113,8 @@ impl Store {
         true
     }
 
-    /// Waits for one's turn to write `bytes`, with large values of `value_bytes`, unless the reason to wait
-    /// goes away before.
+    /// Waits for one's turn to write `bytes`, with large values of `value_bytes`, unless the reason
+    /// to wait goes away before.
     pub(super) async fn wait_at_gate(&self, bytes: usize, value_bytes: usize) {
         let (rate, now) = (self.write_rate(), rt::now());
         let value_rate = self.value_rate().filter(|_| value_bytes > 0);
@@ -187,8 +188,8 @@ impl Store {
         }
     }
 
-    /// What to do when nobody writes. What memory has that may hide something in tables, or that segments wait
-    /// for which could go, is flushed first.
+    /// What to do when nobody writes. What memory has that may hide something in tables, or that
+    /// segments wait for which could go, is flushed first.
     fn plan_at_rest(&self, infos: &[TableInfo]) -> Plan {
         let must_flush = {
             let state = self.state.borrow();

@@ -1,10 +1,11 @@
-//! Compaction: tables are merged, so that reads ask few of them and what is dead gives its space back.
+//! Compaction: tables are merged, so that reads ask few of them and what is dead gives its space
+//! back.
 //!
-//! [`plan`] decides (pure), `job` merges, `pace` says how fast (pure). Tables stand in one list, the
-//! oldest first: the deepest level, up to level 1, then level 0. A level from 1 on is one sorted run
-//! of disjoint tables; level 0 holds runs (what one flush or one merge wrote: disjoint tables) from
-//! the oldest to the newest. Of the records of one key the one that stands last is the newest, and
-//! every plan keeps it so ([`keeps_order`]). The styles:
+//! [`plan`] decides (pure), `job` merges, `pace` says how fast (pure). Tables stand in one list,
+//! the oldest first: the deepest level, up to level 1, then level 0. A level from 1 on is one
+//! sorted run of disjoint tables; level 0 holds runs (what one flush or one merge wrote: disjoint
+//! tables) from the oldest to the newest. Of the records of one key the one that stands last is the
+//! newest, and every plan keeps it so ([`keeps_order`]). The styles:
 //!
 //! - `leveled` (see compaction/leveled.rs): level 0 is merged into level 1 and so on, each level ten
 //!   times as large as the one above it.
@@ -100,9 +101,10 @@ pub fn plan(tables: &[TableInfo], shape: &Shape, now: UnixMillis) -> Plan {
     plan.unwrap_or(Plan::Idle)
 }
 
-/// Decides what to do while nobody writes and [`plan`] has nothing to do: what deletes and overwrites hide
-/// in deeper tables is merged with them, so that its space comes back. Only where they are many enough
-/// (one of [`HIDING_SHARE`]) to be worth it. Carried out again and again, this comes to an end.
+/// Decides what to do while nobody writes and [`plan`] has nothing to do: what deletes and
+/// overwrites hide in deeper tables is merged with them, so that its space comes back. Only where
+/// they are many enough (one of [`HIDING_SHARE`]) to be worth it. Carried out again and again, this
+/// comes to an end.
 pub fn plan_at_rest(tables: &[TableInfo], shape: &Shape) -> Plan {
     let planned = match shape.style {
         Style::Leveled => leveled::plan_at_rest(tables, shape),

@@ -4,8 +4,8 @@
 //!
 //! Packed bytes bear no checksum: whoever stores them has one over them, and checks it first.
 //!
-//! Invariants: what is packed takes an eighth less than it did, at least; no memory is taken for a raw
-//! length before that is held against what the caller allows, and against the most that LZ4 can
+//! Invariants: what is packed takes an eighth less than it did, at least; no memory is taken for a
+//! raw length before that is held against what the caller allows, and against the most that LZ4 can
 //! make of so many bytes.
 
 use lz4_flex::block::{

@@ -3,16 +3,16 @@
 //! NODE := magic "QUOITDIR" | format u32 | crc u32 | node u16 | cores u16 | vnodes u32 | generation u32,
 //!         zeros to 4 KiB
 //!
-//! Little endian; crc32c over what follows it in the header and the format. Format 1 ends before the
-//! generation, which is 0 then; a directory that was never re-sharded is begun so. Format 3 says
-//! besides that all cores have opened their folders once: from then on one that is not there has been
-//! lost, with what was in it.
+//! Little endian; crc32c over what follows it in the header and the format. Format 1 ends before
+//! the generation, which is 0 then; a directory that was never re-sharded is begun so. Format 3
+//! says besides that all cores have opened their folders once: from then on one that is not there
+//! has been lost, with what was in it.
 //!
 //! Each core has a folder, `core-000` and so on; those that a re-sharding made bear its generation,
 //! `core-000.1`. The generation that NODE names counts, with as many cores as NODE says; folders of
 //! others are what a crash left of a re-sharding, and go. NODE is written anew as a whole (to
-//! `NODE.tmp`, synced, renamed, the directory synced): that one step makes another generation count. A
-//! directory of another node is refused, never reinterpreted.
+//! `NODE.tmp`, synced, renamed, the directory synced): that one step makes another generation
+//! count. A directory of another node is refused, never reinterpreted.
 
 use std::path::Path;
 
@@ -164,9 +164,9 @@ fn checksum(block: &[u8], format: u32) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&block[8..12]), &block[16..length_of(format)])
 }
 
-/// Makes the data directory `dir` that of `wanted`, if it is new, or sees that it is that node's. The
-/// identity that is in force may name another number of cores: a re-sharding changes that. It is durable
-/// when this returns: what is done next must not outlive it.
+/// Makes the data directory `dir` that of `wanted`, if it is new, or sees that it is that node's.
+/// The identity that is in force may name another number of cores: a re-sharding changes that. It
+/// is durable when this returns: what is done next must not outlive it.
 pub async fn claim(dir: &Path, wanted: Identity) -> Result<Identity> {
     // A process that was killed may have left a name that is seen and not durable.
     sync_dir(dir).await?;
@@ -217,8 +217,8 @@ async fn create(dir: &Path, identity: Identity) -> Result<Identity> {
     Ok(identity)
 }
 
-/// Makes `identity` the one that is in force, durably. After an error the old one or the new one is:
-/// the next start tells, and until then nothing may be removed that either of them names.
+/// Makes `identity` the one that is in force, durably. After an error the old one or the new one
+/// is: the next start tells, and until then nothing may be removed that either of them names.
 pub async fn write(dir: &Path, identity: Identity) -> Result<()> {
     let temporary = dir.join(NAME_TMP);
     match rt::remove_file(&temporary).await {
@@ -258,8 +258,8 @@ pub async fn left_over(dir: &Path, identity: &Identity) -> Result<Vec<Folder>> {
         .collect())
 }
 
-/// Sees that no core's folder is missing, or empty, that there has been. A core would begin anew in it,
-/// and nobody would notice what it has lost.
+/// Sees that no core's folder is missing, or empty, that there has been. A core would begin anew in
+/// it, and nobody would notice what it has lost.
 pub async fn see_folders(dir: &Path, identity: &Identity) -> Result<()> {
     if !identity.is_opened {
         return Ok(());
@@ -295,10 +295,10 @@ pub async fn note_opened(dir: &Path, identity: Identity) -> Result<()> {
     }
 }
 
-/// Makes certain that the folders of `identity`, which was read in `dir`, are those that count, before
-/// any of `folders` goes: had a sync failed in the life before, then what was read need not be what is
-/// on the disk. (What is unfinished may go at once: nobody could read an older identity after a newer
-/// one was there to be read.)
+/// Makes certain that the folders of `identity`, which was read in `dir`, are those that count,
+/// before any of `folders` goes: had a sync failed in the life before, then what was read need not
+/// be what is on the disk. (What is unfinished may go at once: nobody could read an older identity
+/// after a newer one was there to be read.)
 pub async fn confirm(dir: &Path, identity: &Identity, folders: &[Folder]) -> Result<()> {
     let is_older = |folder: &Folder| folder.generation < identity.generation;
     match folders.iter().any(is_older) {

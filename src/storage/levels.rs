@@ -1,8 +1,8 @@
 //! The live tables of a core, in the order in which readers ask them.
 //!
-//! A [`Run`] is a level from 1 on, or a run of level 0: disjoint tables in order, of which at most one
-//! may have a key, found by binary search. [`Levels`] holds the runs from the newest to the oldest:
-//! the first record of a key that is found in that order is its newest.
+//! A [`Run`] is a level from 1 on, or a run of level 0: disjoint tables in order, of which at most
+//! one may have a key, found by binary search. [`Levels`] holds the runs from the newest to the
+//! oldest: the first record of a key that is found in that order is its newest.
 
 use std::rc::Rc;
 
@@ -141,7 +141,8 @@ impl Levels {
     }
 }
 
-/// Asks tables for many keys, in their order: what has to be read for that is read once, and past the cache.
+/// Asks tables for many keys, in their order: what has to be read for that is read once, and past
+/// the cache.
 pub struct Filters {
     levels: Levels,
     /// One for each run.
@@ -155,7 +156,8 @@ impl Filters {
         Filters { levels, last }
     }
 
-    /// False: no table has the key, neither as a value nor as a tombstone. What cannot be read may have it.
+    /// False: no table has the key, neither as a value nor as a tombstone. What cannot be read may
+    /// have it.
     pub async fn may_contain(&mut self, key: &KeyRef<'_>) -> bool {
         for (run, last) in self.levels.runs.iter().zip(&mut self.last) {
             if let Some(table) = run.candidate(key)

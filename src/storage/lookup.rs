@@ -1,9 +1,9 @@
 //! Point reads: what memory knows of a key, which tables may have it, where its value lies.
 //!
 //! A [`Lookup`] pins the tables and the segments of the value log of its moment, so that what it
-//! finds stays readable whatever is merged or collected meanwhile. It leaves the whole record, never
-//! a pointer, in the row cache, and a pointer from a table in the key cache, unless the key was written to
-//! since.
+//! finds stays readable whatever is merged or collected meanwhile. It leaves the whole record,
+//! never a pointer, in the row cache, and a pointer from a table in the key cache, unless the key
+//! was written to since.
 
 use std::rc::Rc;
 
@@ -30,7 +30,8 @@ pub struct Found {
 pub enum Want {
     /// All of the record.
     Value,
-    /// Version, expiry and the value's length: what is found may be a pointer, and no value is read.
+    /// Version, expiry and the value's length: what is found may be a pointer, and no value is
+    /// read.
     Meta,
     /// What memtables or tables have: the row cache is not asked, and gets nothing.
     Stored,
@@ -173,8 +174,8 @@ impl Store {
         }
     }
 
-    /// The whole of a record that a walk over `snapshot` has shown, which may be a pointer; or, if that
-    /// came later than the snapshot, the newest record of its key.
+    /// The whole of a record that a walk over `snapshot` has shown, which may be a pointer; or, if
+    /// that came later than the snapshot, the newest record of its key.
     pub async fn resolve(&self, snapshot: &Snapshot, record: &Record) -> Result<Option<Record>> {
         if record.pointer().is_none() {
             return Ok(Some(record.clone()));

@@ -1,8 +1,8 @@
 //! What a store does in the background: flush memtables, keep the manifest. (Merges: compact.rs.)
 //!
-//! Every change of the set of live tables is an [`Edit`], installed by writing a new manifest; one at
-//! a time. The state in memory changes only after the manifest is durable, and then at once. A clear
-//! is the exception: it takes the tables out of memory first, and the manifest follows.
+//! Every change of the set of live tables is an [`Edit`], installed by writing a new manifest; one
+//! at a time. The state in memory changes only after the manifest is durable, and then at once. A
+//! clear is the exception: it takes the tables out of memory first, and the manifest follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -388,8 +388,8 @@ impl Store {
         }
     }
 
-    /// Waits until the values that tables, old or to come, point to are on disk: with "none", nobody
-    /// else does.
+    /// Waits until the values that tables, old or to come, point to are on disk: with "none",
+    /// nobody else does.
     async fn wait_values(&self, flushed: Option<&Layer>) -> Result<()> {
         if let Some(layer) = flushed {
             self.values.wait_durable(layer.last).await?;
@@ -459,8 +459,8 @@ impl Store {
         Ok(())
     }
 
-    /// Segments that the manifest, which is durable, does not list any more: the value log writes them
-    /// anew, unless somebody reads them or they have another name; the others are removed.
+    /// Segments that the manifest, which is durable, does not list any more: the value log writes
+    /// them anew, unless somebody reads them or they have another name; the others are removed.
     async fn give_back(&self, gone: Vec<(SegmentKey, Option<Rc<Segment>>)>) {
         let is_reused = |segment: Rc<Segment>| {
             Rc::try_unwrap(segment).is_ok_and(|segment| self.values.reuse(&segment))
@@ -552,8 +552,8 @@ impl Store {
         manifest.voids.retain(|void| void.1 > safe);
     }
 
-    /// Like [`Store::stop`], and fails unless tables have all that was written: the logs hold nothing
-    /// that counts then. No file changes any more when this returns.
+    /// Like [`Store::stop`], and fails unless tables have all that was written: the logs hold
+    /// nothing that counts then. No file changes any more when this returns.
     pub(super) async fn stop_in_tables(&self) -> Result<()> {
         self.stop().await?;
         for log in self.wal.iter().chain([&self.values, &self.moved]) {

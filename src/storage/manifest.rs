@@ -1,5 +1,5 @@
-//! The manifest: which tables and segments of the value log are live, and what else a core must know
-//! before it replays its logs.
+//! The manifest: which tables and segments of the value log are live, and what else a core must
+//! know before it replays its logs.
 //!
 //! file := magic 8 bytes | format u32 | body length u32 | body | crc u32 | zeros to 4 KiB
 //! body := core u16 | cores u16 | next id u64 | log floor (segment u64, sequence u64) | cleared (clock u64, coordinator u32)
@@ -11,8 +11,8 @@
 //! A table is what `TableInfo::encode` writes. The crc32c covers all bytes before it.
 //!
 //! It is small and always written whole: to `MANIFEST.tmp`, synced, renamed to `MANIFEST`, and the
-//! directory synced. A crash leaves the old one or the new one. Invariants: tables stand in the order
-//! that compaction.rs describes, the oldest first; every id is below `next_id`.
+//! directory synced. A crash leaves the old one or the new one. Invariants: tables stand in the
+//! order that compaction.rs describes, the oldest first; every id is below `next_id`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -239,7 +239,8 @@ impl Manifest {
         self.check();
         let (tmp, name) = (dir.join(MANIFEST_TMP), dir.join(MANIFEST));
         remove_if_there(&tmp).await?;
-        // Before anything changes: for want of a file descriptor the new name could not be made durable.
+        // Before anything changes: for want of a file descriptor the new name could not be made
+        // durable.
         let directory = Directory::open(dir).await?;
         let stored = replace(&directory, &tmp, &name, &self.encode()).await;
         directory.close().await;

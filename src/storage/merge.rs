@@ -1,13 +1,15 @@
 //! Newest wins: many sorted sources become one sorted stream that holds each key once.
 //!
 //! The core decides and never waits. Whoever drives it does what [`Merge::step`] says: fetch the
-//! next chunk of one source and feed it, or take the next item. Scans and compaction are such loops.
+//! next chunk of one source and feed it, or take the next item. Scans and compaction are such
+//! loops.
 //!
 //! Invariants: each source is strictly ascending by (position, key), within and across its chunks;
 //! so is what comes out. Of the records of one key the one with the highest version comes out; of
 //! two with the same version a tombstone (an expired record that a compaction has already turned
-//! into one), else the earlier source's: so sources stand from the newest to the oldest, for a value
-//! that was moved is the same version at two places, of which only the newer may still be there.
+//! into one), else the earlier source's: so sources stand from the newest to the oldest, for a
+//! value that was moved is the same version at two places, of which only the newer may still be
+//! there.
 
 use std::collections::VecDeque;
 
@@ -138,8 +140,8 @@ impl Merge {
         Step::Emit(item)
     }
 
-    /// Where the values lie that were given up since this was called last, and are not counted yet: those
-    /// of older records of the keys that came out, other than the very places of these.
+    /// Where the values lie that were given up since this was called last, and are not counted yet:
+    /// those of older records of the keys that came out, other than the very places of these.
     pub fn take_dropped(&mut self) -> Vec<Pointer> {
         std::mem::take(&mut self.dropped)
     }
@@ -166,8 +168,8 @@ impl Merge {
         best.map(|(index, _)| index)
     }
 
-    /// Takes the head of source `newest`, and drops the other sources' records of its key. What comes out
-    /// hides what the oldest of them did, and says of it what that one said.
+    /// Takes the head of source `newest`, and drops the other sources' records of its key. What
+    /// comes out hides what the oldest of them did, and says of it what that one said.
     fn take_key(&mut self, newest: usize) -> Item {
         let item = self.sources[newest].chunk.pop_front();
         let item = item.expect("the chosen source has a head");

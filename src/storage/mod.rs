@@ -1,16 +1,18 @@
 //! One core's store: a log, memtables, tables. Point reads, scans, atomic batches, recovery.
 //!
-//! A write is appended to one of two logs, and put into the active memtable at once: a record with a
-//! large value to the value log (`vlog`), all else to the log. It may be acknowledged, and shown to
-//! readers, when neither log has anything as old or older on its way ([`Store::is_acknowledged`]);
-//! then the memtable keeps only a pointer to a large value. A full memtable is frozen and flushed to
-//! a table; then the manifest names the table and the logs' new floors.
+//! A write is appended to one of two logs, and put into the active memtable at once: a record with
+//! a large value to the value log (`vlog`), all else to the log. It may be acknowledged, and shown
+//! to readers, when neither log has anything as old or older on its way
+//! ([`Store::is_acknowledged`]); then the memtable keeps only a pointer to a large value. A full
+//! memtable is frozen and flushed to a table; then the manifest names the table and the logs' new
+//! floors.
 //!
 //! Invariants: of the records of one key, the one found first in the order active memtable, frozen
-//! memtables from newest to oldest, tables from newest to oldest (levels.rs) is the newest; records with a version
-//! at or below `cleared` are dead wherever they are; the log keeps every record, and every part of a
-//! transaction over several cores, until what it says is in a table that the manifest names; the
-//! writes of all logs have one order without gaps, of which a crash takes the end (`recover`).
+//! memtables from newest to oldest, tables from newest to oldest (levels.rs) is the newest; records
+//! with a version at or below `cleared` are dead wherever they are; the log keeps every record, and
+//! every part of a transaction over several cores, until what it says is in a table that the
+//! manifest names; the writes of all logs have one order without gaps, of which a crash takes the
+//! end (`recover`).
 //!
 //! A record that is in no memtable, or only as a pointer, may come from the row cache (cache.rs).
 
@@ -138,7 +140,8 @@ struct State {
     emptied: Vec<(vlog::SegmentKey, u64)>,
     /// Segments that hold something that cannot be read.
     damaged: BTreeSet<vlog::SegmentKey>,
-    /// While a memtable is flushed, its large values move to this segment of `moved` or a later one.
+    /// While a memtable is flushed, its large values move to this segment of `moved` or a later
+    /// one.
     moving_from: Option<format::SegmentId>,
     /// Rises with every change of what is in tables and what in memory.
     epoch: u64,
@@ -151,8 +154,8 @@ struct State {
     lsn_last: Lsn,
     /// Parts of transactions over several cores that the log must keep, by transaction.
     held: BTreeMap<Version, Held>,
-    /// Those of them that a start found and that may yet be recovered: no memtable is frozen before,
-    /// for what it has may be newer, and must stay in front of them.
+    /// Those of them that a start found and that may yet be recovered: no memtable is frozen
+    /// before, for what it has may be newer, and must stay in front of them.
     undecided: BTreeSet<Version>,
     /// The last flush could not be written: what writers are told meanwhile.
     flush_refused: Option<Admission>,
@@ -292,8 +295,8 @@ impl Store {
         lsn
     }
 
-    /// Logs `batch`, which was admitted, as this core's part of a transaction over `cores`. It is not
-    /// seen yet. Must be followed by [`Store::commit`] or [`Store::abort`].
+    /// Logs `batch`, which was admitted, as this core's part of a transaction over `cores`. It is
+    /// not seen yet. Must be followed by [`Store::commit`] or [`Store::abort`].
     pub fn prepare(&self, transaction: Version, cores: &[CoreId], batch: &Batch) -> Lsn {
         let lsn = self.next_lsn();
         if let Some(wal) = &self.wal {
@@ -310,7 +313,8 @@ impl Store {
         lsn
     }
 
-    /// Every core of `transaction` has durably prepared, this one at `lsn`: from here on it is seen.
+    /// Every core of `transaction` has durably prepared, this one at `lsn`: from here on it is
+    /// seen.
     pub fn commit(&self, transaction: Version, lsn: Lsn, batch: Batch) {
         if let Some(wal) = &self.wal {
             // The marker only spares the others a question after a crash: it may be missing.
@@ -334,9 +338,9 @@ impl Store {
     }
 
     /// Some core of `transaction` may have prepared it, but its log failed: it never was, and must
-    /// not come to be after a crash, when readers or later writes here have not seen it. Returns once
-    /// the log durably says so; or once that failed: then a restart may bring it back, and until then
-    /// `batch`, this core's part of it, is in doubt.
+    /// not come to be after a crash, when readers or later writes here have not seen it. Returns
+    /// once the log durably says so; or once that failed: then a restart may bring it back, and
+    /// until then `batch`, this core's part of it, is in doubt.
     pub async fn revoke(&self, transaction: Version, batch: Batch) {
         match self.log_abort(transaction).await {
             Err(_) if !rt::planted(Bug::DoubtForgotten) => self.doubt(batch),
@@ -535,8 +539,8 @@ impl Store {
             .await
     }
 
-    /// Waits until the record `lsn`, and all before it, is on disk, whatever the durability setting.
-    /// (With "none" nothing ever is before it is in a table.)
+    /// Waits until the record `lsn`, and all before it, is on disk, whatever the durability
+    /// setting. (With "none" nothing ever is before it is in a table.)
     pub async fn wait_durable(&self, lsn: Lsn) -> Result<()> {
         let Some(wal) = &self.wal else {
             return Ok(());

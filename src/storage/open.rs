@@ -1,9 +1,9 @@
 //! Opening a store: manifest, tables, log; what was half done is undone or finished.
 //!
-//! Order: the manifest says which tables and segments of the value log live and where the logs begin;
-//! the logs are replayed into a memtable; what never was is noted; then files that the manifest does
-//! not name, leftovers of a crash, go. Nothing is skipped that cannot be read: the core then does not
-//! open.
+//! Order: the manifest says which tables and segments of the value log live and where the logs
+//! begin; the logs are replayed into a memtable; what never was is noted; then files that the
+//! manifest does not name, leftovers of a crash, go. Nothing is skipped that cannot be read: the
+//! core then does not open.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -70,8 +70,8 @@ pub struct StoreOptions {
     pub value_garbage_percent_max: u64,
 }
 
-/// A store that was opened, and what others must know or say about it. When all that is undecided is
-/// recovered or aborted, call [`Store::leave_log`] and [`Store::drop_log`].
+/// A store that was opened, and what others must know or say about it. When all that is undecided
+/// is recovered or aborted, call [`Store::leave_log`] and [`Store::drop_log`].
 pub struct Opened {
     /// The store.
     pub store: Rc<Store>,
@@ -126,8 +126,8 @@ impl Store {
         });
     }
 
-    /// Like [`Store::open`], for a store that only takes in what it has to recover and then stops: it
-    /// merges and collects nothing.
+    /// Like [`Store::open`], for a store that only takes in what it has to recover and then stops:
+    /// it merges and collects nothing.
     pub(super) async fn open_to_flush(dir: &Path, options: StoreOptions) -> Result<Opened> {
         rt::create_dir_all(dir).await?;
         let names = rt::list_dir(dir).await?;
@@ -397,9 +397,9 @@ impl Store {
         *active.memtable.borrow_mut() = memtable;
     }
 
-    /// With `durability = "none"`: puts what an earlier log held into a table. Call it when nothing is
-    /// undecided any more, and [`Store::drop_log`] when all cores have done so: until then another
-    /// one may ask what this log says.
+    /// With `durability = "none"`: puts what an earlier log held into a table. Call it when nothing
+    /// is undecided any more, and [`Store::drop_log`] when all cores have done so: until then
+    /// another one may ask what this log says.
     pub async fn leave_log(&self) -> Result<()> {
         {
             let state = self.state.borrow();
@@ -471,8 +471,8 @@ async fn hear(
     Ok(Logs { wal, values, moved })
 }
 
-/// Opens the segments of the value log that the manifest lists, and takes in those that were replayed,
-/// where `places` of records were found. A listed one that is not there is damage.
+/// Opens the segments of the value log that the manifest lists, and takes in those that were
+/// replayed, where `places` of records were found. A listed one that is not there is damage.
 async fn open_values(
     dir: &Path,
     manifest: &mut Manifest,
@@ -554,8 +554,8 @@ async fn open_segment(path: &Path, stream: Stream, id: SegmentId) -> Result<Rc<S
     }))
 }
 
-/// Removes what the manifest, which is durable, does not name: tables, and segments of the value log
-/// that are not replayed either.
+/// Removes what the manifest, which is durable, does not name: tables, and segments of the value
+/// log that are not replayed either.
 async fn remove_orphans(dir: &Path, manifest: &mut Manifest, names: &[String]) -> Result<()> {
     let mut orphans = manifest.take_orphans(names);
     for stream in [Stream::Values, Stream::Moved] {

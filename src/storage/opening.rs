@@ -1,8 +1,8 @@
 //! The first write of a store: it waits until the cluster knows that there is data.
 //!
-//! A store is open unless it was closed before anybody wrote to it. While it is closed, writes wait for their admission,
-//! and whoever closed it is told that some do. It is opened once; or those that wait are turned away, and the next ones
-//! wait again.
+//! A store is open unless it was closed before anybody wrote to it. While it is closed, writes wait
+//! for their admission, and whoever closed it is told that some do. It is opened once; or those
+//! that wait are turned away, and the next ones wait again.
 
 use std::cell::Cell;
 

@@ -1,16 +1,18 @@
-//! What a flush hides: the values that become garbage by it are counted at once, and not only when a
-//! merge meets both records of a key.
+//! What a flush hides: the values that become garbage by it are counted at once, and not only when
+//! a merge meets both records of a key.
 //!
 //! A flush walks its memtable in the order of keys; beside it a walk over all tables of that moment
-//! finds the record that each one hides. Where that points to a value of another version, its place is
-//! garbage from the moment on at which the manifest names the new table. The new record then says that
-//! what it hides is counted ([`Record::is_counted`]); a merge that meets both does not count it again,
-//! and gives what comes out the word of the record that it drops, which holds for what that one hid.
+//! finds the record that each one hides. Where that points to a value of another version, its place
+//! is garbage from the moment on at which the manifest names the new table. The new record then
+//! says that what it hides is counted ([`Record::is_counted`]); a merge that meets both does not
+//! count it again, and gives what comes out the word of the record that it drops, which holds for
+//! what that one hid.
 //!
 //! The walk reads all tables, so it is made only where that costs little beside the values that the
-//! flush may hide ([`is_worth_a_walk`]). If filters say that few keys are in tables at all, these are looked up one by
-//! one instead; and so are all, if they are few beside what the tables hold, as long as caches know the answers. Where neither
-//! will do, merges count, in their time. Records whose values lie in tables take part: a tombstone hides values too.
+//! flush may hide ([`is_worth_a_walk`]). If filters say that few keys are in tables at all, these
+//! are looked up one by one instead; and so are all, if they are few beside what the tables hold,
+//! as long as caches know the answers. Where neither will do, merges count, in their time. Records
+//! whose values lie in tables take part: a tombstone hides values too.
 
 use std::rc::Rc;
 
@@ -33,8 +35,8 @@ const SPARSE: u64 = 16;
 const TRIED: u32 = 64;
 const READ_SHARE: u32 = 8;
 
-/// True if `hiding` records, each of which may hide a value, are reason enough to read `table_bytes` of
-/// tables: they have `records` that point to `value_bytes` in all.
+/// True if `hiding` records, each of which may hide a value, are reason enough to read
+/// `table_bytes` of tables: they have `records` that point to `value_bytes` in all.
 pub fn is_worth_a_walk(hiding: u64, table_bytes: u64, records: u64, value_bytes: u64) -> bool {
     let hidden = u128::from(hiding.min(records)) * u128::from(value_bytes);
     hidden > 0 && hidden >= u128::from(WORTH) * u128::from(table_bytes) * u128::from(records)
@@ -75,8 +77,8 @@ struct Walk {
 }
 
 impl Reckoner {
-    /// For a flush of `count` keys, of which `sample` are some, on top of `levels`. `may_walk`: a walk over all of these
-    /// is worth it.
+    /// For a flush of `count` keys, of which `sample` are some, on top of `levels`. `may_walk`: a
+    /// walk over all of these is worth it.
     pub fn new<'a>(
         levels: &Levels,
         caches: &Rc<Caches>,
@@ -106,8 +108,8 @@ impl Reckoner {
         Reckoner { search, may_walk }
     }
 
-    /// Counts in `garbage` what `item` hides, and gives the record that says so. Items come in order.
-    /// Tables that cannot be read are named in the log; nothing is counted from there on.
+    /// Counts in `garbage` what `item` hides, and gives the record that says so. Items come in
+    /// order. Tables that cannot be read are named in the log; nothing is counted from there on.
     pub async fn count(&mut self, item: &Item, garbage: &mut Garbage) -> Record {
         let hidden = match &mut self.search {
             Search::Over => return item.record.clone(),

@@ -8,17 +8,17 @@
 //! record: whoever stores records stores their total length and a checksum over all of it.
 //! A tombstone has no value. Log, memtable and tables all hold these very bytes.
 //!
-//! A pointer stands for the record of the same key, version and expiry whose bytes lie in a segment of
-//! the value log: `length` bytes from `offset` on, of which `crc` is the crc32c. What is read there
-//! must be that very record: a read that went astray is damage, not a value. `value length` is that of the
-//! value itself, so that who asks only for it need not read it.
+//! A pointer stands for the record of the same key, version and expiry whose bytes lie in a segment
+//! of the value log: `length` bytes from `offset` on, of which `crc` is the crc32c. What is read
+//! there must be that very record: a read that went astray is damage, not a value. `value length`
+//! is that of the value itself, so that who asks only for it need not read it.
 //!
-//! A packed record is one whose value, of at most [`PACKED_VALUE_BYTES_MAX`], stands there packed (compress.rs).
-//! Only the value log has such records, and only who reads them there, or moves them within it, sees them:
-//! `length` and `crc` of a pointer are those of the packed record.
+//! A packed record is one whose value, of at most [`PACKED_VALUE_BYTES_MAX`], stands there packed
+//! (compress.rs). Only the value log has such records, and only who reads them there, or moves them
+//! within it, sees them: `length` and `crc` of a pointer are those of the packed record.
 //!
-//! Counted is said in tables only, and changes nothing of what a record means: the value that the next
-//! older record of its key points to is counted as garbage already (`reckon`).
+//! Counted is said in tables only, and changes nothing of what a record means: the value that the
+//! next older record of its key points to is counted as garbage already (`reckon`).
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -44,8 +44,8 @@ const KNOWN_FLAGS: u8 = TOMBSTONE | POINTER | PACKED | COUNTED;
 pub const POINTER_BYTES: usize = 25;
 const _: () = assert!(POINTER_BYTES == 1 + 8 + 4 + 4 + 4 + 4);
 
-/// A longer value is stored as it is: to pack it would hold up its core for more than a few milliseconds. More is
-/// not believed of what is read, so a greater number is another format.
+/// A longer value is stored as it is: to pack it would hold up its core for more than a few
+/// milliseconds. More is not believed of what is read, so a greater number is another format.
 pub const PACKED_VALUE_BYTES_MAX: usize = 4 << 20;
 
 /// Where a record lies in the value log.
@@ -116,7 +116,8 @@ impl Record {
         Record(Rc::from(bytes))
     }
 
-    /// The same record with its value packed; `None` if that saves too little, or would take too long.
+    /// The same record with its value packed; `None` if that saves too little, or would take too
+    /// long.
     pub fn packed(&self, packer: &mut Packer) -> Option<Record> {
         let view = self.view();
         assert!(view.pointer().is_none() && !view.is_packed() && !view.meta().tombstone);
@@ -135,8 +136,8 @@ impl Record {
         self.view().pointer()
     }
 
-    /// True if the value that the next older record of its key points to is counted as garbage, or if there
-    /// is none.
+    /// True if the value that the next older record of its key points to is counted as garbage, or
+    /// if there is none.
     pub fn is_counted(&self) -> bool {
         self.0[0] & COUNTED != 0
     }
@@ -264,7 +265,8 @@ impl<'a> View<'a> {
         &self.bytes[RECORD_HEADER_BYTES..][..u32_at(self.bytes, 21) as usize]
     }
 
-    /// The value as it is stored: empty for a tombstone, and of no meaning for a pointer or if packed.
+    /// The value as it is stored: empty for a tombstone, and of no meaning for a pointer or if
+    /// packed.
     pub fn value(self) -> &'a [u8] {
         &self.bytes[RECORD_HEADER_BYTES + u32_at(self.bytes, 21) as usize..]
     }

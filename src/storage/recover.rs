@@ -1,4 +1,5 @@
-//! What the logs say when a store opens: their entries, put into one order, up to the first gap. Pure.
+//! What the logs say when a store opens: their entries, put into one order, up to the first gap.
+//! Pure.
 //!
 //! Every write has a number, counted without gaps over the log and the value log together, so the
 //! state after a crash is the one after some write: what stands behind a missing number never was

@@ -9,13 +9,13 @@
 //! 3. NODE is written anew ([`identity::write`]): from that moment the new folders count.
 //! 4. The old folders go.
 //!
-//! A crash before 3 leaves the old folders whole, and after it the new ones; a start, with whatever number
-//! of cores, begins by removing the others. A failure before 3 removes what it has made.
+//! A crash before 3 leaves the old folders whole, and after it the new ones; a start, with whatever
+//! number of cores, begins by removing the others. A failure before 3 removes what it has made.
 //!
-//! Invariants: nothing is written to a segment that is linked, for only the logs of its own folder are
-//! written to, and those begin behind all segments of their names that there are ([`Numbers`]). A segment that several
-//! new cores need is in each of their folders, where what the others need counts as garbage; its file
-//! goes when the last of them has collected it.
+//! Invariants: nothing is written to a segment that is linked, for only the logs of its own folder
+//! are written to, and those begin behind all segments of their names that there are ([`Numbers`]).
+//! A segment that several new cores need is in each of their folders, where what the others need
+//! counts as garbage; its file goes when the last of them has collected it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -156,8 +156,8 @@ impl<F: FnMut(u64)> Progress<F> {
 impl Reshard<'_> {
     /// Does it. `tell` is told how much is done, in hundredths.
     ///
-    /// After an error the old folders count and are whole, unless it is [`Error::Uncertain`]: then the
-    /// next start tells which count, and all are whole.
+    /// After an error the old folders count and are whole, unless it is [`Error::Uncertain`]: then
+    /// the next start tells which count, and all are whole.
     pub async fn run(&self, tell: impl FnMut(u64)) -> Result<Done> {
         assert!(self.from.generation.checked_add(1) == Some(self.to.generation));
         let olds = self.stop_old().await?;
@@ -274,8 +274,8 @@ impl Reshard<'_> {
     }
 }
 
-/// Finds out which transactions hold that the old cores had prepared when they went down: those that
-/// all of their cores had.
+/// Finds out which transactions hold that the old cores had prepared when they went down: those
+/// that all of their cores had.
 fn decide(opened: &mut [Opened]) {
     let prepared: Vec<BTreeSet<Version>> = opened
         .iter()
@@ -324,8 +324,9 @@ impl Old {
     }
 }
 
-/// The highest numbers of segments in all logs of all old folders. A new core's logs go on behind them:
-/// they must not make a file of a name that another file has, now or when both come to one folder.
+/// The highest numbers of segments in all logs of all old folders. A new core's logs go on behind
+/// them: they must not make a file of a name that another file has, now or when both come to one
+/// folder.
 #[derive(Default)]
 struct Numbers(BTreeMap<Stream, BTreeSet<SegmentId>>);
 

@@ -1,13 +1,13 @@
 //! Which tables have their filters and indexes in memory: as many as fit into their part of it.
 //!
-//! The tops of all tables are there anyway; the rest of that part goes to whole tables. The youngest
-//! runs come first, for every lookup asks them; within a run those that are in memory already, so that
-//! nothing is read in vain, and then the small ones. With levels, that leaves the deepest one to be
-//! read by need.
+//! The tops of all tables are there anyway; the rest of that part goes to whole tables. The
+//! youngest runs come first, for every lookup asks them; within a run those that are in memory
+//! already, so that nothing is read in vain, and then the small ones. With levels, that leaves the
+//! deepest one to be read by need.
 //!
-//! Invariant: what is in memory, or on its way there, was chosen, and all that is chosen fits. A choice is
-//! made whenever tables come or go. What is chosen and not there yet is loaded in the background; lookups
-//! read by need until then.
+//! Invariant: what is in memory, or on its way there, was chosen, and all that is chosen fits. A
+//! choice is made whenever tables come or go. What is chosen and not there yet is loaded in the
+//! background; lookups read by need until then.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -51,7 +51,8 @@ fn choose(tables: &[Candidate], memory_bytes: u64) -> Vec<bool> {
     chosen
 }
 
-/// Chooses among `levels`, beside what takes `others_bytes`, and has those that are not chosen leave memory.
+/// Chooses among `levels`, beside what takes `others_bytes`, and has those that are not chosen
+/// leave memory.
 fn choose_among(levels: &Levels, memory_bytes: u64, others_bytes: u64) {
     let tables: Vec<(usize, &Rc<Table>)> = levels
         .runs()
@@ -109,8 +110,8 @@ pub(super) struct Residence {
 }
 
 impl Store {
-    /// Chooses which tables are in memory, and gives the caches what memtables, filters and indexes leave
-    /// of this core's memory.
+    /// Chooses which tables are in memory, and gives the caches what memtables, filters and indexes
+    /// leave of this core's memory.
     pub(super) fn share_memory(&self) {
         let taken = {
             let state = self.state.borrow();
@@ -139,8 +140,8 @@ impl Store {
         coming.map(|table| bytes_of(table)).sum()
     }
 
-    /// Loads `table`, which is to be live soon, if there is room for it now: then no lookup has to read
-    /// anything of it. [`Store::has_come`] must follow.
+    /// Loads `table`, which is to be live soon, if there is room for it now: then no lookup has to
+    /// read anything of it. [`Store::has_come`] must follow.
     pub(super) async fn load_coming(&self, table: &Rc<Table>) -> Result<()> {
         let taken: u64 = {
             let state = self.state.borrow();

@@ -1,8 +1,8 @@
 //! Walking over everything that is stored, in the order of (position, key), each key once.
 //!
 //! A [`Snapshot`] pins the memtables and tables of one moment. The active memtable may still grow
-//! under a walk: a key that is there throughout is seen once, one that comes or goes meanwhile may or
-//! may not be seen.
+//! under a walk: a key that is there throughout is seen once, one that comes or goes meanwhile may
+//! or may not be seen.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;

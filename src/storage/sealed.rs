@@ -2,9 +2,10 @@
 //!
 //! file := magic 8 | format u32 | crc u32 | length u32 | payload, zeros to a multiple of 4 KiB
 //!
-//! Little endian; crc32c over the format, the length and the payload. It is written to `NAME.tmp`, synced, renamed, and
-//! the directory is synced: after a crash the old file is there or the new one, whole. What the payload says is for its
-//! owner to draw. A file that is damaged, or of a newer format, is refused and never taken for an absent one.
+//! Little endian; crc32c over the format, the length and the payload. It is written to `NAME.tmp`,
+//! synced, renamed, and the directory is synced: after a crash the old file is there or the new
+//! one, whole. What the payload says is for its owner to draw. A file that is damaged, or of a
+//! newer format, is refused and never taken for an absent one.
 
 use std::path::{Path, PathBuf};
 
@@ -127,8 +128,8 @@ pub async fn read(dir: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
     kind.decode(&bytes?, &path).map(Some)
 }
 
-/// The same, and durable when this returns: what is done next must not outlive it. (A process that was killed may have
-/// left a name that is seen and not on disk.)
+/// The same, and durable when this returns: what is done next must not outlive it. (A process that
+/// was killed may have left a name that is seen and not on disk.)
 pub async fn settle(dir: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
     rt::sync_dir(dir).await?;
     read(dir, kind).await
@@ -210,7 +211,8 @@ mod tests {
         assert!(error.to_string().contains("format 2"), "{error}");
     }
 
-    /// Writes until the power is cut, at any moment; the last payload that was durable must be there, or the next.
+    /// Writes until the power is cut, at any moment; the last payload that was durable must be
+    /// there, or the next.
     fn cut(seed: u64, planted: &[Bug]) -> Result<(), String> {
         let mut options = Options::random(seed);
         options.planted = planted.to_vec();

@@ -6,14 +6,15 @@
 //! properties := (see sstable/info.rs) | crc u32
 //! footer     := (see sstable/footer.rs)
 //!
-//! Blocks (see block.rs), packed or not, follow each other from offset 0. A partition is the index and the
-//! filter of a run of consecutive blocks; the top says which partition knows of a key. Each crc32c covers
-//! the table's id, its part's offset and the part: a byte that was changed, misplaced or left over from
-//! another file is noticed. The footer is found from the file's length.
+//! Blocks (see block.rs), packed or not, follow each other from offset 0. A partition is the index
+//! and the filter of a run of consecutive blocks; the top says which partition knows of a key. Each
+//! crc32c covers the table's id, its part's offset and the part: a byte that was changed, misplaced
+//! or left over from another file is noticed. The footer is found from the file's length.
 //!
-//! The top of an open table is in memory. Its partitions are all there too ([`Table::load`]), and then a
-//! lookup costs one device read at most; or they are read by need, through the block cache: one read more
-//! where that does not have them. Which tables are loaded, others decide (resident.rs).
+//! The top of an open table is in memory. Its partitions are all there too ([`Table::load`]), and
+//! then a lookup costs one device read at most; or they are read by need, through the block cache:
+//! one read more where that does not have them. Which tables are loaded, others decide
+//! (resident.rs).
 //!
 //! Invariants: keys ascend strictly by (position, key); damage is [`Error::Corrupt`], never
 //! "not found"; a writer that fails leaves no file.
@@ -102,7 +103,8 @@ pub struct LastUsed(Option<(TableId, usize, Held)>);
 type Place = (u64, usize);
 
 impl Table {
-    /// Opens the table that the manifest calls `info`, and checks all of it but blocks and partitions.
+    /// Opens the table that the manifest calls `info`, and checks all of it but blocks and
+    /// partitions.
     pub async fn open(dir: &Path, info: &TableInfo) -> Result<Table> {
         let file = File::open(&info.path(dir)).await?;
         match Table::read_top(&file, info).await {
@@ -210,8 +212,8 @@ impl Table {
         self.parts.is_resident.get()
     }
 
-    /// Says whether its partitions are to be in memory. If not, they leave it; else the caller is to
-    /// [`Table::load`] them.
+    /// Says whether its partitions are to be in memory. If not, they leave it; else the caller is
+    /// to [`Table::load`] them.
     pub fn set_resident(&self, is_resident: bool) {
         self.parts.is_resident.set(is_resident);
         if !is_resident {
@@ -228,7 +230,8 @@ impl Table {
         }
     }
 
-    /// Reads and checks all partitions, and keeps them, if they are to be in memory and are not yet.
+    /// Reads and checks all partitions, and keeps them, if they are to be in memory and are not
+    /// yet.
     pub async fn load(&self) -> Result<()> {
         let Parts { file, top, .. } = &*self.parts;
         let mut all = Vec::with_capacity(top.partitions());
@@ -284,8 +287,8 @@ impl Table {
         Ok(Held::Alone(self.read_partition(at).await?))
     }
 
-    /// False: the key is not in it, neither as a value nor as a tombstone. True: it may be, as far as is
-    /// known without the disk.
+    /// False: the key is not in it, neither as a value nor as a tombstone. True: it may be, as far
+    /// as is known without the disk.
     pub fn may_contain(&self, key: &KeyRef<'_>) -> bool {
         if !self.info.covers(key.position, key.key) {
             return false;
@@ -321,8 +324,8 @@ impl Table {
         Ok(may)
     }
 
-    /// The record of `key`, tombstones too. Ask [`Table::may_contain`] first. One device read at most, and
-    /// one more if its partitions are not loaded; that one asks the filter, too.
+    /// The record of `key`, tombstones too. Ask [`Table::may_contain`] first. One device read at
+    /// most, and one more if its partitions are not loaded; that one asks the filter, too.
     pub async fn get(&self, key: &KeyRef<'_>, blocks: &Blocks) -> Result<Option<Record>> {
         let place = match self.place_of(key) {
             Some(place) => place,

@@ -10,9 +10,9 @@ use super::record::{KeyRef, Record};
 use crate::types::{KeyHash, Position, UnixMillis, Version};
 
 impl Store {
-    /// Says whether there are replicas elsewhere that may not have heard of what was deleted or has expired here.
-    /// While there are, tombstones are not dropped, though they hide nothing here: a replica that comes back with the
-    /// older value would bring it back.
+    /// Says whether there are replicas elsewhere that may not have heard of what was deleted or has
+    /// expired here. While there are, tombstones are not dropped, though they hide nothing here: a
+    /// replica that comes back with the older value would bring it back.
     pub fn keep_deleted(&self, keeps: bool) {
         self.keeps_deleted.set(keeps);
     }
@@ -76,8 +76,8 @@ impl Store {
         (expired, if came_to_end { Position(0) } else { next })
     }
 
-    /// Removes those of `records`, which no table has a record of, that are still what the active memtable
-    /// has, and hide nothing in the others.
+    /// Removes those of `records`, which no table has a record of, that are still what the active
+    /// memtable has, and hide nothing in the others.
     fn remove_expired(&self, records: &[Record]) {
         let state = self.state.borrow();
         let mut memtable = state.active.memtable.borrow_mut();

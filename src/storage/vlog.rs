@@ -3,8 +3,8 @@
 //! Large records are written once, to the stream `values`, which is their own write-ahead log; the
 //! memtable and the tables hold pointers ([`Pointer`]). What the collector (`vlog/collect`) moves,
 //! and large records of a batch when their memtable is flushed, go to the stream `moved`, so that
-//! what lives long and what does not part. A value may be packed (`value-log.compression`): [`read`] gives it
-//! back as it was, and nobody else in a store looks into one.
+//! what lives long and what does not part. A value may be packed (`value-log.compression`):
+//! [`read`] gives it back as it was, and nobody else in a store looks into one.
 //!
 //! Invariants:
 //! - A pointer in a live table leads to a segment that the manifest lists, and the record there was
@@ -96,11 +96,12 @@ impl ValueSizes {
 pub struct Values {
     open: Segments,
     infos: BTreeMap<SegmentKey, SegmentInfo>,
-    /// What was written to a log and may not be durable, in order. A write that was durable once is so for
-    /// ever, so it goes as soon as the next one comes behind it, or a manifest is written. That leaves, with
-    /// "sync", nothing; with "periodic" the writes of about an interval; with "none" those since the last
-    /// flush, which comes after `value-log.replay-max` bytes at the latest. Each record stands for itself: of a
-    /// segment in which only some are durable, just those count.
+    /// What was written to a log and may not be durable, in order. A write that was durable once is
+    /// so for ever, so it goes as soon as the next one comes behind it, or a manifest is written.
+    /// That leaves, with "sync", nothing; with "periodic" the writes of about an interval; with
+    /// "none" those since the last flush, which comes after `value-log.replay-max` bytes at the
+    /// latest. Each record stands for itself: of a segment in which only some are durable, just
+    /// those count.
     undurable: BTreeMap<Stream, VecDeque<Undurable>>,
 }
 
@@ -122,8 +123,8 @@ impl Values {
         self.infos.insert(key, info);
     }
 
-    /// Write `lsn` of its stream, a record of `version`, has come to `place` in `segment`. (0: it is
-    /// durable.)
+    /// Write `lsn` of its stream, a record of `version`, has come to `place` in `segment`. (0: it
+    /// is durable.)
     pub fn note_written(
         &mut self,
         segment: &Rc<Segment>,
@@ -174,8 +175,8 @@ impl Values {
         }
     }
 
-    /// A manifest has counted `written` bytes of records in `key`, however many are found there. (The
-    /// collector keeps a segment of which it finds less.)
+    /// A manifest has counted `written` bytes of records in `key`, however many are found there.
+    /// (The collector keeps a segment of which it finds less.)
     pub fn note_least(&mut self, key: SegmentKey, written: u64) {
         if let Some(info) = self.infos.get_mut(&key) {
             info.written = info.written.max(written);
@@ -219,8 +220,8 @@ impl Values {
     }
 
     /// The segments without `gone`, as a manifest lists them, once `garbage` is given up: what of
-    /// each stream comes at or before `durable` is on disk, and nothing else counts. A segment that a
-    /// crash could leave empty is not listed: nothing durable points there.
+    /// each stream comes at or before `durable` is on disk, and nothing else counts. A segment that
+    /// a crash could leave empty is not listed: nothing durable points there.
     pub fn list(
         &mut self,
         gone: &[SegmentKey],
@@ -281,7 +282,8 @@ pub fn has(segments: &Segments, pointing: &Record) -> bool {
     place.is_some_and(|place| segments.contains_key(&key_of(place)))
 }
 
-/// Reads the record that `pointing` stands for, and unpacks its value. Nothing but that very record is ever returned.
+/// Reads the record that `pointing` stands for, and unpacks its value. Nothing but that very record
+/// is ever returned.
 pub async fn read(segments: &Segments, pointing: &Record) -> Result<Record> {
     let place = pointing.pointer().expect("only pointers are followed");
     let Some(segment) = segments.get(&key_of(place)) else {
@@ -471,8 +473,8 @@ mod tests {
         });
     }
 
-    /// Else each large value would take memory until the next flush; or a segment would be listed of which
-    /// a power cut may leave nothing, and the next start would take that for damage.
+    /// Else each large value would take memory until the next flush; or a segment would be listed
+    /// of which a power cut may leave nothing, and the next start would take that for damage.
     #[test]
     fn what_may_not_be_durable_is_known_record_by_record_and_no_longer_than_that() {
         let one = record(b"one", 1, &[1; 2000]);

@@ -1,5 +1,5 @@
-//! Cluster clients as they are, given one port of a node: each command goes to the core that owns its key,
-//! none crosses cores, and a node that comes back with other cores is found again.
+//! Cluster clients as they are, given one port of a node: each command goes to the core that owns
+//! its key, none crosses cores, and a node that comes back with other cores is found again.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! Cluster clients as they are against three nodes: they find owners and copies, read from copies when told to, see all keys
-//! once, and go on when a node is killed in the middle.
+//! Cluster clients as they are against three nodes: they find owners and copies, read from copies
+//! when told to, see all keys once, and go on when a node is killed in the middle.
 
 use std::cell::RefCell;
 use std::path::Path;

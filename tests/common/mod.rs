@@ -127,8 +127,8 @@ impl Launch {
         })
     }
 
-    /// Starts it and waits until it is ready, or says no: with what code it has ended, if it has, and
-    /// what it said on stderr.
+    /// Starts it and waits until it is ready, or says no: with what code it has ended, if it has,
+    /// and what it said on stderr.
     pub fn try_start(self) -> Result<Node, (Option<i32>, String)> {
         let begun = Instant::now();
         let mut process = self.spawn();
@@ -176,8 +176,8 @@ impl Launch {
         let _ = process.wait();
     }
 
-    /// Starts it, waits until it has said `words` on stderr and so much longer, and asks it to stop: its
-    /// exit code, how long it took to end, and what it said.
+    /// Starts it, waits until it has said `words` on stderr and so much longer, and asks it to
+    /// stop: its exit code, how long it took to end, and what it said.
     pub fn interrupt(self, words: &str, delay: Duration) -> (Option<i32>, Duration, String) {
         let _ = std::fs::remove_file(&self.stderr);
         let mut process = self.spawn();

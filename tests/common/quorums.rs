@@ -1,5 +1,6 @@
-//! What two simulations of the replicas of one key have in common. In `replicas` the pure parts are under test, in a world of
-//! events of its own; in `coordinate` it is a node's coordinator, in the simulated world of the runtime.
+//! What two simulations of the replicas of one key have in common. In `replicas` the pure parts are
+//! under test, in a world of events of its own; in `coordinate` it is a node's coordinator, in the
+//! simulated world of the runtime.
 //!
 //! Both are stormy for a while and then calm, and plant the same mistakes.
 
@@ -77,7 +78,8 @@ pub fn choose_action(value: u64, chance: &mut fastrand::Rng) -> Action {
     }
 }
 
-/// How many replicas there are, and how many nodes: those that are no replicas coordinate and stand in.
+/// How many replicas there are, and how many nodes: those that are no replicas coordinate and stand
+/// in.
 pub fn choose_size(chance: &mut fastrand::Rng) -> (usize, usize) {
     let replicas = [3, 3, 5][chance.usize(..3)];
     (replicas, replicas + chance.usize(..3))
@@ -94,7 +96,8 @@ pub struct Faults {
     pub repeat: f64,
     pub late: f64,
     pub refuse: f64,
-    /// Microseconds between two of them, and how long a node is away after a crash; at most twice that.
+    /// Microseconds between two of them, and how long a node is away after a crash; at most twice
+    /// that.
     pub every_us: u64,
     pub away_us: u64,
 }
@@ -124,14 +127,15 @@ impl Faults {
         }
     }
 
-    /// True if a replica refuses what `seed` names: decided once for an operation and a replica, as no copy of what was
-    /// refused may be applied.
+    /// True if a replica refuses what `seed` names: decided once for an operation and a replica, as
+    /// no copy of what was refused may be applied.
     pub fn refuses(&self, seed: u64) -> bool {
         fastrand::Rng::with_seed(seed).f64() < self.refuse
     }
 }
 
-/// Two sides that do not hear each other, or now and then one that does not hear the other: from whom nothing comes to whom.
+/// Two sides that do not hear each other, or now and then one that does not hear the other: from
+/// whom nothing comes to whom.
 pub fn partition(nodes: usize, chance: &mut fastrand::Rng) -> BTreeSet<(usize, usize)> {
     let sides: Vec<bool> = (0..nodes).map(|_| chance.bool()).collect();
     let is_one_way = chance.u8(..4) == 0;
@@ -146,7 +150,8 @@ pub fn partition(nodes: usize, chance: &mut fastrand::Rng) -> BTreeSet<(usize, u
     cut
 }
 
-/// With which probability a node has reason to think that it cannot reach another, that is away or not.
+/// With which probability a node has reason to think that it cannot reach another, that is away or
+/// not.
 pub fn suspicion(is_away: bool, is_storm: bool) -> f64 {
     match (is_away, is_storm) {
         (true, _) => 0.7,
@@ -221,7 +226,8 @@ pub fn weak<S: Simulation>(seed: u64) -> Verdict<(Tally, u64)> {
     Ok(simulation.tally())
 }
 
-/// Runs `simulate` for all seeds; each of `all` must have happened often, or a run proves less than it seems to.
+/// Runs `simulate` for all seeds; each of `all` must have happened often, or a run proves less than
+/// it seems to.
 pub fn for_seeds(
     test: Test,
     all: &[&'static str],

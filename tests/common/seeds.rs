@@ -1,7 +1,8 @@
-//! Tests that are functions of a seed: which seeds they are run for, how a failure is repeated, what a planted bug takes.
+//! Tests that are functions of a seed: which seeds they are run for, how a failure is repeated,
+//! what a planted bug takes.
 //!
-//! `SEED=n` runs that seed; `QUOIT_SEEDS=n` so many of them, from `QUOIT_FROM` on, so that several processes can share a
-//! long run. Whatever fails prints the line that repeats it.
+//! `SEED=n` runs that seed; `QUOIT_SEEDS=n` so many of them, from `QUOIT_FROM` on, so that several
+//! processes can share a long run. Whatever fails prints the line that repeats it.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 

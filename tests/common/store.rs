@@ -6,7 +6,8 @@ use quoit::storage::compaction::{Shape, Style};
 use quoit::storage::wal::WalLimits;
 use quoit::types::CoreId;
 
-/// Of a core alone: memtables of some values, segments of tens of values, a collector that has always something to do.
+/// Of a core alone: memtables of some values, segments of tens of values, a collector that has
+/// always something to do.
 pub fn small() -> StoreOptions {
     StoreOptions {
         core: CoreId(0),

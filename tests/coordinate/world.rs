@@ -1,5 +1,5 @@
-//! Nodes that coordinate and replicas behind them, in the simulated world: the replicas, the network between them and
-//! their crashes are this file's; the coordinators are the node's own.
+//! Nodes that coordinate and replicas behind them, in the simulated world: the replicas, the
+//! network between them and their crashes are this file's; the coordinators are the node's own.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -539,7 +539,8 @@ impl Net {
 }
 
 impl Way {
-    /// Has `work` done elsewhere, whatever becomes of this node; `None` if nothing is heard of it by `deadline`.
+    /// Has `work` done elsewhere, whatever becomes of this node; `None` if nothing is heard of it
+    /// by `deadline`.
     async fn have<T: 'static>(
         &self,
         to: usize,

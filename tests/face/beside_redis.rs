@@ -1,5 +1,6 @@
-//! Two Redis servers that are a cluster, and a node of two cores with the same slots: the same requests
-//! to the first and to the second of each must get the same replies, but for ports and names.
+//! Two Redis servers that are a cluster, and a node of two cores with the same slots: the same
+//! requests to the first and to the second of each must get the same replies, but for ports and
+//! names.
 //!
 //! Needs `redis-server` 7.0 on the PATH, and says so if there is none. `SEED=…` repeats one run.
 
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::common::{Client, Launch, PATIENCE, Value, is_long, scratch};
 
-/// What both are asked in turn. Keys: `b`, `bar` and `{b}x` are of the first half, `a` and `foo` of the other.
+/// What both are asked in turn. Keys: `b`, `bar` and `{b}x` are of the first half, `a` and `foo` of
+/// the other.
 const DIALOGUES: &[&str] = &[
     "SET b 1 | GET b | SET a 1 | GET a | MGET b bar | MGET b {b}x | MSET a 1 {a}b 2 | DEL a b",
     "MULTI | SET b 1 | SET {b}x 2 | EXEC",
@@ -185,7 +187,8 @@ fn sort(reply: &mut Value) {
     }
 }
 
-/// The lines of CLUSTER NODES without names, bus ports, times and epochs, in the order of the slots.
+/// The lines of CLUSTER NODES without names, bus ports, times and epochs, in the order of the
+/// slots.
 fn lines(text: &str) -> String {
     let line = |line: &str| {
         let fields: Vec<&str> = line.split(' ').collect();

@@ -1,9 +1,10 @@
 //! Power cuts at every flush of the device: what had not been flushed is gone.
 //!
-//! Every write and flush that reaches the device is logged (by qemu's `blklogwrites`, in the format of
-//! dm-log-writes). From the log a device is made as it would have been found after a power cut at some
-//! flush: with all that was written before it and nothing, or any part, of what was written after it.
-//! Writers stop now and then; what they know then must be on every device from that moment on.
+//! Every write and flush that reaches the device is logged (by qemu's `blklogwrites`, in the format
+//! of dm-log-writes). From the log a device is made as it would have been found after a power cut
+//! at some flush: with all that was written before it and nothing, or any part, of what was written
+//! after it. Writers stop now and then; what they know then must be on every device from that
+//! moment on.
 //!
 //! log   := super | entry*                                       (little endian, sectors of 512 bytes)
 //! super := magic u64 | version u64 | entries u64 | sector bytes u32         (padded to a sector)
@@ -224,8 +225,8 @@ fn every_flush_of_the_device_leaves_all_that_was_acknowledged_by_then() {
         unflushed.iter().for_each(|entry| log.apply(entry, &lost));
         drop(lost);
         let when = format!("power cut at entry {cut}, {} more", unflushed.len());
-        // The last pause before the cut has what must be there. What was sent later, up to the last of
-        // what may have come to the device, may be there, too.
+        // The last pause before the cut has what must be there. What was sent later, up to the last
+        // of what may have come to the device, may be there, too.
         let known = pauses.partition_point(|pause| pause.entries <= *cut) - 1;
         let mut ledgers: Vec<Ledger> = pauses[known].ledgers.clone();
         let before_end = pauses.partition_point(|pause| pause.entries <= end);

@@ -1,7 +1,8 @@
 //! File systems of a test's own, and what may be done to them.
 //!
-//! Everything here is made by the system's programs, run as child processes, and taken back on drop: a
-//! mount, then its loop device, then what serves that. Processes are ended by their own handle only.
+//! Everything here is made by the system's programs, run as child processes, and taken back on
+//! drop: a mount, then its loop device, then what serves that. Processes are ended by their own
+//! handle only.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -30,7 +31,8 @@ pub fn skip(test: &str, why: &str) -> bool {
 
 /// True if file systems may be made here, and `programs` are there. Else it says so.
 pub fn can(test: &str, programs: &[&str]) -> bool {
-    // They mount and break file systems, and depend on the kernel's timing: nobody gets them unasked.
+    // They mount and break file systems, and depend on the kernel's timing: nobody gets them
+    // unasked.
     if std::env::var_os("QUOIT_FAULTS").is_none() {
         return skip(test, "run it with QUOIT_FAULTS=1");
     }

@@ -1,4 +1,5 @@
-//! A full disk: refusals in plain words, reads that go on, and writes as soon as there is space again.
+//! A full disk: refusals in plain words, reads that go on, and writes as soon as there is space
+//! again.
 
 use std::fs;
 use std::path::Path;
@@ -105,8 +106,8 @@ fn a_full_disk_loses_nothing_and_writes_go_on_when_there_is_space() {
         load.check(&node, Health::Sound, "after space came back");
         load.start(&node, Work::Fill);
         wait_until_full(&load.progress);
-        // A restart on the full disk: in the middle of refusals it is killed, or power fails, or it is
-        // asked to stop.
+        // A restart on the full disk: in the middle of refusals it is killed, or power fails, or it
+        // is asked to stop.
         match round % 3 {
             0 => {
                 node.kill();
@@ -131,7 +132,8 @@ fn a_full_disk_loses_nothing_and_writes_go_on_when_there_is_space() {
         refused += only_full(&mut load, "filling again");
         let started = launch(dir.path(), &disk).try_start();
         node = started.unwrap_or_else(|(code, said)| {
-            // A start makes a small file, and some recoveries must note what they found before they may go on.
+            // A start makes a small file, and some recoveries must note what they found before they
+            // may go on.
             assert!(said.contains(".tmp: No space left"), "{code:?}: {said}");
             helped += 1;
             disk.give_back(&format!("reserve-{round}"));

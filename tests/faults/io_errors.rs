@@ -1,7 +1,7 @@
 //! A disk that fails: writes or reads end with EIO, when the test says so.
 //!
-//! Nothing is acknowledged that is not on disk, nothing that is there is called absent, and when the
-//! disk is well again a restart brings back all that was acknowledged.
+//! Nothing is acknowledged that is not on disk, nothing that is there is called absent, and when
+//! the disk is well again a restart brings back all that was acknowledged.
 
 use std::path::Path;
 use std::thread;
@@ -21,7 +21,8 @@ fn launch(dir: &Path, disk: &Disk) -> Launch {
     power_cuts::launch(dir, disk)
 }
 
-/// Else a write that the disk has refused would be lost, or the node would go on as if nothing were.
+/// Else a write that the disk has refused would be lost, or the node would go on as if nothing
+/// were.
 #[test]
 fn failed_writes_are_never_acknowledged_and_nothing_older_is_lost() {
     const NAME: &str = "failed_writes_are_never_acknowledged_and_nothing_older_is_lost";
@@ -183,8 +184,8 @@ fn reads_that_fail_for_a_while_cost_nothing_though_much_is_merged_meanwhile() {
                 clear.iter().any(|word| text.starts_with(word))
             };
             assert!(errors.keys().all(is_clear), "{errors:#?}");
-            // To write, the file system has to read where a file lies: so a log may fail, and with it ends
-            // what this test is about.
+            // To write, the file system has to read where a file lies: so a log may fail, and with
+            // it ends what this test is about.
             if errors.keys().any(|text| text.contains("estart the node")) {
                 println!("a log has failed: {errors:#?}");
                 break;

@@ -1,8 +1,9 @@
 //! What a writer knows of its own keys, and whether a node still has it.
 //!
 //! A key holds what was acknowledged last, or something that was sent later and may have arrived.
-//! What was refused in words that say that nothing was changed did certainly not arrive. What a value
-//! says of itself (key, number of the write, writer, checksum) tells which write it came with.
+//! What was refused in words that say that nothing was changed did certainly not arrive. What a
+//! value says of itself (key, number of the write, writer, checksum) tells which write it came
+//! with.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};

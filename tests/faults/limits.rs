@@ -184,8 +184,8 @@ fn clients_that_take_all_descriptors_do_not_stop_writes() {
     load.check(&node, Health::Sound, "after a burst of clients");
 }
 
-/// Lets directories take and give no files any more, though those that are open can be written to; on
-/// drop they do again.
+/// Lets directories take and give no files any more, though those that are open can be written to;
+/// on drop they do again.
 struct Frozen(Vec<PathBuf>);
 
 impl Frozen {

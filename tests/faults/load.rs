@@ -237,10 +237,10 @@ impl Load {
         }
     }
 
-    /// What is acknowledged from here on, until the next start, may be there or not. For ext4 itself
-    /// may report a sync as done whose transaction its aborted journal has dropped (seen on Linux 6.18:
-    /// two files that are synced at the moment of the abort suffice, without any node). In a real power
-    /// cut nobody would hear of it.
+    /// What is acknowledged from here on, until the next start, may be there or not. For ext4
+    /// itself may report a sync as done whose transaction its aborted journal has dropped (seen on
+    /// Linux 6.18: two files that are synced at the moment of the abort suffice, without any node).
+    /// In a real power cut nobody would hear of it.
     pub fn doubt(&self) {
         self.progress.doubted.store(true, Ordering::SeqCst);
     }
@@ -285,7 +285,8 @@ impl Load {
         self.writers.iter().map(|writer| writer.ledger.keys()).sum()
     }
 
-    /// Errors that a sick node answered to reads, by their text; from here on they are counted anew.
+    /// Errors that a sick node answered to reads, by their text; from here on they are counted
+    /// anew.
     pub fn take_read_errors(&mut self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for writer in &mut self.writers {

@@ -1,7 +1,7 @@
 //! Power cuts: the file system is cut off from its device in the middle of everything.
 //!
-//! It is not the last word: what a node has written past the page cache without syncing it survives this
-//! (block_log.rs is about that).
+//! It is not the last word: what a node has written past the page cache without syncing it survives
+//! this (block_log.rs is about that).
 
 use std::path::Path;
 use std::thread;

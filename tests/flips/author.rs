@@ -104,8 +104,8 @@ pub async fn must(client: &mut Client, requests: &[Request]) -> Verdict {
     Ok(())
 }
 
-/// Writes until there is something in every kind of file. What comes last are plain writes of single
-/// keys, after a pause in which all before them has settled.
+/// Writes until there is something in every kind of file. What comes last are plain writes of
+/// single keys, after a pause in which all before them has settled.
 pub async fn write_all(
     mut client: Client,
     mut author: Author,

@@ -1,4 +1,5 @@
-//! Where the files of a data directory hold something: by the formats, not by the code that checks them.
+//! Where the files of a data directory hold something: by the formats, not by the code that checks
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! Which batches of logs something says to have been durable: by the formats' rules, from a list of all
-//! batches, of which some are lost.
+//! Which batches of logs something says to have been durable: by the formats' rules, from a list of
+//! all batches, of which some are lost.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use quoit::storage::wal::format::Stream;
 
 use crate::layout::{Batch, Known, Layout, dir_of, segment_of};
 
-/// Decides whether somebody says that `batch` of the log segment at `path` was durable, if only those
-/// batches can be read that are `left`.
+/// Decides whether somebody says that `batch` of the log segment at `path` was durable, if only
+/// those batches can be read that are `left`.
 pub fn is_proven(
     layouts: &BTreeMap<PathBuf, Layout>,
     known: &BTreeMap<PathBuf, Known>,

@@ -6,7 +6,8 @@ use crate::common::{Launch, scratch};
 use crate::start;
 use crate::web::Web;
 
-/// Reads the text format of Prometheus (version 0.0.4) by its rules, and panics where it breaks one.
+/// Reads the text format of Prometheus (version 0.0.4) by its rules, and panics where it breaks
+/// one.
 fn read_figures(text: &str) -> BTreeMap<String, (String, f64)> {
     assert!(text.ends_with('\n'), "the last line has its end");
     let is_name = |name: &str| {
@@ -127,7 +128,8 @@ fn health_and_the_page_tell_how_the_node_is() {
     );
 }
 
-/// Two nodes on one machine: the second must say which port is taken, and take another one when told to.
+/// Two nodes on one machine: the second must say which port is taken, and take another one when
+/// told to.
 #[test]
 fn a_port_that_is_taken_is_named_with_its_option() {
     let dir = scratch();

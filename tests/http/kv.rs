@@ -1,4 +1,5 @@
-//! The same over RESP: the KV commands tell what HTTP tells, and keep their place among other commands.
+//! The same over RESP: the KV commands tell what HTTP tells, and keep their place among other
+//! commands.
 
 use crate::common::{Client, Value, request, scratch};
 use crate::start;

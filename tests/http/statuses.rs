@@ -119,8 +119,8 @@ fn each_fault_has_its_status() {
     assert!(errors > 40, "{errors} are counted");
 }
 
-/// Where a proxy before the node and the node disagree about the end of a request, the second request in its body
-/// is somebody else's. None of these may let it in.
+/// Where a proxy before the node and the node disagree about the end of a request, the second
+/// request in its body is somebody else's. None of these may let it in.
 #[test]
 fn no_form_of_smuggling_lets_a_second_request_in() {
     let dir = scratch();

@@ -1,14 +1,17 @@
-//! Is there one order of the operations on a key that explains everything that its clients were told?
+//! Is there one order of the operations on a key that explains everything that its clients were
+//! told?
 //!
-//! A history is a list of operations, each with the moments at which it was asked for and answered, and what the client
-//! knows of its outcome: it was done; it FAILED, so that it must never be seen; or it is UNKNOWN, so that it may
-//! have been done at any time since, or not at all. The key is a register: read, write, delete, compare-and-set.
+//! A history is a list of operations, each with the moments at which it was asked for and answered,
+//! and what the client knows of its outcome: it was done; it FAILED, so that it must never be seen;
+//! or it is UNKNOWN, so that it may have been done at any time since, or not at all. The key is a
+//! register: read, write, delete, compare-and-set.
 //!
-//! Method: Wing and Gong (1993) with Lowe's (2017) laziness and memory. The history is swept by time; what is kept
-//! is the set of all that may be the case: the register's value, and which of the operations under way have been done.
-//! An operation is ordered only when another's answer asks for it. An UNKNOWN write that nobody saw is left out, which
-//! explains no less, and one that somebody saw was done by then, if nobody else wrote that value. So the effort grows
-//! with the length of a history times what is under way at once, as long as written values differ.
+//! Method: Wing and Gong (1993) with Lowe's (2017) laziness and memory. The history is swept by
+//! time; what is kept is the set of all that may be the case: the register's value, and which of
+//! the operations under way have been done. An operation is ordered only when another's answer asks
+//! for it. An UNKNOWN write that nobody saw is left out, which explains no less, and one that
+//! somebody saw was done by then, if nobody else wrote that value. So the effort grows with the
+//! length of a history times what is under way at once, as long as written values differ.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -97,8 +100,8 @@ pub fn check_keys(keys: &BTreeMap<u64, Vec<Operation>>) -> Result<(), String> {
     Ok(())
 }
 
-/// Judges a history of which no order is promised, with values that differ: whatever was read, somebody wrote, and not in
-/// vain.
+/// Judges a history of which no order is promised, with values that differ: whatever was read,
+/// somebody wrote, and not in vain.
 pub fn check_origins(history: &[Operation]) -> Result<(), String> {
     let mut written: HashMap<Value, Operation> = HashMap::new();
     for operation in history {
@@ -124,7 +127,8 @@ pub fn check_origins(history: &[Operation]) -> Result<(), String> {
 struct Prepared {
     /// What has been done, sometime between the two moments.
     certain: Vec<Operation>,
-    /// What may have been done, sometime after these moments; the same action may have been asked for often.
+    /// What may have been done, sometime after these moments; the same action may have been asked
+    /// for often.
     optional: Vec<(Action, Vec<Moment>)>,
 }
 
@@ -154,8 +158,8 @@ fn prepare(initial: Value, history: &[Operation]) -> Prepared {
             *writers.entry(value).or_default() += 1;
         }
     }
-    // Whoever was told that something was not there may have been told so because of a write that nobody saw. And
-    // whoever may have swapped may have seen.
+    // Whoever was told that something was not there may have been told so because of a write that
+    // nobody saw. And whoever may have swapped may have seen.
     let is_blind = |operation: &Operation| match operation.action {
         Action::Differs { .. } => operation.outcome == Outcome::Done,
         Action::Swap { .. } => operation.outcome == Outcome::Unknown,
@@ -196,7 +200,8 @@ enum Event {
     Answered(usize),
 }
 
-/// In the order of time. What is asked for at the moment of an answer was under way at the same time.
+/// In the order of time. What is asked for at the moment of an answer was under way at the same
+/// time.
 fn events(prepared: &Prepared) -> Vec<Event> {
     let mut events = Vec::new();
     for (index, operation) in prepared.certain.iter().enumerate() {
@@ -257,8 +262,8 @@ impl Sweep {
         Ok(())
     }
 
-    /// Keeps the cases in which `operation` has been done, and those that come of the others by doing it, after
-    /// whatever else may have to be done before.
+    /// Keeps the cases in which `operation` has been done, and those that come of the others by
+    /// doing it, after whatever else may have to be done before.
     fn answer(
         &mut self,
         operation: usize,

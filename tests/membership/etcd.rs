@@ -1,6 +1,7 @@
-//! An etcd in a simulated world: one key with its revisions behind some members, which speak the JSON gateway's HTTP. They lose
-//! requests and answers, are slow, say that they have not done what they have, forget tokens, and go down. What was done
-//! stays done; and what nodes have done to the key is checked at once.
+//! An etcd in a simulated world: one key with its revisions behind some members, which speak the
+//! JSON gateway's HTTP. They lose requests and answers, are slow, say that they have not done what
+//! they have, forget tokens, and go down. What was done stays done; and what nodes have done to the
+//! key is checked at once.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 

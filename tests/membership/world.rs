@@ -1,7 +1,8 @@
-//! Nodes that are nothing but members of a cluster, in a simulated world, and what must hold of all that they say.
+//! Nodes that are nothing but members of a cluster, in a simulated world, and what must hold of all
+//! that they say.
 //!
-//! Each is a real `Membership` on a disk that loses what was not synced, reached over a network with faults; one question
-//! is one connection here. Everything else of a node is left out.
+//! Each is a real `Membership` on a disk that loses what was not synced, reached over a network
+//! with faults; one question is one connection here. Everything else of a node is left out.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +58,8 @@ pub struct Book {
     epochs: BTreeMap<u16, u64>,
     /// Machines that were told for good that they cannot join.
     refused: BTreeMap<u16, String>,
-    /// The HTTP port under which a machine was last granted to be known, and the highest that it has asked for.
+    /// The HTTP port under which a machine was last granted to be known, and the highest that it
+    /// has asked for.
     granted: BTreeMap<u16, (u16, u16)>,
     /// It was granted that the cluster holds data.
     pub is_open: bool,
@@ -348,8 +350,8 @@ impl Orders {
 
 type Slot = Rc<RefCell<BTreeMap<u16, Weak<Membership>>>>;
 
-/// Some machines of which the first founds a cluster that the others join; or whichever comes first, where the map is kept in
-/// etcd.
+/// Some machines of which the first founds a cluster that the others join; or whichever comes
+/// first, where the map is kept in etcd.
 pub struct Scene {
     pub world: World,
     pub book: Shared,
@@ -674,7 +676,8 @@ impl Scene {
         }
     }
 
-    /// Nothing disturbs them any more: all that were let in, but `lost` ones, agree, and see each other alive.
+    /// Nothing disturbs them any more: all that were let in, but `lost` ones, agree, and see each
+    /// other alive.
     pub fn agree(&mut self, lost: &BTreeSet<u16>) -> Verdict<Arc<ClusterMap>> {
         self.calm();
         self.disturb_etcd(0);

@@ -124,8 +124,8 @@ pub async fn hold(mut client: Client) -> Verdict {
     Ok(())
 }
 
-/// The first write of a cluster whose map cannot be changed: refused, or in doubt, if the coordinator gives up before that is
-/// clear. What was never written can be read.
+/// The first write of a cluster whose map cannot be changed: refused, or in doubt, if the
+/// coordinator gives up before that is clear. What was never written can be read.
 pub async fn first_write_is_refused(mut client: Client) -> Verdict {
     let replies = client
         .must(&[words("SET first 1"), words("GET first")])

@@ -1,7 +1,8 @@
 //! Clients that write while a cluster forms: by maps that are not the last one.
 //!
-//! Some nodes know each other. One of them is cut off while others join, so that it knows an old map when it hears of the
-//! rest again; clients begin to write at about that moment. Who comes too late, when there is data, stays out.
+//! Some nodes know each other. One of them is cut off while others join, so that it knows an old
+//! map when it hears of the rest again; clients begin to write at about that moment. Who comes too
+//! late, when there is data, stays out.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,7 +17,8 @@ use crate::scene::{FIVE, Scene, Shape, machine};
 use crate::storm::Weather;
 use crate::workload::{self, Ledger};
 
-/// Virtual time within which a node that was started has been let in, or told that it comes too late.
+/// Virtual time within which a node that was started has been let in, or told that it comes too
+/// late.
 const LET_IN_MAX: Duration = Duration::from_secs(60);
 
 /// A fair network, and disks that are sound: all depends on when who hears what.
@@ -72,8 +74,8 @@ pub fn run(seed: u64, planted: &[Bug]) -> Verdict<(Scene, Rc<RefCell<Ledger>>)> 
     Ok((scene, ledger))
 }
 
-/// A node that was cut off while others joined is asked to write: by its old map it is refused, and then it goes by the new
-/// one. What it has acknowledged is where the new map says.
+/// A node that was cut off while others joined is asked to write: by its old map it is refused, and
+/// then it goes by the new one. What it has acknowledged is where the new map says.
 pub fn write_by_an_old_map(seed: u64) -> Verdict {
     let mut scene = Scene::empty(FORMING, seed, &[]);
     scene.be_patient();
@@ -81,7 +83,8 @@ pub fn write_by_an_old_map(seed: u64) -> Verdict {
         scene.start(number)?;
     }
     scene.wait_for_cluster(&[0, 1, 2])?;
-    // The map is kept by one or by three of them when that is over: others can be let in without the third.
+    // The map is kept by one or by three of them when that is over: others can be let in without
+    // the third.
     scene.world.run_for(Duration::from_secs(10));
     [0, 1, 3, 4].iter().for_each(|other| scene.cut(2, *other));
     for number in [3, 4] {
@@ -112,8 +115,8 @@ pub fn write_by_an_old_map(seed: u64) -> Verdict {
 /// Virtual time within which nodes that have come back elsewhere are found.
 const FOUND_MAX: Duration = Duration::from_secs(30);
 
-/// Nodes come back at other peer ports: one at a time, the founder, whom nobody has to ask, among them; then all at once.
-/// Each time what needs all of them is soon possible at each of them.
+/// Nodes come back at other peer ports: one at a time, the founder, whom nobody has to ask, among
+/// them; then all at once. Each time what needs all of them is soon possible at each of them.
 pub fn come_back_elsewhere(mut scene: Scene) -> Verdict {
     let all = scene.all();
     let moves = all.iter().map(|number| vec![*number]);

@@ -1,5 +1,5 @@
-//! What is kept for replicas that are away: nothing that was acknowledged is lost, and replicas become equal though nobody
-//! reads, whichever nodes go down and come back, whenever.
+//! What is kept for replicas that are away: nothing that was acknowledged is lost, and replicas
+//! become equal though nobody reads, whichever nodes go down and come back, whenever.
 
 #[path = "hints/talks.rs"]
 mod talks;
@@ -22,7 +22,8 @@ use talks::{GRACE, field, get, put};
 const SEEDS: u64 = 10;
 /// Seeds within which each planted bug must be found.
 const FINDING_SEEDS: u64 = 100;
-/// Keys that are worked on under a storm: few enough that reading all of them repairs nothing by the way.
+/// Keys that are worked on under a storm: few enough that reading all of them repairs nothing by
+/// the way.
 const KEYS: u64 = 12;
 
 fn for_seeds(name: &'static str, simulate: impl Fn(u64) -> Verdict<u64>) {
@@ -68,7 +69,8 @@ fn all_tell(scene: &Scene, keys: std::ops::Range<u64>, value: &str) -> Verdict {
     Ok(())
 }
 
-/// One node is away while others write, and goes down again, as they do, while it is told what it has missed.
+/// One node is away while others write, and goes down again, as they do, while it is told what it
+/// has missed.
 fn interrupted(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     const MANY: std::ops::Range<u64> = 0..120;
     let mut scene = Scene::holding_data(seed, 3, planted)?;
@@ -116,12 +118,14 @@ fn interrupted(seed: u64, planted: &[Bug]) -> Verdict<u64> {
         }
     }
     scene.hand_all_on()?;
-    // One in 64 of these reads is followed by a repair: far too few to make up for what was not handed on.
+    // One in 64 of these reads is followed by a repair: far too few to make up for what was not
+    // handed on.
     all_tell(&scene, MANY, &value)?;
     Ok(MANY.end)
 }
 
-/// All replicas of some keys are away, and the only node that is there loses its power once it has acknowledged the writes.
+/// All replicas of some keys are away, and the only node that is there loses its power once it has
+/// acknowledged the writes.
 fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     const MANY: std::ops::Range<u64> = 0..40;
     let mut scene = Scene::holding_data(seed, 4, planted)?;
@@ -152,7 +156,8 @@ fn all_away(seed: u64, planted: &[Bug]) -> Verdict<u64> {
         return Err(format!("no replica is there, and a read is told {told:?}"));
     }
     scene.world.run_for(GRACE);
-    // The last acknowledgement is followed by the end at once: one replica's hint must be there, if not all.
+    // The last acknowledgement is followed by the end at once: one replica's hint must be there, if
+    // not all.
     let last = *hinted.last().unwrap_or(&first);
     let replies = scene.talk_to(left, move |client| {
         put(client, last..last + 1, "last".to_owned(), "one")
@@ -242,8 +247,9 @@ fn lonely_quorum(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     Ok(SOME.end)
 }
 
-/// One node is away, and another one is cut off while writes at QUORUM are under way: those that were acknowledged must be
-/// found without their coordinator, and so without what it keeps for others.
+/// One node is away, and another one is cut off while writes at QUORUM are under way: those that
+/// were acknowledged must be found without their coordinator, and so without what it keeps for
+/// others.
 fn majority_without_keeper(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     let mut scene = Scene::holding_data(seed, 3, planted)?;
     let (keeper, other, away) = (0, 1, 2);
@@ -425,8 +431,9 @@ fn storm(seed: u64, planted: &[Bug], disks: Disks) -> Verdict<u64> {
     Ok(acknowledged.count() as u64)
 }
 
-/// Some node tells of `key` what is not older than any acknowledged write; all do, of those writes whose coordinator has
-/// lived on; and nobody tells what has failed, or another version of a write than its own.
+/// Some node tells of `key` what is not older than any acknowledged write; all do, of those writes
+/// whose coordinator has lived on; and nobody tells what has failed, or another version of a write
+/// than its own.
 fn judge(
     ledger: &Ledger,
     key: u64,
@@ -439,7 +446,8 @@ fn judge(
         wanted.filter_map(|(_, write)| write.version.clone()).max()
     };
     let (any, certain) = (newest(&|_| true), newest(&is_certain));
-    // Whoever tells nothing may hold anything that has expired, also what nobody knows the version of.
+    // Whoever tells nothing may hold anything that has expired, also what nobody knows the version
+    // of.
     let brief = of_key().filter(|(_, write)| write.is_brief && !write.is_failed);
     let newest_brief = brief
         .map(|(_, write)| write.version.clone().unwrap_or("f".repeat(25)))

@@ -1,5 +1,6 @@
-//! Nodes that are back are used at once: the virtual time from when one is ready, goes on or is heard again until every node
-//! serves every key at ALL, at every core that a client may come to, with the times of gossip as they are by default.
+//! Nodes that are back are used at once: the virtual time from when one is ready, goes on or is
+//! heard again until every node serves every key at ALL, at every core that a client may come to,
+//! with the times of gossip as they are by default.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,7 +21,8 @@ const KEYS: u64 = 30;
 const CLIENTS: u16 = 3;
 /// A node that says that it is ready is used after this, at the latest: some round trips.
 const STARTED_MAX: Duration = Duration::from_millis(200);
-/// One that says nothing, as it does not know that it was away: the same after the next round of gossip.
+/// One that says nothing, as it does not know that it was away: the same after the next round of
+/// gossip.
 const HEARD_MAX: Duration = Duration::from_millis(1_500);
 /// Longer than anybody would wait for.
 const NEVER: Duration = Duration::from_secs(60);
@@ -50,7 +52,8 @@ const AWAY: [Away; 6] = [
     Away::CutOff(Duration::from_secs(8)),
 ];
 
-/// Tries again and again to write at QUORUM, so that links fail, and the pauses between attempts grow.
+/// Tries again and again to write at QUORUM, so that links fail, and the pauses between attempts
+/// grow.
 async fn keep_asking(life: Rc<Life>, number: u16) {
     let mut client = Client::of(&life, address(number));
     for turn in 0_u64.. {
@@ -139,7 +142,8 @@ fn come_back(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     }
 }
 
-/// Else writes and reads at QUORUM and ALL would be refused for seconds after each restart, though all nodes are there.
+/// Else writes and reads at QUORUM and ALL would be refused for seconds after each restart, though
+/// all nodes are there.
 #[test]
 fn a_node_that_is_back_is_used_at_once() {
     let test = Test {
@@ -151,7 +155,8 @@ fn a_node_that_is_back_is_used_at_once() {
     test.run(|seed| come_back(seed, &[]));
 }
 
-/// Nodes are started anew one after the other, each two seconds after the one before was ready: all is served at ALL between.
+/// Nodes are started anew one after the other, each two seconds after the one before was ready: all
+/// is served at ALL between.
 #[test]
 fn a_restart_of_one_node_after_the_other_is_over_in_no_time() {
     for seed in 0..3 {

@@ -1,5 +1,5 @@
-//! Nodes of a cluster in one world: how they form it, end and come back, and what must hold of them in the end. What goes
-//! wrong meanwhile is in `storm`.
+//! Nodes of a cluster in one world: how they form it, end and come back, and what must hold of them
+//! in the end. What goes wrong meanwhile is in `storm`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -33,7 +33,8 @@ pub struct Shape {
     pub nodes: u16,
     /// Cores of each node: at least and at most.
     pub cores: (u16, u16),
-    /// An odd number: so that of reads at ONE in turn each key's has its turn to be followed by a repair.
+    /// An odd number: so that of reads at ONE in turn each key's has its turn to be followed by a
+    /// repair.
     pub keys: u64,
     pub clients: (u64, u64),
     /// A client waits so long at most between two requests.
@@ -253,7 +254,8 @@ impl Scene {
                 options.net.delay_us = [(20, 200), (100, 5_000)][chance.usize(..2)];
             }
             Weather::Foul => {
-                // Frames in the smallest pieces are for the tests of the protocol: here they take most of the time.
+                // Frames in the smallest pieces are for the tests of the protocol: here they take
+                // most of the time.
                 options.net.pieces = options.net.pieces.min(0.2);
                 options.net.window_bytes = options.net.window_bytes.max(16 << 10);
             }
@@ -457,9 +459,9 @@ impl Scene {
         self.verdict()
     }
 
-    /// Hints are handed on, and what they have not made equal is counted. Then each key is read from each node: they must
-    /// tell the same, after readings at ALL or after many at ONE, and all holders of a key must hold the same record,
-    /// byte by byte.
+    /// Hints are handed on, and what they have not made equal is counted. Then each key is read
+    /// from each node: they must tell the same, after readings at ALL or after many at ONE, and all
+    /// holders of a key must hold the same record, byte by byte.
     pub fn converge(&mut self, ledger: &Rc<RefCell<Ledger>>) -> Verdict {
         self.converge_among(&self.all(), ledger)
     }

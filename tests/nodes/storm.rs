@@ -12,10 +12,11 @@ const DAY_MS: i64 = 86_400_000;
 /// What may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
-    /// Nodes crash, are cut off and stand still; clocks are off by minutes. Network and disks are sound.
+    /// Nodes crash, are cut off and stand still; clocks are off by minutes. Network and disks are
+    /// sound.
     Fair,
-    /// Everything: clocks are off by up to a day, networks are slow, stall and reset connections, one power cut takes all
-    /// nodes, disks are slow, full, or fail what they are asked.
+    /// Everything: clocks are off by up to a day, networks are slow, stall and reset connections,
+    /// one power cut takes all nodes, disks are slow, full, or fail what they are asked.
     Foul,
 }
 
@@ -204,8 +205,8 @@ impl Scene {
         }
     }
 
-    /// A disk is well again. What had failed is not made good by that: a node whose writes or syncs failed is started anew,
-    /// as it asks for.
+    /// A disk is well again. What had failed is not made good by that: a node whose writes or syncs
+    /// failed is started anew, as it asks for.
     fn mend_a_disk(&mut self) -> Verdict {
         let troubled = |number: &u16| self.seats[usize::from(*number)].trouble.is_some();
         let Some(number) = self.all().into_iter().find(troubled) else {

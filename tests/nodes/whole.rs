@@ -1,5 +1,6 @@
-//! Commands about all keys of three nodes: each key is told once, by whomever it is asked; a walk goes on while nodes die;
-//! FLUSHALL leaves nothing that a majority had; and the port of a core tells of its own keys, and of copies if it is asked to.
+//! Commands about all keys of three nodes: each key is told once, by whomever it is asked; a walk
+//! goes on while nodes die; FLUSHALL leaves nothing that a majority had; and the port of a core
+//! tells of its own keys, and of copies if it is asked to.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -200,7 +201,8 @@ async fn cores_tell_their_own(life: Rc<Life>, cores: u16) -> Verdict {
     expect("their number", sizes, STABLE as i64)
 }
 
-/// Else a key would be counted as often as it has replicas, or not at all where one node does not hold everything.
+/// Else a key would be counted as often as it has replicas, or not at all where one node does not
+/// hold everything.
 #[test]
 fn every_key_is_told_once_whoever_is_asked() {
     for_each_seed("every_key_is_told_once_whoever_is_asked", 2, |seed| {
@@ -210,7 +212,8 @@ fn every_key_is_told_once_whoever_is_asked() {
             scene.talk(tells_all)?;
             let cores = scene.cores();
             scene.run(|life| cores_tell_their_own(life, cores))?;
-            // The others tell of all while one is away, as long as it is not the only one that holds something.
+            // The others tell of all while one is away, as long as it is not the only one that
+            // holds something.
             scene.crash(1);
             scene.run(move |life| without_one(life, replicas))?;
         }
@@ -271,7 +274,8 @@ async fn walk_in_a_storm(life: Rc<Life>, is_over: Rc<Cell<bool>>, walks: Rc<Cell
     }
 }
 
-/// The keys of one walk, each page asked of any node until one answers; `None`: the storm ended first.
+/// The keys of one walk, each page asked of any node until one answers; `None`: the storm ended
+/// first.
 async fn walk(
     life: &Rc<Life>,
     is_over: &Cell<bool>,
@@ -409,8 +413,8 @@ async fn finds_nothing(mut client: Client, level: &'static str) -> Verdict {
     Ok(())
 }
 
-/// Else a key that a majority had would come back from those that FLUSHALL has not asked, or be said to be gone though too
-/// few were there.
+/// Else a key that a majority had would come back from those that FLUSHALL has not asked, or be
+/// said to be gone though too few were there.
 #[test]
 fn flushall_leaves_nothing_that_its_level_has_seen() {
     for_each_seed(
@@ -455,7 +459,8 @@ fn flushall_leaves_nothing_that_its_level_has_seen() {
     );
 }
 
-/// Else clients that read from replicas would be sent away by all of them, or old values would be read unasked.
+/// Else clients that read from replicas would be sent away by all of them, or old values would be
+/// read unasked.
 #[test]
 fn a_core_serves_reads_of_its_copies_to_those_that_have_said_readonly() {
     let name = "a_core_serves_reads_of_its_copies_to_those_that_have_said_readonly";

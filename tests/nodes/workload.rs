@@ -16,10 +16,11 @@ use crate::scene::{Shape, address, words};
 
 /// So many keys are worked on, where three nodes are.
 pub const KEYS: u64 = 3;
-/// A client that hears nothing for so long hangs up: the machine that it talks to may be gone without a word.
+/// A client that hears nothing for so long hangs up: the machine that it talks to may be gone
+/// without a word.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So often a reading is tried when nothing goes wrong any more: what a slow disk has begun may take ten seconds, one after the
-/// other.
+/// So often a reading is tried when nothing goes wrong any more: what a slow disk has begun may
+/// take ten seconds, one after the other.
 const TRIES_MAX: u32 = 400;
 /// Requests in one pipeline.
 const PIPELINE_MAX: usize = 4;
@@ -287,7 +288,8 @@ pub async fn write_all(mut client: Client, level: &'static str, keys: u64) -> Ve
     Ok(())
 }
 
-/// Reads each of so many keys so often at ONE that all of them are compared behind the answers, and brought to the same.
+/// Reads each of so many keys so often at ONE that all of them are compared behind the answers, and
+/// brought to the same.
 pub async fn repair_at_one(mut client: Client, keys: u64) -> Verdict {
     let gets: Vec<Request> = (0..keys)
         .map(|key| words(&format!("GET {}", key_of(key))))

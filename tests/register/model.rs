@@ -1,7 +1,8 @@
 //! The register with its network as one state, what may happen next, and what must never be.
 //!
-//! Messages lie in the network until they are dropped: each may be delivered at any time, often, or never. The value of
-//! the register is the list of the operations that it has gone through, so that a lost or doubled one shows.
+//! Messages lie in the network until they are dropped: each may be delivered at any time, often, or
+//! never. The value of the register is the list of the operations that it has gone through, so that
+//! a lost or doubled one shows.
 
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
@@ -204,8 +205,9 @@ struct Model {
     acceptors: Vec<Rc<Acceptor<Value>>>,
     slots: Vec<Rc<Slot>>,
     network: Vec<Posted>,
-    /// Answers lie in the network, too. Else one comes at once or never, which shows no less: a proposer that hears
-    /// later sends later, and what it sends may be late as well; and it counts answers in whatever order they come.
+    /// Answers lie in the network, too. Else one comes at once or never, which shows no less: a
+    /// proposer that hears later sends later, and what it sends may be late as well; and it counts
+    /// answers in whatever order they come.
     is_slow: bool,
     crashes: u8,
     losses: u8,
@@ -604,7 +606,8 @@ impl Model {
         Ok(())
     }
 
-    /// An operation ends with a decided value, which is not older than what was decided when it began.
+    /// An operation ends with a decided value, which is not older than what was decided when it
+    /// began.
     fn conclude(
         &mut self,
         index: usize,
@@ -675,7 +678,8 @@ impl Model {
     }
 }
 
-/// A quick hash; what it takes for the same state in error, once in millions of millions, is not explored.
+/// A quick hash; what it takes for the same state in error, once in millions of millions, is not
+/// explored.
 struct Mixer(u64);
 
 impl Hasher for Mixer {
@@ -730,7 +734,8 @@ struct Path {
     before: Option<Rc<Path>>,
 }
 
-/// Goes through every state that can be reached, but for those beyond `states_max`, and tells how many there are.
+/// Goes through every state that can be reached, but for those beyond `states_max`, and tells how
+/// many there are.
 pub fn explore(case: &Case, fault: Option<Fault>, states_max: usize) -> (usize, Found) {
     let mut seen: HashSet<u64> = HashSet::new();
     let mut events = Vec::new();

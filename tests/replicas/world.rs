@@ -1,4 +1,5 @@
-//! Nodes, the network between them, and everything that goes wrong; the replicas, which apply by version.
+//! Nodes, the network between them, and everything that goes wrong; the replicas, which apply by
+//! version.
 
 use std::collections::{BTreeMap, BTreeSet};
 

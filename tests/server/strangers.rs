@@ -1,4 +1,5 @@
-//! Whoever reaches a peer port of the real program: with garbage, with a wrong key, with the right one.
+//! Whoever reaches a peer port of the real program: with garbage, with a wrong key, with the right
+//! one.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -67,7 +68,8 @@ impl Line {
         }
     }
 
-    /// Proves to know `key`, as a node that is in no cluster; false if the node does not prove the same.
+    /// Proves to know `key`, as a node that is in no cluster; false if the node does not prove the
+    /// same.
     fn greet(&mut self, key: &[u8]) -> bool {
         let side = Side::newcomer([fastrand::u8(..); 32]);
         let (connecting, hello) = Connecting::start(side, None);

@@ -111,7 +111,8 @@ pub fn peer_address_of(machine: NodeId) -> SocketAddr {
     machine.address(PEER_PORT)
 }
 
-/// Starts a node on `machine`, which asks the machines of `join` to let it in if it is in no cluster yet.
+/// Starts a node on `machine`, which asks the machines of `join` to let it in if it is in no
+/// cluster yet.
 pub fn launch(world: &World, machine: NodeId, config: &Config, join: &[NodeId]) -> Started {
     let join = join.iter().map(|other| peer_address_of(*other)).collect();
     launch_beside(world, machine, config, join)
@@ -461,8 +462,8 @@ impl Client {
         })
     }
 
-    /// Sends `bytes`, which are so many requests, and reads replies with `parse`. An error: so many came, and no more in
-    /// all the time that there is.
+    /// Sends `bytes`, which are so many requests, and reads replies with `parse`. An error: so many
+    /// came, and no more in all the time that there is.
     pub async fn exchange<T>(
         &mut self,
         bytes: &[u8],

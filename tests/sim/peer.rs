@@ -1,4 +1,5 @@
-//! A test that plays a node: it asks the cores of others what only members of their cluster may ask.
+//! A test that plays a node: it asks the cores of others what only members of their cluster may
+//! ask.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -55,8 +56,8 @@ async fn who_is_there(address: SocketAddr) -> Option<Side> {
     }
 }
 
-/// The links of one core more of the node with this number, which is in the cluster of whoever listens at `address`, as soon as it does. They
-/// go by its map.
+/// The links of one core more of the node with this number, which is in the cluster of whoever
+/// listens at `address`, as soon as it does. They go by its map.
 pub async fn pose_as(number: NodeId, address: SocketAddr) -> Rc<Peers> {
     let side = loop {
         match who_is_there(address).await {
@@ -122,7 +123,8 @@ pub async fn map_of(peers: &Rc<Peers>, (node, first): (NodeId, SocketAddr)) -> V
 /// What a replica holds: its record, and the value of one that is not deleted, expired or not.
 pub type Record = (Meta, Option<Vec<u8>>);
 
-/// What each holder of `key` has. Nobody is asked as the node that it is, so two are needed to ask all.
+/// What each holder of `key` has. Nobody is asked as the node that it is, so two are needed to ask
+/// all.
 pub async fn records_of(
     askers: &[(NodeId, Rc<Peers>); 2],
     map: &ClusterMap,
@@ -145,7 +147,8 @@ pub async fn records_of(
             let asked = peers.ask(*holder, address, &request, deadline).await;
             match asked.as_ref().map(|answered| answered.answer.view()) {
                 Ok(Answer::Holds(held)) => break (held.meta, held.value.map(<[u8]>::to_vec)),
-                // There is a newer map since, by which others keep it: a cluster's keys stay where they are.
+                // There is a newer map since, by which others keep it: a cluster's keys stay where
+                // they are.
                 Ok(Answer::StaleEpoch { epoch }) => peers.set_epoch(epoch),
                 _ => {}
             }

@@ -1,10 +1,11 @@
-//! Cluster clients: each keeps a map of who owns which slots, sends every command to that core's own port,
-//! and follows MOVED where its map is an old one, as it is after a start with other cores.
+//! Cluster clients: each keeps a map of who owns which slots, sends every command to that core's
+//! own port, and follows MOVED where its map is an old one, as it is after a start with other
+//! cores.
 //!
-//! Each client writes keys of its own, in pairs that one transaction or one MSET sets; so it knows what they
-//! may hold. What is checked: an owner serves its keys and nobody else does, a map of this life is never
-//! wrong, an old one leads to the owner by one MOVED, the cores have all keys between them, and no
-//! command crosses cores.
+//! Each client writes keys of its own, in pairs that one transaction or one MSET sets; so it knows
+//! what they may hold. What is checked: an owner serves its keys and nobody else does, a map of
+//! this life is never wrong, an old one leads to the owner by one MOVED, the cores have all keys
+//! between them, and no command crosses cores.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -330,7 +331,8 @@ impl Router {
         }
     }
 
-    /// Sends requests on `pair` to its owner, wherever MOVED leads; `None`: nobody knows what became of them.
+    /// Sends requests on `pair` to its owner, wherever MOVED leads; `None`: nobody knows what
+    /// became of them.
     async fn send(&mut self, pair: &str, requests: &[Request]) -> Verdict<Option<Vec<Reply>>> {
         let slot = Slot::of(pair.as_bytes());
         for _ in 0..ATTEMPTS_MAX {

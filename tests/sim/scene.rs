@@ -120,8 +120,8 @@ impl Scene {
         Ok(node)
     }
 
-    /// Starts the node with some other number of cores. At times it goes down before it is ready, and
-    /// is then started with yet another number.
+    /// Starts the node with some other number of cores. At times it goes down before it is ready,
+    /// and is then started with yet another number.
     pub fn start_with_other_cores<F: Future<Output = Verdict> + 'static>(
         &mut self,
         check: impl FnOnce(Client) -> F,

@@ -1,7 +1,7 @@
 //! Clients that speak HTTP: values, deletions, and numbers that are raised by compare-and-set.
 //!
-//! What is checked: no acknowledged write is lost, none that was refused is there, every raise counts once, and a
-//! value has one version for ever, the one that its writer was told.
+//! What is checked: no acknowledged write is lost, none that was refused is there, every raise
+//! counts once, and a value has one version for ever, the one that its writer was told.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,9 +1,9 @@
 //! Clients that read and write a few keys, and the ledger of all that they asked for and saw.
 //!
 //! Three kinds of keys: a client's own, which it alone writes and of which it knows exactly what
-//! they must hold; shared ones, which all write; and counters. Everybody reads everything. Values say
-//! which write they are of and are filled with bytes that follow from that, so that a mixture of
-//! two, or a part of one, is nobody's.
+//! they must hold; shared ones, which all write; and counters. Everybody reads everything. Values
+//! say which write they are of and are filled with bytes that follow from that, so that a mixture
+//! of two, or a part of one, is nobody's.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

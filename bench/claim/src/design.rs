@@ -1,9 +1,9 @@
-//! The cluster that Quoit is designed for: 30 nodes, 1 billion keys of 10 KB, 100,000 reads and 10,000 writes
-//! a second.
+//! The cluster that Quoit is designed for: 30 nodes, 1 billion keys of 10 KB, 100,000 reads and
+//! 10,000 writes a second.
 //!
-//! Keys are not made one by one: how many fall into a vnode is drawn from the normal distribution that a
-//! billion throws approach (seeded), and every key is asked for equally often. Reads are at level ONE, from the first
-//! holder, as cluster clients send them; every replica takes every write.
+//! Keys are not made one by one: how many fall into a vnode is drawn from the normal distribution
+//! that a billion throws approach (seeded), and every key is asked for equally often. Reads are at
+//! level ONE, from the first holder, as cluster clients send them; every replica takes every write.
 
 use std::collections::BTreeMap;
 

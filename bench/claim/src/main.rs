@@ -1,8 +1,9 @@
-//! The figures of the claim: how even shares are, what moves when nodes come and go, and where the load of a
-//! dead node falls; and the same for the cluster that Quoit is designed for.
+//! The figures of the claim: how even shares are, what moves when nodes come and go, and where the
+//! load of a dead node falls; and the same for the cluster that Quoit is designed for.
 //!
-//! Everything is computed from maps that `quoit::cluster::claim` made, one join after the other. There is no
-//! cluster, no clock and no chance that is not seeded: the same command prints the same figures.
+//! Everything is computed from maps that `quoit::cluster::claim` made, one join after the other.
+//! There is no cluster, no clock and no chance that is not seeded: the same command prints the same
+//! figures.
 
 mod design;
 mod made;

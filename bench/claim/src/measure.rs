@@ -112,7 +112,8 @@ pub fn step(old: &ClusterMap, new: &ClusterMap) -> Step {
 pub struct Fall {
     /// Nodes that hold something that it held.
     pub others: usize,
-    /// The most that one of them gets, over its own load: half of what they have in common, for N = 3.
+    /// The most that one of them gets, over its own load: half of what they have in common, for N =
+    /// 3.
     pub most: f64,
     /// What each would get if all got equally much.
     pub even: f64,

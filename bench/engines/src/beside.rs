@@ -1,8 +1,9 @@
 //! `engines beside`: Quoit, RocksDB and fjall in turn, on the same streams, memory and file system.
 //!
-//! Each engine's turn is a child of its own in a control group that holds the budget and a constant,
-//! page cache included, and begins in an empty directory. A phase ends after a time, so that slow engines
-//! do not take all day; what they have not filled by then is loaded without syncs, unmeasured.
+//! Each engine's turn is a child of its own in a control group that holds the budget and a
+//! constant, page cache included, and begins in an empty directory. A phase ends after a time, so
+//! that slow engines do not take all day; what they have not filled by then is loaded without
+//! syncs, unmeasured.
 
 use std::collections::BTreeMap;
 
@@ -38,8 +39,8 @@ const COLD: &str = "cold reads, depth 32";
 const MIXED: &str = "10 reads : 1 write, 32 workers";
 const MEASURED: &[&str] = &[FILL_32, FILL_64, OVERWRITE, COLD, MIXED];
 
-/// Quoit, RocksDB and fjall in turn on durable fill, overwrite, cold reads and a mix (needs the feature
-/// peers).
+/// Quoit, RocksDB and fjall in turn on durable fill, overwrite, cold reads and a mix (needs the
+/// feature peers).
 #[derive(Args, Clone, Debug)]
 pub struct Beside {
     #[command(flatten)]
@@ -61,8 +62,8 @@ pub struct Beside {
     /// An engine gets at most so many seconds to settle after writes.
     #[arg(long, default_value_t = 60.0)]
     settle: f64,
-    /// Records a second of what is loaded unmeasured: an engine that is given more takes more memory
-    /// than it has.
+    /// Records a second of what is loaded unmeasured: an engine that is given more takes more
+    /// memory than it has.
     #[arg(long, default_value_t = 5000.0)]
     load_rate: f64,
     /// What a control group holds beside the memory budget.

@@ -1,8 +1,8 @@
-//! The process that holds the engine: it takes a [`Job`] as a line on standard input, does its steps,
-//! and tells each result as a line on standard output. It ends when its parent does.
+//! The process that holds the engine: it takes a [`Job`] as a line on standard input, does its
+//! steps, and tells each result as a line on standard output. It ends when its parent does.
 //!
-//! A process of its own, so that memory, I/O and a control group are one engine's alone, so that it can
-//! be killed, and so that its parent lives on to remove the data.
+//! A process of its own, so that memory, I/O and a control group are one engine's alone, so that it
+//! can be killed, and so that its parent lives on to remove the data.
 
 use std::io::{BufRead, Read, Write};
 use std::path::PathBuf;
@@ -52,8 +52,8 @@ pub enum Known {
     Empty,
     /// There is none yet, and each is written once.
     WriteOnce,
-    /// They are there, each in one of the generations up to the last: those below a number at least in
-    /// the generation beside it.
+    /// They are there, each in one of the generations up to the last: those below a number at least
+    /// in the generation beside it.
     Filled { floors: Vec<(u64, u64)>, last: u64 },
 }
 

@@ -3,8 +3,8 @@
 //! key   := "user" | 16 hexadecimal digits of the number, scrambled (so keys arrive in no order)
 //! value := number u64 | generation u64 | bytes of a random pool, from where both point to
 //!
-//! Little endian. The pool does not compress, and two values seldom share bytes within a window of a
-//! usual compressor. [`Ledger`] knows which generations a reader may see.
+//! Little endian. The pool does not compress, and two values seldom share bytes within a window of
+//! a usual compressor. [`Ledger`] knows which generations a reader may see.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -97,8 +97,8 @@ pub struct Ticket {
 /// What readers of each record may see: the generations from the floor to the last that was issued.
 ///
 /// A cell is issued | floor << 24 | running << 48. The floor rises when it is certain that nothing older
-/// can be seen any more: where an engine orders the writes of a key as they began, with each that is
-/// acknowledged, otherwise with one that ran alone.
+/// can be seen any more: where an engine orders the writes of a key as they began, with each that
+/// is acknowledged, otherwise with one that ran alone.
 pub struct Ledger {
     /// None: each record is written once, and its generation is 1.
     cells: Option<Vec<AtomicU64>>,

@@ -1,9 +1,9 @@
 //! `engines reads-beside-fio`: cold reads by Quoit and by `fio`, in turn, on the same file system.
 //!
-//! `fio` (Debian's package of this name) reads from the very files that the values are in, at random, with
-//! io_uring and direct I/O: what the device gives at this size and depth. (A file of its own might be in a
-//! cache below this machine, or not, unlike them.) Quoit reads each record once, after having read others
-//! until its index is in memory.
+//! `fio` (Debian's package of this name) reads from the very files that the values are in, at
+//! random, with io_uring and direct I/O: what the device gives at this size and depth. (A file of
+//! its own might be in a cache below this machine, or not, unlike them.) Quoit reads each record
+//! once, after having read others until its index is in memory.
 
 use std::fs;
 use std::path::Path;
@@ -242,7 +242,8 @@ impl BesideFio {
     }
 }
 
-/// Links all segments of the value log below `from` into `to`, by numbers: they stay, whatever the collector does.
+/// Links all segments of the value log below `from` into `to`, by numbers: they stay, whatever the
+/// collector does.
 fn link_values(from: &Path, to: &Path) -> Outcome<()> {
     let mut number = 0;
     for core in fs::read_dir(from)? {

@@ -54,8 +54,8 @@ pub struct Long {
     /// Each overwrite writes so many times as many records as there are.
     #[arg(long, default_value_t = 1.0)]
     overwrites: f64,
-    /// Operations a second of the mixed phase, each begun when it is due. 0: half of what the uniform reads
-    /// reached.
+    /// Operations a second of the mixed phase, each begun when it is due. 0: half of what the
+    /// uniform reads reached.
     #[arg(long, default_value_t = 5000.0)]
     rate: f64,
     /// Operations that may be under way at once in the mixed phase.

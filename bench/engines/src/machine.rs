@@ -1,10 +1,11 @@
-//! What the system counts: this process's I/O and memory, the block device, space, CPU. And its control
-//! groups and caches.
+//! What the system counts: this process's I/O and memory, the block device, space, CPU. And its
+//! control groups and caches.
 //!
 //! `/proc/self/io` counts the bytes that this process caused to be read from and written to block
-//! devices; with direct I/O that is exact, except for what the file system's journal writes on its own.
-//! `/proc/diskstats` counts requests and sectors of the whole device, other processes' too: the
-//! cross-check, and the only one that counts requests (io_uring's are no system calls of the process).
+//! devices; with direct I/O that is exact, except for what the file system's journal writes on its
+//! own. `/proc/diskstats` counts requests and sectors of the whole device, other processes' too:
+//! the cross-check, and the only one that counts requests (io_uring's are no system calls of the
+//! process).
 
 use std::fs;
 use std::os::linux::fs::MetadataExt;

@@ -1,7 +1,8 @@
 //! `engines`: Quoit's storage measured, alone, beside `fio`, and beside RocksDB and fjall.
 //!
-//! Read on in `long` (an experiment), `child` and `phase` (what runs it), `quoit_engine` and `peers` (what is
-//! driven), `content` and `stream` (with what), `result`, `machine` and `report` (what comes out).
+//! Read on in `long` (an experiment), `child` and `phase` (what runs it), `quoit_engine` and
+//! `peers` (what is driven), `content` and `stream` (with what), `result`, `machine` and `report`
+//! (what comes out).
 
 mod beside;
 mod child;
@@ -33,8 +34,8 @@ const EXIT_MISSED: u8 = 1;
 /// It could not be measured, or the engine was wrong.
 const EXIT_FAILED: u8 = 2;
 
-/// Measures Quoit's storage, without sockets and protocol. Exit code 0: all bars are met; 1: one is missed;
-/// 2: it could not be measured, or an answer was wrong.
+/// Measures Quoit's storage, without sockets and protocol. Exit code 0: all bars are met; 1: one is
+/// missed; 2: it could not be measured, or an answer was wrong.
 #[derive(Parser)]
 #[command(version, about)]
 struct Cli {

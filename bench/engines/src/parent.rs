@@ -1,5 +1,5 @@
-//! The process that was started by hand: it makes a directory for data, runs children, and removes the
-//! data whatever happens.
+//! The process that was started by hand: it makes a directory for data, runs children, and removes
+//! the data whatever happens.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ const INTERRUPTED: i32 = 130;
 /// What all experiments have in common.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
-    /// Directory for data, on the file system to be measured. What is made there is removed at the end.
+    /// Directory for data, on the file system to be measured. What is made there is removed at the
+    /// end.
     #[arg(long, default_value = "engines-data")]
     pub dir: PathBuf,
     /// Memory for memtables, filters, indexes and caches.

@@ -1,8 +1,8 @@
 //! The engines that Quoit is compared with, each driven by as many threads as there are workers.
 //!
 //! They get the same memory in all: memtables and caches together, as Quoit's budget holds its own.
-//! What else is set is what their manuals advise for large values and durable writes; bench/engines/README.md
-//! lists it.
+//! What else is set is what their manuals advise for large values and durable writes;
+//! bench/engines/README.md lists it.
 
 mod fjall_engine;
 mod rocksdb_engine;

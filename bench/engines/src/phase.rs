@@ -1,8 +1,8 @@
 //! One phase of load: what its workers do, and what is noted of each operation.
 //!
-//! A [`Phase`] is shared by all workers of all threads. Each has a [`Worker`], which says what comes next,
-//! and each thread a [`Recorder`]. Latencies of an open loop are counted from when an operation was to
-//! begin, so that a stall counts for all that had to wait for it.
+//! A [`Phase`] is shared by all workers of all threads. Each has a [`Worker`], which says what
+//! comes next, and each thread a [`Recorder`]. Latencies of an open loop are counted from when an
+//! operation was to begin, so that a stall counts for all that had to wait for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,7 +39,8 @@ pub struct Spec {
     pub operations_max: u64,
     /// or after this time.
     pub seconds_max: f64,
-    /// Operations a second, each begun when it is due. None: each worker begins its next one at once.
+    /// Operations a second, each begun when it is due. None: each worker begins its next one at
+    /// once.
     pub rate: Option<Rate>,
     /// False: writes need not be synced (where an engine allows for that), and nothing is reported.
     pub measured: bool,
@@ -130,8 +131,8 @@ pub fn no_latencies() -> Histogram<u32> {
 }
 
 impl Phase {
-    /// Begins a phase, with this many operations a second if its specification has a rate. `lanes`: of
-    /// how many parts, each with records of its own, the engine consists.
+    /// Begins a phase, with this many operations a second if its specification has a rate. `lanes`:
+    /// of how many parts, each with records of its own, the engine consists.
     pub fn begin(
         (spec, rate): (Spec, Option<f64>),
         records: u64,
@@ -198,8 +199,8 @@ impl Phase {
         )
     }
 
-    /// Writes of this phase that are known to have ended: those of all records before this one. Only
-    /// where records are written in turn.
+    /// Writes of this phase that are known to have ended: those of all records before this one.
+    /// Only where records are written in turn.
     pub fn low_water(&self) -> u64 {
         let at = self.at.iter().map(|at| at.load(Ordering::SeqCst));
         at.filter(|at| *at != u64::MAX).min().unwrap_or(0)

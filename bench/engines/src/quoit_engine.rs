@@ -1,10 +1,10 @@
 //! Quoit's storage, driven as the node drives it, without sockets and protocol.
 //!
-//! One store on each core, opened by the node's own code and configuration. A write is admitted, put
-//! into its log and the memtable at once, and ends when it is acknowledged (`shard/execute`,
+//! One store on each core, opened by the node's own code and configuration. A write is admitted,
+//! put into its log and the memtable at once, and ends when it is acknowledged (`shard/execute`,
 //! `shard/transaction`); a read asks memory first and then the disk, and ends when what it found is
-//! acknowledged. Workers are tasks of the core that owns their records: what the node adds for a client
-//! on another core is not in here. (The node's sweep for expired records is not, either.)
+//! acknowledged. Workers are tasks of the core that owns their records: what the node adds for a
+//! client on another core is not in here. (The node's sweep for expired records is not, either.)
 
 use std::cell::RefCell;
 use std::rc::Rc;

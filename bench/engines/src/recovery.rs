@@ -1,9 +1,10 @@
-//! `engines recovery`: how long a start takes after kill -9, and after a clean stop; and that nothing
-//! that was acknowledged is missing then.
+//! `engines recovery`: how long a start takes after kill -9, and after a clean stop; and that
+//! nothing that was acknowledged is missing then.
 //!
-//! The child that is killed says again and again up to which record it has overwritten all, so that its
-//! parent knows what the next child must find. It begins with empty memtables (it was just opened
-//! after a clean stop), and is killed shortly before they would be flushed: a start has most to replay then.
+//! The child that is killed says again and again up to which record it has overwritten all, so that
+//! its parent knows what the next child must find. It begins with empty memtables (it was just
+//! opened after a clean stop), and is killed shortly before they would be flushed: a start has most
+//! to replay then.
 
 use clap::Args;
 use quoit::config::{Config, MEMTABLE_SHARE};
@@ -27,8 +28,8 @@ const SIZES: Sizes = Sizes {
 const SPACE_FACTOR: f64 = 2.0;
 /// Memtables are this full when the kill comes, in hundredths.
 const FULL_PERCENT: u64 = 90;
-/// What a memtable needs for a record besides key and value: its header, and what holds it. As in quoit's
-/// memtable.rs and record.rs.
+/// What a memtable needs for a record besides key and value: its header, and what holds it. As in
+/// quoit's memtable.rs and record.rs.
 const MEMTABLE_OVERHEAD: u64 = 25 + 80;
 /// What it needs for the place of a large value.
 const POINTER_BYTES: u64 = 21;
@@ -168,8 +169,8 @@ impl Recovery {
     }
 }
 
-/// Starts after a clean stop, overwrites until that of `target` records is acknowledged, kills. The start,
-/// and of how many records it was.
+/// Starts after a clean stop, overwrites until that of `target` records is acknowledged, kills. The
+/// start, and of how many records it was.
 fn start_and_kill(parent: &Parent, job: &Job, target: u64) -> Outcome<(Start, u64)> {
     machine::drop_page_cache()?;
     let mut start = None;

@@ -1,8 +1,8 @@
 //! Which record is written or read next, and when: the same for every engine. Pure.
 //!
-//! Zipf's law by Gray, Sundaresan, Englert, Baclawski, Weinberger, "Quickly Generating Billion-Record
-//! Synthetic Databases" (1994), as YCSB does; ranks are spread over all records, so that what is hot
-//! does not lie together.
+//! Zipf's law by Gray, Sundaresan, Englert, Baclawski, Weinberger, "Quickly Generating
+//! Billion-Record Synthetic Databases" (1994), as YCSB does; ranks are spread over all records, so
+//! that what is hot does not lie together.
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What stands on standard error while a run goes on: one line that is written over, or, where nobody watches, a
-//! line now and then.
+//! What stands on standard error while a run goes on: one line that is written over, or, where
+//! nobody watches, a line now and then.
 
 use std::io::{IsTerminal, Write};
 

@@ -2,10 +2,10 @@
 //!
 //! value := record u64 | run u32 | seq u32 | length u32 | crc u32 | body      (little endian)
 //!
-//! The crc (crc32c) is over all the rest, the length is that of the whole value. The body is cut out of a
-//! pool of random bytes, of which a share may be made compressible; where, follows from record and seq.
-//! A value that is not to be checked is all body. Checking takes the value in pieces as they come from the
-//! socket and keeps none of them, whatever length a server claims.
+//! The crc (crc32c) is over all the rest, the length is that of the whole value. The body is cut
+//! out of a pool of random bytes, of which a share may be made compressible; where, follows from
+//! record and seq. A value that is not to be checked is all body. Checking takes the value in
+//! pieces as they come from the socket and keeps none of them, whatever length a server claims.
 
 use crate::chance::mix;
 

@@ -1,5 +1,5 @@
-//! What is asked of a server before a run: whether it lets us in, its slot map, how locks are released.
-//! Blocking, on one connection.
+//! What is asked of a server before a run: whether it lets us in, its slot map, how locks are
+//! released. Blocking, on one connection.
 
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};

@@ -1,8 +1,9 @@
-//! The socket loop of one load thread: pinned, on epoll, with a clock. It decides nothing: `core` says what to
-//! send and judges what comes.
+//! The socket loop of one load thread: pinned, on epoll, with a clock. It decides nothing: `core`
+//! says what to send and judges what comes.
 //!
-//! Readiness is edge-triggered. A read that fills less than the buffer has emptied the socket, so each event
-//! costs one read. What is due next wakes the thread by a timerfd: epoll's own timeout counts milliseconds.
+//! Readiness is edge-triggered. A read that fills less than the buffer has emptied the socket, so
+//! each event costs one read. What is due next wakes the thread by a timerfd: epoll's own timeout
+//! counts milliseconds.
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Reads of one connection before others get their turn.
 const READS_MAX: usize = 16;
 const EVENTS_MAX: usize = 1024;
-/// How often timeouts, lost connections and the end are looked at; more often where timeouts are short.
+/// How often timeouts, lost connections and the end are looked at; more often where timeouts are
+/// short.
 const TICK: Duration = Duration::from_millis(50);
 const TICKS_PER_TIMEOUT: u32 = 10;
 /// How long opening a connection may take at least.

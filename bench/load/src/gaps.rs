@@ -1,9 +1,9 @@
 //! How long each record was asked for in vain. Pure, and of one load thread alone.
 //!
-//! A gap begins when a request is due that no success has followed yet, and ends with the next success with the same
-//! record: of a request that came later, or was tried again elsewhere, or the same one if it was only slow. So it does
-//! not depend on how often a record happens to be asked for. Reads and writes are told apart; besides, all records
-//! together are one.
+//! A gap begins when a request is due that no success has followed yet, and ends with the next
+//! success with the same record: of a request that came later, or was tried again elsewhere, or the
+//! same one if it was only slow. So it does not depend on how often a record happens to be asked
+//! for. Reads and writes are told apart; besides, all records together are one.
 
 /// Nobody has asked since the last success.
 const NEVER: u64 = u64::MAX;

@@ -1,4 +1,5 @@
-//! What all clients of one load thread asked for and were told, for the judgement whether one order explains it. Pure.
+//! What all clients of one load thread asked for and were told, for the judgement whether one order
+//! explains it. Pure.
 //!
 //! It is kept in memory, and bounded: a run ends when it is full.
 
@@ -130,7 +131,8 @@ mod tests {
         })
     }
 
-    /// Phases have clocks that begin anew: were they not put one behind the other, what was written before would be stale.
+    /// Phases have clocks that begin anew: were they not put one behind the other, what was written
+    /// before would be stale.
     #[test]
     fn a_history_goes_on_from_one_phase_to_the_next() {
         let mut history = History::default();

@@ -1,9 +1,10 @@
 //! Which record an operation is about, and the key that it has. Pure.
 //!
-//! Zipf's law is drawn by rejection-inversion: W. Hörmann and G. Derflinger, "Rejection-inversion to
-//! generate variates from monotone discrete distributions", ACM TOMACS 6(3), 1996. It is exact, takes any
-//! exponent above 0 (also 1 and more, where the approximation of Gray et al. that YCSB uses does not work),
-//! and needs no table: its three constants are recomputed when records are inserted.
+//! Zipf's law is drawn by rejection-inversion: W. Hörmann and G. Derflinger, "Rejection-inversion
+//! to generate variates from monotone discrete distributions", ACM TOMACS 6(3), 1996. It is exact,
+//! takes any exponent above 0 (also 1 and more, where the approximation of Gray et al. that YCSB
+//! uses does not work), and needs no table: its three constants are recomputed when records are
+//! inserted.
 //!
 //! Each load thread owns the records whose number leaves its own remainder, so that threads share
 //! nothing. With several threads the hottest rank is therefore that many records, one of each.
@@ -107,7 +108,8 @@ impl Zipf {
     }
 }
 
-/// The integral of x^-theta from 1. Written with exp_m1, it is as good near theta = 1, where it is ln.
+/// The integral of x^-theta from 1. Written with exp_m1, it is as good near theta = 1, where it is
+/// ln.
 fn area(x: f64, theta: f64) -> f64 {
     let log = x.ln();
     let power = (1.0 - theta) * log;

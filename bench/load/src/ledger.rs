@@ -1,19 +1,22 @@
 //! Verification: what each record may be read as. Pure, and of one load thread alone.
 //!
-//! A record has one write under way at most, so its writes have an order, and the answers a read may give
-//! follow from two numbers: it may not be older than what was acknowledged before the read was sent, nor
-//! newer than what was sent before its answer came. A write whose outcome is not known (the connection
-//! broke, the server said so) may show from then on, at any time, or never; so may one that was tried a second time
-//! and then acknowledged, as its first try may still be on its way.
+//! A record has one write under way at most, so its writes have an order, and the answers a read
+//! may give follow from two numbers: it may not be older than what was acknowledged before the read
+//! was sent, nor newer than what was sent before its answer came. A write whose outcome is not
+//! known (the connection broke, the server said so) may show from then on, at any time, or never;
+//! so may one that was tried a second time and then acknowledged, as its first try may still be on
+//! its way.
 //!
-//! Three kinds of wrong, counted apart: **lost**, nothing is there although a write was acknowledged;
+//! Three kinds of wrong, counted apart: **lost**, nothing is there although a write was
+//! acknowledged;
 //! **stale**, an older value than was acknowledged; **corrupt**, what nobody wrote there.
 
 use std::collections::BTreeSet;
 
 use crate::content::Stamp;
 
-/// Writes in doubt that are told from others. What comes on top makes all later writes of its record doubtful.
+/// Writes in doubt that are told from others. What comes on top makes all later writes of its
+/// record doubtful.
 const DOUBTS_MAX: usize = 1 << 20;
 
 /// What became of a write.
@@ -98,7 +101,8 @@ impl Ledger {
         Some(cell.sent)
     }
 
-    /// The write that is under way may have been made, or be made later, whatever is known of it in the end.
+    /// The write that is under way may have been made, or be made later, whatever is known of it in
+    /// the end.
     pub fn doubt(&mut self, record: u64) {
         let cell = &mut self.cells[record as usize];
         cell.may_vanish |= cell.under_way == Some(Write::Delete);
@@ -294,7 +298,8 @@ mod tests {
         ledger.judge(0, 70, ledger.floor(0), seen)
     }
 
-    /// The three kinds of wrong: were one taken for another or passed, a server's fault would not be seen.
+    /// The three kinds of wrong: were one taken for another or passed, a server's fault would not
+    /// be seen.
     #[test]
     fn lost_stale_and_corrupt_are_told_apart() {
         let ledger = written(3);
@@ -383,7 +388,8 @@ mod tests {
         assert_eq!(judge(&ledger, Seen::Absent), Verdict::Sound);
     }
 
-    /// Were all that follows a doubtful write excused with it, a cluster that falls back after a fault would look sound.
+    /// Were all that follows a doubtful write excused with it, a cluster that falls back after a
+    /// fault would look sound.
     #[test]
     fn a_doubt_excuses_its_own_write_and_no_later_one() {
         let mut ledger = written(2);

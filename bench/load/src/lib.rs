@@ -1,4 +1,5 @@
-//! The load generator as a library, for its own program and tests. README.md beside Cargo.toml is the tour.
+//! The load generator as a library, for its own program and tests. README.md beside Cargo.toml is
+//! the tour.
 
 pub mod chance;
 pub mod console;

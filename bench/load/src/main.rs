@@ -1,4 +1,5 @@
-//! `quoit-bench`: reads the command line, runs, and says with its exit code whether the targets were met.
+//! `quoit-bench`: reads the command line, runs, and says with its exit code whether the targets
+//! were met.
 
 use std::path::Path;
 use std::process::ExitCode;

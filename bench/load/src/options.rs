@@ -27,8 +27,9 @@ const PREFIX_BYTES_MAX: usize = 256;
 /// A day and more; nanoseconds of it fit into everything.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 24 * 3600);
 
-/// Loads a Redis-protocol server and tells the truth about its latency, measured from when each request was
-/// due. Exit code 0: every target was met; 1: one was missed; 2: it could not be measured, or an answer was wrong.
+/// Loads a Redis-protocol server and tells the truth about its latency, measured from when each
+/// request was due. Exit code 0: every target was met; 1: one was missed; 2: it could not be
+/// measured, or an answer was wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(version, about, after_help = workloads_help())]
 #[command(group(ArgGroup::new("pace").args(["rate", "closed", "ramp"])))]
@@ -43,8 +44,8 @@ pub struct Options {
     /// Ask for the slot map and send each key to its owner, over a connection to each node
     #[arg(long)]
     pub cluster: bool,
-    /// Connect each client to every --server, and ask the next where one fails: what may be done twice also if it may have been
-    /// done. The --timeout is that of each try
+    /// Connect each client to every --server, and ask the next where one fails: what may be done
+    /// twice also if it may have been done. The --timeout is that of each try
     #[arg(long, conflicts_with = "cluster")]
     pub failover: bool,
     /// Version of the protocol
@@ -85,7 +86,8 @@ pub struct Options {
     /// How requests arrive
     #[arg(long, value_enum, default_value_t = Arrivals::Poisson)]
     pub arrivals: Arrivals,
-    /// Each client sends when it has its answers, as fast as it goes (closed loop); stalls then hide
+    /// Each client sends when it has its answers, as fast as it goes (closed loop); stalls then
+    /// hide
     #[arg(long)]
     pub closed: bool,
     /// Search the highest rate that keeps the targets
@@ -125,10 +127,12 @@ pub struct Options {
     /// Instead of the workload's: get=10,set=1 of get set setex insert del rmw incr lock
     #[arg(long)]
     pub mix: Option<Mix>,
-    /// Instead of the workload's: uniform, zipf[:THETA], latest[:THETA], hotspot[:RECORDS:REQUESTS], sequential
+    /// Instead of the workload's: uniform, zipf[:THETA], latest[:THETA],
+    /// hotspot[:RECORDS:REQUESTS], sequential
     #[arg(long)]
     pub keys: Option<Distribution>,
-    /// Instead of the workload's: 100, 10KiB, uniform:FROM:TO, or file:PATH with lines `BYTES WEIGHT`
+    /// Instead of the workload's: 100, 10KiB, uniform:FROM:TO, or file:PATH with lines `BYTES
+    /// WEIGHT`
     #[arg(long, short = 'd', value_name = "SIZE")]
     pub value: Option<String>,
     /// The share of a value that compresses to nothing, 0 to 1
@@ -152,11 +156,12 @@ pub struct Options {
     /// Ask nothing for so long before the reading back
     #[arg(long, value_parser = humantime::parse_duration, default_value = "0s")]
     pub settle: Duration,
-    /// Instead of judging each answer: several writes to a record at once, and at the end one order has to explain all that
-    /// was told of each record. Records have to be absent at the beginning
+    /// Instead of judging each answer: several writes to a record at once, and at the end one order
+    /// has to explain all that was told of each record. Records have to be absent at the beginning
     #[arg(long, requires = "verify")]
     pub linear: bool,
-    /// Follow each write with WAIT for so many replicas, and take it for done when that many have it
+    /// Follow each write with WAIT for so many replicas, and take it for done when that many have
+    /// it
     #[arg(long, value_name = "REPLICAS", default_value_t = 0)]
     pub wait: u32,
     /// Measure for how long a record was asked for without a success

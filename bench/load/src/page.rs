@@ -1,4 +1,5 @@
-//! The report as one HTML page: the table, latency and rate over time, and the percentile curves, as SVG inside.
+//! The report as one HTML page: the table, latency and rate over time, and the percentile curves,
+//! as SVG inside.
 
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;

@@ -25,7 +25,8 @@ pub struct Plan {
     pub mix: Mix,
     pub order: Order,
     pub distribution: Distribution,
-    /// Records that there are when it begins, of all threads together, and how many more may be inserted.
+    /// Records that there are when it begins, of all threads together, and how many more may be
+    /// inserted.
     pub records: u64,
     pub inserts_max: u64,
     pub keys: KeysOf,
@@ -41,7 +42,8 @@ pub struct Plan {
     pub pace: Pace,
     /// Requests of one client that are on their way at the same time.
     pub pipeline: u32,
-    /// How long requests are sent; with none, until each record was written or `requests` were sent.
+    /// How long requests are sent; with none, until each record was written or `requests` were
+    /// sent.
     pub duration: Option<u64>,
     pub requests: Option<u64>,
     /// After so long without an answer a request has failed, and its connection is given up.
@@ -52,9 +54,11 @@ pub struct Plan {
     pub fails_over: bool,
     /// Whether gaps are measured.
     pub has_gaps: bool,
-    /// Whether all operations are remembered, to be explained by one order; there may be several writes to a record at once.
+    /// Whether all operations are remembered, to be explained by one order; there may be several
+    /// writes to a record at once.
     pub is_linear: bool,
-    /// How many replicas have to have a write before it is done, by WAIT; 0: none, and nobody is asked.
+    /// How many replicas have to have a write before it is done, by WAIT; 0: none, and nobody is
+    /// asked.
     pub wait: u32,
 }
 
@@ -129,7 +133,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// A record of two threads would be judged by half of its writes; one of none would not be filled.
+    /// A record of two threads would be judged by half of its writes; one of none would not be
+    /// filled.
     #[test]
     fn every_record_is_of_exactly_one_thread() {
         for (threads, records) in [(1, 10), (3, 10), (4, 4), (7, 100)] {

@@ -1,5 +1,5 @@
-//! What a run leaves behind: a table for people, JSON for programs, percentile files that HdrHistogram's
-//! plotters read, and a page with curves.
+//! What a run leaves behind: a table for people, JSON for programs, percentile files that
+//! HdrHistogram's plotters read, and a page with curves.
 
 use std::fmt::Write;
 use std::path::Path;

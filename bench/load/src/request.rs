@@ -289,7 +289,8 @@ mod tests {
         }
     }
 
-    /// To take a write for refused that was done makes a sound server look wrong; the reverse hides faults.
+    /// To take a write for refused that was done makes a sound server look wrong; the reverse hides
+    /// faults.
     #[test]
     fn only_errors_that_say_so_mean_that_nothing_was_done() {
         assert_eq!(outcome_of("MISCONF no space"), Outcome::Refused);

@@ -1,9 +1,10 @@
 //! RESP2 and RESP3: commands to bytes, and bytes to replies. Pure.
 //!
-//! The parser takes bytes in whatever pieces they come and keeps none of them but the beginning of an
-//! unfinished line: payloads are handed on as they arrive. So its memory is bounded whatever lengths a
-//! server claims. Another protocol (HTTP) would be a file beside this one with the same two things, a
-//! writer of requests and a `Parser` that gives `Event`s: nothing else in the crate knows how bytes look.
+//! The parser takes bytes in whatever pieces they come and keeps none of them but the beginning of
+//! an unfinished line: payloads are handed on as they arrive. So its memory is bounded whatever
+//! lengths a server claims. Another protocol (HTTP) would be a file beside this one with the same
+//! two things, a writer of requests and a `Parser` that gives `Event`s: nothing else in the crate
+//! knows how bytes look.
 
 /// Bytes of a reply's line: an error message, or the length of what follows.
 const LINE_BYTES_MAX: usize = 64 << 10;

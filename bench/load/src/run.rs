@@ -35,7 +35,8 @@ pub struct Setup {
     /// Where the keys are, for a client that knows it; else servers are dealt to clients in turn.
     pub slots: Option<SlotMap>,
     pub greeting: Greeting,
-    /// What connections say before they read back, if it is something else, and how long nothing is asked before that.
+    /// What connections say before they read back, if it is something else, and how long nothing is
+    /// asked before that.
     pub reading_back: Option<Greeting>,
     pub settle: Duration,
     /// Ends the work early; what comes after it is done.

@@ -1,10 +1,11 @@
 //! When each request is due. Pure; times are nanoseconds since the run began.
 //!
-//! Open loop: requests are due at times that do not depend on the answers, as users come whether or not the
-//! server has answered others. A request's latency counts from when it was due, so a server that stalls
-//! has the waiting of all that came meanwhile counted (what leaves it out is known as coordinated omission;
-//! Gil Tene, "How NOT to Measure Latency"). Nothing is queued for that: what could not be sent yet is a
-//! time of the schedule that lies in the past, so an overloaded server costs no memory here.
+//! Open loop: requests are due at times that do not depend on the answers, as users come whether or
+//! not the server has answered others. A request's latency counts from when it was due, so a server
+//! that stalls has the waiting of all that came meanwhile counted (what leaves it out is known as
+//! coordinated omission; Gil Tene, "How NOT to Measure Latency"). Nothing is queued for that: what
+//! could not be sent yet is a time of the schedule that lies in the past, so an overloaded server
+//! costs no memory here.
 //!
 //! Closed loop: each client sends when it has its answers; then latency counts from the sending.
 
@@ -137,7 +138,8 @@ mod tests {
         );
     }
 
-    /// The point of an open loop: what a stall kept waiting is due when it was due, not when it could go.
+    /// The point of an open loop: what a stall kept waiting is due when it was due, not when it
+    /// could go.
     #[test]
     fn what_was_due_during_a_stall_keeps_its_time() {
         let mut schedule = Schedule::new(Pace::Constant { rate: 1000.0 }, 1);

@@ -1,5 +1,5 @@
-//! What happened in each second of a run, for the progress line and the curves. Pure, and bounded: a long run has
-//! fewer and longer points.
+//! What happened in each second of a run, for the progress line and the curves. Pure, and bounded:
+//! a long run has fewer and longer points.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,8 @@ impl Point {
         self.answers as f64 / self.seconds.max(1e-9)
     }
 
-    /// Two that follow each other. Their quantiles are gone; the worse of both is no better than the truth.
+    /// Two that follow each other. Their quantiles are gone; the worse of both is no better than
+    /// the truth.
     fn with(self, next: Point) -> Point {
         Point {
             from_seconds: self.from_seconds,

@@ -22,7 +22,8 @@ pub struct Operation {
     pub misses: u64,
     pub rate: f64,
     pub mean_ms: f64,
-    /// Quantiles of all requests, those that failed counted as endless; `null` where that is the quantile.
+    /// Quantiles of all requests, those that failed counted as endless; `null` where that is the
+    /// quantile.
     pub p50_ms: Option<f64>,
     pub p90_ms: Option<f64>,
     pub p99_ms: Option<f64>,

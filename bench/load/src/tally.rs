@@ -1,7 +1,7 @@
 //! What was measured: latencies of each kind, and what went wrong. Pure; merges.
 //!
-//! Latencies are in nanoseconds, with three digits. A request that failed has none: it counts as one that
-//! missed every target.
+//! Latencies are in nanoseconds, with three digits. A request that failed has none: it counts as
+//! one that missed every target.
 
 use std::collections::BTreeMap;
 
@@ -116,10 +116,11 @@ pub struct PerKind {
 #[derive(Clone)]
 pub struct Tally {
     kinds: Vec<Option<PerKind>>,
-    /// From when a request was due to when it was handed to the socket: what the load generator, or the bound
-    /// on requests in flight, added. Open loop only.
+    /// From when a request was due to when it was handed to the socket: what the load generator, or
+    /// the bound on requests in flight, added. Open loop only.
     pub lag: Histogram<u64>,
-    /// From there to its answer: what a generator would have told that does not see what it left out.
+    /// From there to its answer: what a generator would have told that does not see what it left
+    /// out.
     pub service: Histogram<u64>,
     pub failures: BTreeMap<String, Failure>,
     /// Of requests whose first try failed, whatever became of them.

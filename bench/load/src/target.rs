@@ -1,7 +1,8 @@
-//! Whether latencies are as short as was asked for, and the search for the highest rate at which they are. Pure.
+//! Whether latencies are as short as was asked for, and the search for the highest rate at which
+//! they are. Pure.
 //!
-//! Each kind of operation has to meet a target by itself, and a request that failed counts as one that took
-//! for ever: a server cannot meet a target by refusing.
+//! Each kind of operation has to meet a target by itself, and a request that failed counts as one
+//! that took for ever: a server cannot meet a target by refusing.
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ pub struct Judgement {
     pub is_met: bool,
 }
 
-/// The latency that the share `quantile` of all requests, those that failed included, did not exceed.
+/// The latency that the share `quantile` of all requests, those that failed included, did not
+/// exceed.
 pub fn latency_at(of: &PerKind, quantile: f64) -> Option<u64> {
     let all = of.latency.len() + of.failures;
     let rank = (quantile * all as f64).ceil().max(1.0);
@@ -63,7 +65,8 @@ pub const KEPT_MIN: f64 = 0.98;
 /// How often a rate is tried that is not kept: a neighbour of the machine may have been in the way.
 const TRIES: u32 = 2;
 
-/// Finds the highest rate that is kept: doubles until one is not, then halves the gap, in proportion.
+/// Finds the highest rate that is kept: doubles until one is not, then halves the gap, in
+/// proportion.
 pub struct Ramp {
     from: f64,
     to: f64,

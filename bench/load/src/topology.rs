@@ -3,8 +3,8 @@
 use crate::slots::Range;
 use crate::value::Value;
 
-/// From CLUSTER SLOTS: `[first, last, [host, port, ...], replicas ...]` for each range. Where the host is
-/// empty or null it is the one that was asked, `asked`.
+/// From CLUSTER SLOTS: `[first, last, [host, port, ...], replicas ...]` for each range. Where the
+/// host is empty or null it is the one that was asked, `asked`.
 pub fn from_slots(reply: &Value, asked: &str) -> Result<Vec<Range>, String> {
     let ranges = reply.list().iter().map(|entry| {
         let entry = entry.list();
@@ -19,8 +19,8 @@ pub fn from_slots(reply: &Value, asked: &str) -> Result<Vec<Range>, String> {
     whole(ranges.collect(), "CLUSTER SLOTS")
 }
 
-/// From CLUSTER SHARDS: a map of `slots` (first and last in turn) and `nodes` for each shard; the master
-/// of each is taken.
+/// From CLUSTER SHARDS: a map of `slots` (first and last in turn) and `nodes` for each shard; the
+/// master of each is taken.
 pub fn from_shards(reply: &Value, asked: &str) -> Result<Vec<Range>, String> {
     let shards = reply.list().iter().map(|shard| {
         let is_master = |node: &&Value| node.get("role").and_then(Value::text) == Some("master");

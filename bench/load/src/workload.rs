@@ -177,8 +177,8 @@ const fn once_each(names: [&'static str; 3], about: &'static str) -> Workload {
     }
 }
 
-/// YCSB's records have ten fields of 100 bytes; here they are one value. Its workload E is missing: it
-/// scans ranges of keys, which servers that order keys by their hash do not have.
+/// YCSB's records have ten fields of 100 bytes; here they are one value. Its workload E is missing:
+/// it scans ranges of keys, which servers that order keys by their hash do not have.
 pub static WORKLOADS: &[Workload] = &[
     drawn(
         ["mission", "get=10,set=1", "zipf", "10KiB"],

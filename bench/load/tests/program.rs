@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output};
 
-/// Answers every PING, and every GET with nothing; its address. A read is a command: nothing is pipelined here.
+/// Answers every PING, and every GET with nothing; its address. A read is a command: nothing is
+/// pipelined here.
 fn serve() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound").to_string();
@@ -37,7 +38,8 @@ fn code(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
-/// Scripts and CI go by the exit code: a missed target must not look like success, nor like a broken run.
+/// Scripts and CI go by the exit code: a missed target must not look like success, nor like a
+/// broken run.
 #[test]
 fn exit_codes_tell_met_missed_and_failed_apart() {
     let server = serve();

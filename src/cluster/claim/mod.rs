@@ -29,8 +29,8 @@ use crate::types::CoreId;
 /// What an operator, or a node, asks of the map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The node is added, or what was known of it is replaced. It gets its share if its state is ALIVE or
-    /// DEAD, and gives away what it has if it is LEAVING.
+    /// The node is added, or what was known of it is replaced. It gets its share if its state is
+    /// ALIVE or DEAD, and gives away what it has if it is LEAVING.
     Put(Node),
     /// The node is gone for good: others get its share, nobody its number.
     Remove(NodeId),
@@ -56,7 +56,8 @@ pub enum Refused {
 /// How two maps differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moves {
-    /// Vnodes that came to a node that did not hold them: who, and from where nobody or somebody left.
+    /// Vnodes that came to a node that did not hold them: who, and from where nobody or somebody
+    /// left.
     pub copied: Vec<(Vnode, Holder)>,
     /// Holders that went.
     pub dropped: Vec<(Vnode, Holder)>,
@@ -117,8 +118,8 @@ pub fn moves(old: &ClusterMap, new: &ClusterMap) -> Moves {
     moves
 }
 
-/// How many vnodes each node that has a share should hold, as near to its weight as racks and counting
-/// allow; a fraction. What is held is this, rounded up or down.
+/// How many vnodes each node that has a share should hold, as near to its weight as racks and
+/// counting allow; a fraction. What is held is this, rounded up or down.
 pub fn fair_shares(map: &ClusterMap) -> Vec<(NodeId, f64)> {
     let sharing: Vec<&Node> = map.nodes().iter().filter(|node| node.has_share()).collect();
     let candidate = |site: Site| Candidate {

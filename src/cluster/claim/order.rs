@@ -1,9 +1,10 @@
 //! In which order the holders of each vnode stand. Pure.
 //!
-//! The first is where cluster clients send their commands: so each node is first in proportion to its weight,
-//! and each of its cores in proportion to what it holds, as nearly as whole numbers and the placement allow. The second is
-//! chosen so that what clients asked of a node that dies falls on many others. Nothing moves for an order,
-//! but clients learn of it; so it stays as it is where it is even.
+//! The first is where cluster clients send their commands: so each node is first in proportion to
+//! its weight, and each of its cores in proportion to what it holds, as nearly as whole numbers and
+//! the placement allow. The second is chosen so that what clients asked of a node that dies falls
+//! on many others. Nothing moves for an order, but clients learn of it; so it stays as it is where
+//! it is even.
 
 use std::collections::VecDeque;
 
@@ -88,7 +89,8 @@ impl Parts {
         }
     }
 
-    /// Makes each core the first of as many vnodes as it should be, as far as the leads may pass from one node to another.
+    /// Makes each core the first of as many vnodes as it should be, as far as the leads may pass
+    /// from one node to another.
     fn lead(&self, seats: &mut [Vec<Seat>], may_pass: impl Fn(usize, usize) -> bool) {
         let core_of = |seat: Seat| self.bases[seat.0] + usize::from(seat.1);
         let mut leads = Leads::of(self.ideal.len(), seats, core_of);
@@ -170,7 +172,8 @@ impl<'a, W: Fn(Seat) -> usize> Leads<'a, W> {
         Leads { seats, who, first }
     }
 
-    /// The shortest chain of changes by which `start` leads one vnode less, and one that is `wanted` one more. Empty if there is none.
+    /// The shortest chain of changes by which `start` leads one vnode less, and one that is
+    /// `wanted` one more. Empty if there is none.
     fn chain(&self, start: usize, wanted: impl Fn(&Self, usize) -> bool) -> Vec<Change> {
         let mut reached: Vec<Option<Change>> = vec![None; self.first.len()];
         let mut queue = VecDeque::from([start]);

@@ -6,8 +6,8 @@
 //! 3. Nodes that hold more than their share give to those that hold less ([`Placing::level`]).
 //! 4. Nodes that came exchange vnodes with each other, which moves nothing more ([`Placing::spread`]).
 //!
-//! Where no node may take a vnode directly, a chain of exchanges is looked for that moves the fewest others
-//! ([`Placing::chain`]); there is one wherever the shares can be met at all.
+//! Where no node may take a vnode directly, a chain of exchanges is looked for that moves the
+//! fewest others ([`Placing::chain`]); there is one wherever the shares can be met at all.
 
 use std::collections::VecDeque;
 
@@ -115,7 +115,8 @@ impl<'a> Placing<'a> {
     fn strip(&mut self) {
         for vnode in 0..self.holders.len() {
             while !self.is_sound(&self.holders[vnode]) {
-                // Of those without whom the rest is on as many racks, the one that holds most beyond its share.
+                // Of those without whom the rest is on as many racks, the one that holds most
+                // beyond its share.
                 let holders = &self.holders[vnode];
                 let racks = self.racks_of(holders.iter().copied());
                 let is_spare = |node: &&usize| {
@@ -169,7 +170,8 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Who takes the vacant `vnode` best: who lacks vnodes, else who may have one more, else anybody.
+    /// Who takes the vacant `vnode` best: who lacks vnodes, else who may have one more, else
+    /// anybody.
     fn taker(&self, vnode: usize, cost: impl Fn(&usize) -> f64) -> usize {
         let rank = |node: &usize| {
             let may_trade = self.shares[*node].may_be(self.held[*node].len() as u32 + 1);
@@ -183,7 +185,8 @@ impl<'a> Placing<'a> {
         best.expect("there are more nodes than copies, and as many racks as are wanted")
     }
 
-    /// Rounds the share of `node` up, and down that of another that lacks vnodes: cheaper than a chain.
+    /// Rounds the share of `node` up, and down that of another that lacks vnodes: cheaper than a
+    /// chain.
     fn trade(&mut self, node: usize) -> bool {
         let may_fall = |other: &usize| {
             let whole = self.shares[*other].whole;
@@ -202,14 +205,16 @@ impl<'a> Placing<'a> {
         true
     }
 
-    /// How little it suits to give `vnode` to `node`, which may hold so many `others` that are vacant.
+    /// How little it suits to give `vnode` to `node`, which may hold so many `others` that are
+    /// vacant.
     fn fill_cost(&self, vnode: usize, node: usize, others: usize) -> f64 {
         let lacks = f64::from(self.shares[node].whole) - self.held[node].len() as f64;
         let need = lacks / (others as f64 + 1.0);
         SPREAD_WEIGHT * self.spread_cost(vnode, None, node) - need
     }
 
-    /// How much `node` would have in common with the holders of `vnode` (without `from`), 1 being the mean.
+    /// How much `node` would have in common with the holders of `vnode` (without `from`), 1 being
+    /// the mean.
     fn spread_cost(&self, vnode: usize, from: Option<usize>, node: usize) -> f64 {
         let others = self.holders[vnode]
             .iter()
@@ -261,8 +266,9 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// The vnode that `giver` best gives to `taker`: of its fullest core, so that its cores stay even, and
-    /// one whose other holders have little in common with the taker and much with the giver.
+    /// The vnode that `giver` best gives to `taker`: of its fullest core, so that its cores stay
+    /// even, and one whose other holders have little in common with the taker and much with the
+    /// giver.
     fn gift(&self, giver: usize, taker: usize) -> Option<Step> {
         let vnodes = &self.held[giver];
         let start = mix(vnodes.len() as u64) as usize % vnodes.len();
@@ -289,15 +295,15 @@ impl<'a> Placing<'a> {
         })
     }
 
-    /// How many vnodes are on the core of `node` that holds `vnode`. What came just now is on none yet, and
-    /// goes first.
+    /// How many vnodes are on the core of `node` that holds `vnode`. What came just now is on none
+    /// yet, and goes first.
     fn load(&self, vnode: usize, node: usize) -> u32 {
         let seat = self.old[vnode].iter().find(|(at, _)| *at == node);
         seat.map_or(u32::MAX, |(_, core)| self.loads[node][usize::from(*core)])
     }
 
-    /// The cheapest chain of steps that ends at a node that lacks vnodes. It begins with `vacant`, which
-    /// somebody takes, or with `full`, which gives something away. Empty if there is none.
+    /// The cheapest chain of steps that ends at a node that lacks vnodes. It begins with `vacant`,
+    /// which somebody takes, or with `full`, which gives something away. Empty if there is none.
     fn chain(&self, vacant: Option<usize>, full: Option<usize>) -> Vec<Step> {
         let mut reached: Vec<Option<Step>> = vec![None; self.sites.len()];
         let mut is_done = vec![false; self.sites.len()];
@@ -354,7 +360,8 @@ impl<'a> Placing<'a> {
         u32::from(self.had(vnode, from) && !self.had(vnode, to))
     }
 
-    /// Makes holders that came exchange vnodes, where that makes what nodes have in common more equal.
+    /// Makes holders that came exchange vnodes, where that makes what nodes have in common more
+    /// equal.
     fn spread(&mut self) {
         let mut came: Vec<(usize, usize)> = Vec::new();
         for (vnode, holders) in self.holders.iter().enumerate() {
@@ -383,8 +390,8 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Puts one holder in another's place; what that gains in evenness. Only [`Placing::spread`] may use it:
-    /// what nodes hold is not brought up to date.
+    /// Puts one holder in another's place; what that gains in evenness. Only [`Placing::spread`]
+    /// may use it: what nodes hold is not brought up to date.
     fn replace(&mut self, vnode: usize, from: usize, to: usize) -> f64 {
         let mut gain = 0.0;
         for index in 0..self.holders[vnode].len() {

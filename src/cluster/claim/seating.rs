@@ -4,8 +4,8 @@
 
 use super::placing::Seat;
 
-/// The seats of each vnode, those that were there before first and in their order. `cores`: how many each
-/// node has; `holders`: the nodes of each vnode; `old`: the seats that were.
+/// The seats of each vnode, those that were there before first and in their order. `cores`: how
+/// many each node has; `holders`: the nodes of each vnode; `old`: the seats that were.
 pub fn sit(cores: &[u16], holders: &[Vec<usize>], old: &[Vec<Seat>]) -> Vec<Vec<Seat>> {
     let both = old.iter().zip(holders);
     let mut seats: Vec<Vec<Seat>> = both.map(|(old, new)| in_old_order(old, new)).collect();
@@ -40,8 +40,8 @@ fn sit_down(node: usize, cores: usize, seats: &mut [Vec<Seat>], old: &[Vec<Seat>
         sitters.push(Sitter { vnode, at, core });
     }
     let mut room = even(sitters.len() as u32, &has);
-    // Who sits stays while there is room; the others then fill the cores in the order of the ring, so that
-    // a core's vnodes are in few runs.
+    // Who sits stays while there is room; the others then fill the cores in the order of the ring,
+    // so that a core's vnodes are in few runs.
     for sitter in &mut sitters {
         match sitter.core {
             Some(core) if room[core] > 0 => room[core] -= 1,

@@ -1,9 +1,10 @@
-//! How many vnodes each node should hold: in proportion to weights, within what racks and counting allow.
+//! How many vnodes each node should hold: in proportion to weights, within what racks and counting
+//! allow.
 //!
-//! A node holds a vnode once at most. Where there are as many racks as replicas, a rack holds it once at
-//! most; where there are fewer, every rack holds it once at least. Within these bounds the nodes' shares are
-//! as near to their weights as they can be (water-filling): a node or rack that reaches its bound stays
-//! there, and the others share what is left. Then come whole numbers.
+//! A node holds a vnode once at most. Where there are as many racks as replicas, a rack holds it
+//! once at most; where there are fewer, every rack holds it once at least. Within these bounds the
+//! nodes' shares are as near to their weights as they can be (water-filling): a node or rack that
+//! reaches its bound stays there, and the others share what is left. Then come whole numbers.
 
 /// Rounding may make a share larger than it should be by so much, where another choice is left.
 const EXCESS_MAX: f64 = 1.045;
@@ -81,9 +82,10 @@ pub fn fair(nodes: &[Candidate], demand: Demand) -> Vec<f64> {
     shares
 }
 
-/// The share of each node in whole vnodes. Together they are all that is demanded. A node gets its fair
-/// share rounded up or down. Nothing is copied for the sake of rounding: up it goes rather where so much is
-/// already, and who has one vnode less than the fair share rounded down may stay with that.
+/// The share of each node in whole vnodes. Together they are all that is demanded. A node gets its
+/// fair share rounded up or down. Nothing is copied for the sake of rounding: up it goes rather
+/// where so much is already, and who has one vnode less than the fair share rounded down may stay
+/// with that.
 pub fn shares(nodes: &[Candidate], demand: Demand) -> Vec<Share> {
     let racks = Racks::of(nodes, demand);
     let fair = fair(nodes, demand);

@@ -70,8 +70,9 @@ fn cores_of(map: &ClusterMap, node: NodeId) -> Vec<(u32, u32)> {
     (0..cores).map(load).collect()
 }
 
-/// What must hold of every map that a claim makes: replicas on as many racks as there can be, every node at
-/// its fair share rounded up or down (or one below that), its cores within one vnode of each other.
+/// What must hold of every map that a claim makes: replicas on as many racks as there can be, every
+/// node at its fair share rounded up or down (or one below that), its cores within one vnode of
+/// each other.
 fn check(map: &ClusterMap) {
     let sharing: Vec<&Node> = map.nodes().iter().filter(|node| node.has_share()).collect();
     let racks: BTreeSet<&str> = sharing.iter().map(|node| node.rack.as_str()).collect();
@@ -113,8 +114,9 @@ fn check(map: &ClusterMap) {
     }
 }
 
-/// How many vnodes any claim must copy: nodes reach their new shares; and one more for each vnode that a rack
-/// (a node, where racks do not matter) cannot get where somebody goes, because it is there already.
+/// How many vnodes any claim must copy: nodes reach their new shares; and one more for each vnode
+/// that a rack (a node, where racks do not matter) cannot get where somebody goes, because it is
+/// there already.
 fn least_copied(old: &ClusterMap, new: &ClusterMap) -> f64 {
     let before: BTreeMap<NodeId, f64> = fair_shares(old).into_iter().collect();
     let after: BTreeMap<NodeId, f64> = fair_shares(new).into_iter().collect();
@@ -168,8 +170,9 @@ fn mixed(number: u16, racks: u16) -> Node {
     node(number, number % racks, weight, (weight / 50) as u16)
 }
 
-/// The bar: shares within 1.05 of the mean for nodes, 1.15 for cores, and at most 1.1 of what has to be copied,
-/// wherever whole vnodes and the racks allow it ([`check`] holds every map to what they do allow).
+/// The bar: shares within 1.05 of the mean for nodes, 1.15 for cores, and at most 1.1 of what has
+/// to be copied, wherever whole vnodes and the racks allow it ([`check`] holds every map to what
+/// they do allow).
 #[test]
 fn clusters_of_all_sizes_are_even_and_move_little() {
     for (size, racks) in [
@@ -257,7 +260,8 @@ fn what_a_dead_node_served_falls_on_many() {
     }
 }
 
-/// Cluster clients send everything to the first: by their order the nodes and cores are equally busy.
+/// Cluster clients send everything to the first: by their order the nodes and cores are equally
+/// busy.
 #[test]
 fn nodes_and_cores_lead_in_proportion() {
     let even = grown(
@@ -303,8 +307,8 @@ fn nodes_and_cores_lead_in_proportion() {
     }
 }
 
-/// A node that comes back under another address, or a number of replicas that cannot be had, moves no data
-/// and tells clients nothing new.
+/// A node that comes back under another address, or a number of replicas that cannot be had, moves
+/// no data and tells clients nothing new.
 #[test]
 fn what_does_not_change_shares_changes_no_placement() {
     let map = grown(1024, (1..=6).map(|number| node(number, number % 3, 100, 4)));

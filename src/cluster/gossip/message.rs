@@ -18,8 +18,8 @@ const HEAD_BYTES: usize = 1 + 1 + 2 + 16 + 8 + 2;
 const BEAT_BYTES: usize = 2 + 8 + 8;
 /// Most bytes of a message.
 pub const MESSAGE_BYTES_MAX: usize = HEAD_BYTES + NODES_MAX * BEAT_BYTES;
-/// Generations and counts are below this, so that another one can always follow. Unix milliseconds reach
-/// it in 285,000 years.
+/// Generations and counts are below this, so that another one can always follow. Unix milliseconds
+/// reach it in 285,000 years.
 pub const COUNT_MAX: u64 = 1 << 53;
 const _: () = assert!(NODES_MAX <= u16::MAX as usize);
 

@@ -1,19 +1,22 @@
-//! Gossip: every node learns who is alive, and that there is a newer map. Pure: what comes in are events, what
-//! goes out are [`Effect`]s.
+//! Gossip: every node learns who is alive, and that there is a newer map. Pure: what comes in are
+//! events, what goes out are [`Effect`]s.
 //!
-//! Once in an interval a node counts its heartbeat on, and sends all heartbeats that it knows to a node chosen
-//! by chance, which answers with its own; so news spread like a rumour, in a number of rounds that grows with the logarithm of
-//! the number of nodes. A dead node, if there is one, is asked besides, and nodes to which no link holds: who comes back is found by
-//! whoever asks. It need not wait for that: a node that starts, or was stopped, asks all at once; and whoever hears of a node
-//! that it could not reach asks that one at once.
+//! Once in an interval a node counts its heartbeat on, and sends all heartbeats that it knows to a
+//! node chosen by chance, which answers with its own; so news spread like a rumour, in a number of
+//! rounds that grows with the logarithm of the number of nodes. A dead node, if there is one, is
+//! asked besides, and nodes to which no link holds: who comes back is found by whoever asks. It
+//! need not wait for that: a node that starts, or was stopped, asks all at once; and whoever hears
+//! of a node that it could not reach asks that one at once.
 //!
-//! Only nodes of the map are members. Who is removed leaves the map by an epoch, and no heartbeat, however
-//! late, brings it back. A node that hears of a higher epoch fetches the map; which map is right is not gossip's
-//! to say. A node that is not in its own map is silent.
+//! Only nodes of the map are members. Who is removed leaves the map by an epoch, and no heartbeat,
+//! however late, brings it back. A node that hears of a higher epoch fetches the map; which map is
+//! right is not gossip's to say. A node that is not in its own map is silent.
 //!
-//! Two processes may run as one node, from a copied data directory. The one that began later is heard, and ends the other: a node
-//! of whose start others know, and that hears of a later one which goes on living, is fenced ([`Effect::Fenced`]). A node that
-//! only begins may not know its last generation any more: that one it outbids. So whoever has the highest goes on, and no two do.
+//! Two processes may run as one node, from a copied data directory. The one that began later is
+//! heard, and ends the other: a node of whose start others know, and that hears of a later one
+//! which goes on living, is fenced ([`Effect::Fenced`]). A node that only begins may not know its
+//! last generation any more: that one it outbids. So whoever has the highest goes on, and no two
+//! do.
 
 pub mod message;
 
@@ -32,8 +35,8 @@ const LATE_INTERVALS: u32 = 2;
 const CUT_ASKED_MAX: usize = 8;
 /// So often a node outbids a later start of itself before anybody has heard it.
 const OUTBIDS_MAX: u32 = 3;
-/// Generations have a part below this that is left to chance: two processes of one identity that begin at one moment differ in
-/// it, and outbid an earlier one by different steps.
+/// Generations have a part below this that is left to chance: two processes of one identity that
+/// begin at one moment differ in it, and outbid an earlier one by different steps.
 pub const GENERATION_CHANCES: u64 = 1000;
 
 /// What the caller is to do.
@@ -82,15 +85,16 @@ pub struct Gossip {
     is_heard: bool,
     /// How often it has outbid a later start of itself.
     outbids: u32,
-    /// A later start of this node that others know of, and the attentive time at which it was heard.
+    /// A later start of this node that others know of, and the attentive time at which it was
+    /// heard.
     rival: Option<(Heartbeat, Duration)>,
     /// The epoch that was asked for last, and when.
     fetched: Option<(u64, Duration)>,
 }
 
 impl Gossip {
-    /// Begins. `generation` is that of this start: the caller keeps it on disk, and it is above the one kept there
-    /// before and the time of day, by less than [`GENERATION_CHANCES`].
+    /// Begins. `generation` is that of this start: the caller keeps it on disk, and it is above the
+    /// one kept there before and the time of day, by less than [`GENERATION_CHANCES`].
     pub fn new(
         own: NodeId,
         generation: u64,
@@ -136,7 +140,8 @@ impl Gossip {
         self.due
     }
 
-    /// Time has passed. To be called when a round is due, and may be at any other time. `chance` is any number.
+    /// Time has passed. To be called when a round is due, and may be at any other time. `chance` is
+    /// any number.
     pub fn tick(&mut self, now: Duration, chance: u64) -> Vec<Effect> {
         let turns = self.members.look(now).into_iter();
         let mut effects: Vec<Effect> = turns.map(Effect::Turned).collect();
@@ -233,8 +238,9 @@ impl Gossip {
         self.try_again(node, Source::Itself, now)
     }
 
-    /// A connection to `node` was refused or reset, or a request to it has passed its deadline. It may have been an old one,
-    /// to a node that has come back since: whoever was thought to be there is asked once.
+    /// A connection to `node` was refused or reset, or a request to it has passed its deadline. It
+    /// may have been an old one, to a node that has come back since: whoever was thought to be
+    /// there is asked once.
     pub fn link_down(&mut self, node: NodeId, now: Duration) -> Vec<Effect> {
         let Some(turn) = self.members.link_down(node) else {
             return Vec::new();
@@ -270,9 +276,10 @@ impl Gossip {
             .is_none_or(|(asked, at)| epoch > asked || now >= at + self.timing.interval)
     }
 
-    /// Others know of this node's own heartbeat, or of one that it never had. A node that nobody has heard yet has lost its
-    /// generation, with a disk or by a clock. One that was heard would not have been, had others known of the later one then:
-    /// that is another process's, if it lives.
+    /// Others know of this node's own heartbeat, or of one that it never had. A node that nobody
+    /// has heard yet has lost its generation, with a disk or by a clock. One that was heard would
+    /// not have been, had others known of the later one then: that is another process's, if it
+    /// lives.
     fn hear_of_itself(&mut self, heartbeat: Heartbeat) -> Option<Effect> {
         if heartbeat <= self.heartbeat {
             self.is_heard |= heartbeat.generation == self.heartbeat.generation;
@@ -292,7 +299,8 @@ impl Gossip {
         }
     }
 
-    /// A later start that shows no life was an earlier one of this very node, of which somebody knew who was away.
+    /// A later start that shows no life was an earlier one of this very node, of which somebody
+    /// knew who was away.
     fn outlive_rival(&mut self) -> Option<Effect> {
         let (rival, since) = self.rival?;
         let is_silent = self.members.attentive() >= since + self.timing.suspect;

@@ -1,4 +1,5 @@
-//! Clusters of gossipers in virtual time, with loss, delay, partitions, pauses and crashes, from a seed.
+//! Clusters of gossipers in virtual time, with loss, delay, partitions, pauses and crashes, from a
+//! seed.
 //!
 //! `cargo test gossip -- --nocapture` prints what was measured.
 
@@ -438,8 +439,8 @@ fn a_partition_is_seen_by_both_sides_and_heals_by_itself() {
     }
 }
 
-/// The other side of a partition knows later heartbeats of a node that died there than this side: when
-/// the sides meet, these are old news and no life.
+/// The other side of a partition knows later heartbeats of a node that died there than this side:
+/// when the sides meet, these are old news and no life.
 #[test]
 fn what_died_behind_a_partition_does_not_flicker_when_it_heals() {
     for seed in 0..20 {
@@ -569,7 +570,8 @@ fn the_newest_epoch_reaches_everybody() {
     }
 }
 
-/// Requests must fail over at once, whatever gossip still believes; and come back as soon as it answers.
+/// Requests must fail over at once, whatever gossip still believes; and come back as soon as it
+/// answers.
 #[test]
 fn a_broken_link_counts_at_once_and_heals_by_an_answer() {
     let mut world = World::new(71, 3, TIMING);

@@ -130,8 +130,8 @@ fn the_bounds_of_its_parts_keep_a_map_within_its_own() {
     assert_eq!(ClusterMap::from_json(&text), Ok(map));
 }
 
-/// Each of these would have a node index behind an array, count a replica twice, or mistake one cluster's
-/// node for another's.
+/// Each of these would have a node index behind an array, count a replica twice, or mistake one
+/// cluster's node for another's.
 #[test]
 fn a_map_that_contradicts_itself_is_refused() {
     let text = three().to_json();
@@ -236,7 +236,8 @@ fn a_text_without_the_newer_fields_is_open_and_has_no_keepers() {
     assert!(map.is_open() && map.keepers() == &Keepers::default() && map.author() == 0);
 }
 
-/// Else two neighbouring sets of keepers might have no majority in common, or nobody in it would exist.
+/// Else two neighbouring sets of keepers might have no majority in common, or nobody in it would
+/// exist.
 #[test]
 fn keepers_are_nodes_of_the_map_and_change_by_one() {
     let map = three();

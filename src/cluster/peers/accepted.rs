@@ -1,8 +1,9 @@
-//! A connection that a core of another node has made to this one: its requests are done, and answered in any order.
+//! A connection that a core of another node has made to this one: its requests are done, and
+//! answered in any order.
 //!
-//! Requests on it are numbered upwards, so none is done twice. Nothing is read while too much waits to be sent: who
-//! does not take his answers is not served. A connection of a core that has another one already takes that one's
-//! place: the old one's machine may have gone without a word.
+//! Requests on it are numbered upwards, so none is done twice. Nothing is read while too much waits
+//! to be sent: who does not take his answers is not served. A connection of a core that has another
+//! one already takes that one's place: the old one's machine may have gone without a word.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -16,7 +17,8 @@ use crate::protocol::peer::handshake::Peer;
 use crate::protocol::peer::{self, Answer, Frame, Message, Request};
 use crate::rt::{self, Bug};
 
-/// Larger answers are replaced by `Busy` while too much waits; smaller ones, one for each request under way, are not.
+/// Larger answers are replaced by `Busy` while too much waits; smaller ones, one for each request
+/// under way, are not.
 const SMALL_BYTES_MAX: usize = 1024;
 
 /// One such connection.
@@ -67,8 +69,8 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Answers. An answer that is too large while many wait to be sent becomes `Busy`: only what has changed nothing has large
-    /// answers.
+    /// Answers. An answer that is too large while many wait to be sent becomes `Busy`: only what
+    /// has changed nothing has large answers.
     pub fn give(self, answer: &Answer<'_>) {
         let length = match answer {
             Answer::Holds(held) => held.value.map_or(0, <[u8]>::len),
@@ -105,7 +107,8 @@ pub(super) fn may_ask_stranger(request: &Request<'_>) -> bool {
     }
 }
 
-/// What a node may ask that our map does not know: it may be in a newer one, which we are to hear of.
+/// What a node may ask that our map does not know: it may be in a newer one, which we are to hear
+/// of.
 fn may_ask_unknown(request: &Request<'_>) -> bool {
     match request {
         Request::Gossip(_) | Request::Register { .. } | Request::TakeMap(_) => true,

@@ -1,4 +1,5 @@
-//! Bytes that have come over a connection and are not understood yet. An idle connection holds no memory for them.
+//! Bytes that have come over a connection and are not understood yet. An idle connection holds no
+//! memory for them.
 
 use std::cell::RefCell;
 

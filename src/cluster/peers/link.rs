@@ -1,8 +1,8 @@
 //! A connection that this core makes to a core of another node, for all its requests to it.
 //!
-//! A request waits in the queue until it is handed to the connection, and then for its answer; it leaves both at its
-//! deadline. When the connection breaks, what was handed to it is lost, and all else was certainly not done. Nothing
-//! is kept for the next connection.
+//! A request waits in the queue until it is handed to the connection, and then for its answer; it
+//! leaves both at its deadline. When the connection breaks, what was handed to it is lost, and all
+//! else was certainly not done. Nothing is kept for the next connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +24,9 @@ use crate::types::CoreId;
 
 /// A request may wait before a version is agreed on.
 const _: () = assert!(VERSION == VERSION_OLDEST);
-/// An attempt to connect that is older is given up for another one where the other side is said to be back: the system asks again
-/// after this, and then after longer and longer, while nobody answers.
+/// An attempt to connect that is older is given up for another one where the other side is said to
+/// be back: the system asks again after this, and then after longer and longer, while nobody
+/// answers.
 const CONNECTING_OLD: Duration = Duration::from_secs(1);
 /// How much a new latency counts, in so many parts.
 const LATENCY_PARTS: u32 = 8;
@@ -77,8 +78,8 @@ struct Open {
     sent: Option<Duration>,
 }
 
-/// A request that has been taken on: its answer is to be waited for. If it is dropped, nobody waits, and what has not been
-/// sent yet is not.
+/// A request that has been taken on: its answer is to be waited for. If it is dropped, nobody
+/// waits, and what has not been sent yet is not.
 pub struct Asking {
     link: Rc<Link>,
     id: u64,
@@ -210,7 +211,8 @@ impl Link {
         }
     }
 
-    /// The other side may be back: this pause is over. (If it is not, the next one is as long as it would have been.)
+    /// The other side may be back: this pause is over. (If it is not, the next one is as long as it
+    /// would have been.)
     pub fn expect(&self) {
         self.retry_at.set(Duration::ZERO);
         let is_old = |since: Duration| rt::now() >= since + CONNECTING_OLD;
@@ -245,8 +247,8 @@ impl Link {
         }
     }
 
-    /// Ends what is past its deadline, until nothing is open. Wakes only for a deadline that was the next one when it
-    /// last looked: most requests are answered long before.
+    /// Ends what is past its deadline, until nothing is open. Wakes only for a deadline that was
+    /// the next one when it last looked: most requests are answered long before.
     async fn watch_deadlines(self: Rc<Self>, peers: Weak<Peers>) {
         loop {
             let first = self.deadlines.borrow().first().copied();

@@ -1,14 +1,17 @@
 //! Links to the cores of other nodes: requests go out, answers come back, each within its deadline.
 //!
-//! Every core has one [`Peers`]. A link is a connection that this core has made to one core of another node: made when
-//! it is needed, proven by the handshake, kept, and shared by all requests to that core. Answers come in any order. A
-//! connection that another core has made to this one only takes its requests ([`Peers::serve`]).
+//! Every core has one [`Peers`]. A link is a connection that this core has made to one core of
+//! another node: made when it is needed, proven by the handshake, kept, and shared by all requests
+//! to that core. Answers come in any order. A connection that another core has made to this one
+//! only takes its requests ([`Peers::serve`]).
 //!
-//! What [`Peers::ask`] promises: it returns by its deadline; it never waits for room; what it says was not sent is
-//! certainly not done; nothing is ever sent twice. A request whose deadline has passed is not executed.
+//! What [`Peers::ask`] promises: it returns by its deadline; it never waits for room; what it says
+//! was not sent is certainly not done; nothing is ever sent twice. A request whose deadline has
+//! passed is not executed.
 //!
-//! Bounds: requests and bytes of each link, answers and requests under way of each connection ([`PeerLimits`]). Beyond
-//! them there is `Busy`, and whoever does not read his answers is not read from.
+//! Bounds: requests and bytes of each link, answers and requests under way of each connection
+//! ([`PeerLimits`]). Beyond them there is `Busy`, and whoever does not read his answers is not read
+//! from.
 
 mod accepted;
 mod input;
@@ -111,7 +114,8 @@ pub struct Answered {
 pub enum Event {
     /// A link to it is there: it has proved who it is.
     Up(NodeId),
-    /// A link to it was refused or has broken, or a request has passed its deadline with nothing heard since it was sent.
+    /// A link to it was refused or has broken, or a request has passed its deadline with nothing
+    /// heard since it was sent.
     Down(NodeId),
     /// It has made a connection to us, and proved who it is.
     Met(NodeId),
@@ -128,8 +132,8 @@ pub struct PeerLimits {
     pub value_bytes_max: usize,
     /// Requests of one link that are not answered yet.
     pub requests_max: usize,
-    /// Bytes of requests that wait to be sent over one link, or of answers over one connection; one frame more than that
-    /// may be there, however large it is.
+    /// Bytes of requests that wait to be sent over one link, or of answers over one connection; one
+    /// frame more than that may be there, however large it is.
     pub waiting_bytes_max: usize,
     /// Requests of one connection that are under way here.
     pub served_max: usize,
@@ -148,11 +152,13 @@ pub struct PeerLimits {
 /// One request of a proven peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
-    /// Who asks. [`Identity::STRANGER`]'s node if it is in no cluster: then it asks neither for data nor to write any.
+    /// Who asks. [`Identity::STRANGER`]'s node if it is in no cluster: then it asks neither for
+    /// data nor to write any.
     pub from: Holder,
     /// The epoch of its map.
     pub epoch: u64,
-    /// Until when the answer is of use to it; past it nothing is to be done any more. By [`rt::now`].
+    /// Until when the answer is of use to it; past it nothing is to be done any more. By
+    /// [`rt::now`].
     pub deadline: Duration,
     /// What it asks.
     pub request: Request<'a>,
@@ -197,8 +203,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// None yet. `key` is the cluster's; if it is empty, only connections within the machine are taken. `told` hears all
-    /// events, and must not call back.
+    /// None yet. `key` is the cluster's; if it is empty, only connections within the machine are
+    /// taken. `told` hears all events, and must not call back.
     pub fn new(
         core: CoreId,
         key: &[u8],
@@ -241,8 +247,8 @@ impl Peers {
         self.epoch.set(epoch);
     }
 
-    /// From now on these are the nodes of the map. Ends what there is with others: they know the key, but are asked for nothing,
-    /// and may ask for nothing but what brings a newer map.
+    /// From now on these are the nodes of the map. Ends what there is with others: they know the
+    /// key, but are asked for nothing, and may ask for nothing but what brings a newer map.
     pub fn keep_only(&self, is_member: impl Fn(NodeId) -> bool + 'static) {
         let is_gone = |node: NodeId| node != NO_NODE && !is_member(node);
         self.end_connections(is_gone, "that node has left the cluster");
@@ -257,8 +263,8 @@ impl Peers {
         members.as_ref().is_none_or(|is_member| is_member(node))
     }
 
-    /// Asks core `to.core` of node `to.node`, which listens at `address`. To be waited for at once or later; that it is asked does
-    /// not depend on it.
+    /// Asks core `to.core` of node `to.node`, which listens at `address`. To be waited for at once
+    /// or later; that it is asked does not depend on it.
     pub fn begin(
         self: &Rc<Self>,
         to: Holder,
@@ -292,7 +298,8 @@ impl Peers {
         self.links.borrow().get(&to)?.latency()
     }
 
-    /// `node` may be back: it is tried at once when it is asked next, however often that failed before.
+    /// `node` may be back: it is tried at once when it is asked next, however often that failed
+    /// before.
     pub fn expect(&self, node: NodeId) {
         let links = self.links.borrow();
         let to_it = links.iter().filter(|(to, _)| to.node == node);
@@ -359,7 +366,8 @@ impl Peers {
         Err(broken)
     }
 
-    /// Notes a connection; the one before of the same core ends. Nodes without a number may have several.
+    /// Notes a connection; the one before of the same core ends. Nodes without a number may have
+    /// several.
     fn replace(&self, accepted: &Rc<Accepted>) {
         let mut all = self.accepted.borrow_mut();
         let is_stranger = |other: &Accepted| other.from().node == NO_NODE;
@@ -416,8 +424,9 @@ impl Peers {
         (self.told)(event);
     }
 
-    /// A node has a map of this epoch. It is told again and again while we have none as new: the first that said so may be
-    /// one from which the map cannot be had, as a node that has just come back, whose link here is not open yet.
+    /// A node has a map of this epoch. It is told again and again while we have none as new: the
+    /// first that said so may be one from which the map cannot be had, as a node that has just come
+    /// back, whose link here is not open yet.
     fn hear_epoch(&self, node: NodeId, epoch: u64) {
         if epoch <= self.epoch.get() || node == NO_NODE {
             return;
@@ -443,7 +452,8 @@ impl Identity {
 /// That others have a newer map is told this often, until it is here.
 const TELL_EPOCH_EVERY: Duration = Duration::from_millis(10);
 
-/// What others do wrong is said in the log, but not more often than this: whoever reaches the port could fill it.
+/// What others do wrong is said in the log, but not more often than this: whoever reaches the port
+/// could fill it.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Default)]

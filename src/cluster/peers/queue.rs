@@ -1,4 +1,5 @@
-//! Frames that wait to be sent over one connection, in one piece of memory, so that all of them leave at once. Pure.
+//! Frames that wait to be sent over one connection, in one piece of memory, so that all of them
+//! leave at once. Pure.
 //!
 //! A frame is stamped when it leaves. A request that is too late by then does not leave.
 
@@ -69,8 +70,8 @@ impl Queue {
         });
     }
 
-    /// Moves all frames to `out`, which is empty, but those requests that are too late, and those of which `judge` says so.
-    /// `judge` is called for each request that there is time for.
+    /// Moves all frames to `out`, which is empty, but those requests that are too late, and those
+    /// of which `judge` says so. `judge` is called for each request that there is time for.
     pub fn take(&mut self, out: &mut Vec<u8>, moment: Moment, mut judge: impl FnMut(u64) -> Turn) {
         assert!(out.is_empty());
         let (mut from, mut to) = (0, 0);
@@ -100,7 +101,8 @@ impl Queue {
 }
 
 impl Moment {
-    /// Whole milliseconds from the handshake to `deadline`: not more than there are. Beyond 2^32 they begin anew.
+    /// Whole milliseconds from the handshake to `deadline`: not more than there are. Beyond 2^32
+    /// they begin anew.
     fn count(&self, deadline: Duration) -> u32 {
         deadline.saturating_sub(self.greeted).as_millis() as u32
     }
@@ -127,7 +129,8 @@ mod tests {
         ids
     }
 
-    /// Else a replica would be asked for what nobody waits for, or be told a deadline that is not the asker's.
+    /// Else a replica would be asked for what nobody waits for, or be told a deadline that is not
+    /// the asker's.
     #[test]
     fn a_frame_leaves_with_the_time_that_is_left_for_it_or_not_at_all() {
         let mut queue = Queue::default();

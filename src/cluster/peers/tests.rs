@@ -1,4 +1,5 @@
-//! Cores of several nodes that ask each other, in a world in which messages are late, cut off and lost, and nodes crash.
+//! Cores of several nodes that ask each other, in a world in which messages are late, cut off and
+//! lost, and nodes crash.
 
 mod refusals;
 mod rogue;
@@ -341,8 +342,8 @@ fn seeds(most: u64) -> impl Iterator<Item = u64> {
     0..asked.and_then(|seeds| seeds.parse().ok()).unwrap_or(most)
 }
 
-/// Else a coordinator could wait for ever, take one replica's answer for another's, or count on a write that is done, or not, when
-/// it is told otherwise.
+/// Else a coordinator could wait for ever, take one replica's answer for another's, or count on a
+/// write that is done, or not, when it is told otherwise.
 #[test]
 fn every_request_ends_by_its_deadline_in_one_way_and_is_done_once_at_most() {
     let (mut answered, mut lost, mut undone) = (0, 0, 0);

@@ -1,4 +1,5 @@
-//! One connection: bytes in to frames, waiting frames out, both at once in one task; and the handshake before.
+//! One connection: bytes in to frames, waiting frames out, both at once in one task; and the
+//! handshake before.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -302,7 +303,8 @@ impl<'b> Wire<'b> {
         }
     }
 
-    /// What comes first: room for what is to be sent, something to send, something to read, or the end.
+    /// What comes first: room for what is to be sent, something to send, something to read, or the
+    /// end.
     fn poll(&mut self, context: &mut Context<'_>, needed: usize, talk: &impl Talk) -> Poll<Woken> {
         let outside = talk.outside();
         if let Some(why) = outside.closed.get() {

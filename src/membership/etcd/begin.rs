@@ -1,8 +1,9 @@
-//! Who this node is, where the map is kept in etcd: whoever creates the key has founded the cluster, all others find its nodes in
-//! the map, and ask one of them to be let in, as they would without etcd. So whoever is let in knows the cluster's key.
+//! Who this node is, where the map is kept in etcd: whoever creates the key has founded the
+//! cluster, all others find its nodes in the map, and ask one of them to be let in, as they would
+//! without etcd. So whoever is let in knows the cluster's key.
 //!
-//! The founder writes its identity down before it creates the key: if it ends before it knows whether it has, the next
-//! start finds itself in the map.
+//! The founder writes its identity down before it creates the key: if it ends before it knows
+//! whether it has, the next start finds itself in the map.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,8 +21,8 @@ use crate::membership::record::{Keeping, Place, Record};
 use crate::membership::wish::{Verdict, Wish};
 use crate::rt;
 
-/// Finds out who the node is whose data is in `dir`, as [`begin`](crate::membership::begin) does. A cluster that it founds is
-/// to be like `how`.
+/// Finds out who the node is whose data is in `dir`, as [`begin`](crate::membership::begin) does. A
+/// cluster that it founds is to be like `how`.
 pub async fn begin_in_etcd(
     dir: &Path,
     etcd: &Etcd,
@@ -154,8 +155,8 @@ fn place_in(map: ClusterMap, own: &Node) -> Option<Place> {
     })
 }
 
-/// A node that was alone, and is to have another number of cores, must know that it still is alone: nobody may have been let in
-/// of whom it has not heard. Only etcd knows.
+/// A node that was alone, and is to have another number of cores, must know that it still is alone:
+/// nobody may have been let in of whom it has not heard. Only etcd knows.
 async fn confirm_alone(etcd: &Etcd, place: &Place, node: &Node) -> Result<Place> {
     let cores = place.map.node(place.node).map(|known| known.cores);
     if place.map.nodes().len() > 1 || cores == Some(node.cores) {

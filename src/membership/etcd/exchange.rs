@@ -1,4 +1,5 @@
-//! One request to one member of etcd: a connection, a POST, an answer, the end. Changes of the map are rare, so none is kept.
+//! One request to one member of etcd: a connection, a POST, an answer, the end. Changes of the map
+//! are rare, so none is kept.
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! etcd's API, version 3, as its JSON gateway speaks it: requests as bodies, and what answers mean. Pure.
+//! etcd's API, version 3, as its JSON gateway speaks it: requests as bodies, and what answers mean.
+//! Pure.
 //!
 //! ```text
 //! POST /v3/kv/range           {"key","min_mod_revision"}   -> {"header":{"revision"},"kvs":[{"key","value","mod_revision"}],"count"}
@@ -8,9 +9,10 @@
 //! any of them, refused        with a status other than 200                      -> {"error" or "message","code"}
 //! ```
 //!
-//! Keys and values are base64. Numbers of 64 bits are text; zeros, `false` and what is empty are left out of answers. A
-//! range is linearizable unless it asks to be `serializable`, which these never do. A key that does not exist has revision 0, so
-//! that one comparison serves its creation, too.
+//! Keys and values are base64. Numbers of 64 bits are text; zeros, `false` and what is empty are
+//! left out of answers. A range is linearizable unless it asks to be `serializable`, which these
+//! never do. A key that does not exist has revision 0, so that one comparison serves its creation,
+//! too.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -73,7 +75,8 @@ pub fn range(key: &str, known: Revision) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// Asks that `key` be given `value` if its last change was that of `known`; 0: if there is no such key.
+/// Asks that `key` be given `value` if its last change was that of `known`; 0: if there is no such
+/// key.
 pub fn put_if(key: &str, known: Revision, value: &[u8]) -> Vec<u8> {
     let key = BASE64.encode(key);
     let compare = json!([{

@@ -1,7 +1,9 @@
-//! How this node has the map changed that etcd has: read, judge, compare-and-set; and how it hears of changes if nobody tells it.
+//! How this node has the map changed that etcd has: read, judge, compare-and-set; and how it hears
+//! of changes if nobody tells it.
 //!
-//! A wish is judged by the map that etcd has, never by an older one. A change whose outcome is unknown is no refusal: the map is
-//! read again, and the wish judged by that; wishes count once (`wish`).
+//! A wish is judged by the map that etcd has, never by an older one. A change whose outcome is
+//! unknown is no refusal: the map is read again, and the wish judged by that; wishes count once
+//! (`wish`).
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,8 +15,8 @@ use crate::membership::proposing::{Ended, PAUSE, PAUSE_MAX, by_chance};
 use crate::membership::wish::{Verdict, Wish};
 use crate::rt::{self, Bug};
 
-/// A node looks for a newer map so often, and half as often again by chance: gossip tells of it sooner, unless who has
-/// changed the map has ended at once.
+/// A node looks for a newer map so often, and half as often again by chance: gossip tells of it
+/// sooner, unless who has changed the map has ended at once.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// What has come of one attempt.

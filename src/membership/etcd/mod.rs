@@ -1,11 +1,13 @@
-//! The cluster's map kept in etcd: the other side of the seam of which `proposing` is the one. A change is a compare-and-set on
-//! the revision of one key.
+//! The cluster's map kept in etcd: the other side of the seam of which `proposing` is the one. A
+//! change is a compare-and-set on the revision of one key.
 //!
-//! `exchange` is one request over one connection, `gateway` what is said in it, [`Etcd`] the value that has come of it whichever
-//! member of etcd has answered; `begin` is how a node comes into the cluster, `keeping` how a member has the map changed.
+//! `exchange` is one request over one connection, `gateway` what is said in it, [`Etcd`] the value
+//! that has come of it whichever member of etcd has answered; `begin` is how a node comes into the
+//! cluster, `keeping` how a member has the map changed.
 //!
-//! A change has three outcomes. After [`Swapped::Unknown`] it may have been done, or may be yet: so the same change is never sent to
-//! another member, which would refuse it because of itself; who made it reads again, and knows it by what it has made.
+//! A change has three outcomes. After [`Swapped::Unknown`] it may have been done, or may be yet: so
+//! the same change is never sent to another member, which would refuse it because of itself; who
+//! made it reads again, and knows it by what it has made.
 
 mod begin;
 mod exchange;
@@ -305,7 +307,8 @@ impl Etcd {
         }
     }
 
-    /// Etcd does not do what it is asked: the log has it once, and again if that is for another reason.
+    /// Etcd does not do what it is asked: the log has it once, and again if that is for another
+    /// reason.
     fn note_trouble(&self, what: &'static str, why: &str) {
         let now = rt::now();
         let mut troubles = self.troubles.borrow_mut();

@@ -1,4 +1,5 @@
-//! What comes of answers that are late, broken, too long, or none: each member of etcd here says what the test has written down.
+//! What comes of answers that are late, broken, too long, or none: each member of etcd here says
+//! what the test has written down.
 
 use std::collections::VecDeque;
 
@@ -151,7 +152,8 @@ fn whoever_does_not_answer_as_it_should_is_passed_over_when_the_map_is_read() {
     }
 }
 
-/// Else the second member would refuse what the first has done, and the change would count as another's.
+/// Else the second member would refuse what the first has done, and the change would count as
+/// another's.
 #[test]
 fn a_change_that_may_be_done_is_not_sent_again() {
     for case in [Hang, Raw(String::new()), Say(503, "{}"), Say(200, "{}")] {
@@ -175,7 +177,8 @@ fn a_change_that_may_be_done_is_not_sent_again() {
     assert_eq!(came, Swapped::Refused);
 }
 
-/// Else a node would be locked out for ever once etcd has forgotten its token, as it does after five minutes.
+/// Else a node would be locked out for ever once etcd has forgotten its token, as it does after
+/// five minutes.
 #[test]
 fn a_token_that_etcd_has_forgotten_is_asked_for_again() {
     let user = || Some(("u".to_owned(), "p".to_owned()));

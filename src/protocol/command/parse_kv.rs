@@ -1,4 +1,5 @@
-//! The arguments of the KV commands, given their types: keys with versions and levels, as HTTP has them.
+//! The arguments of the KV commands, given their types: keys with versions and levels, as HTTP has
+//! them.
 
 use super::parse::{Call, Parsed, integer, is, session};
 use super::*;

@@ -1,5 +1,5 @@
-//! The head of a response, as a client reads it. Where its body ends must be said, by a length or by chunks: an end of the
-//! connection cannot be told from a connection that broke.
+//! The head of a response, as a client reads it. Where its body ends must be said, by a length or
+//! by chunks: an end of the connection cannot be told from a connection that broke.
 
 use super::head::{FIELDS_MAX, Fields, Framing};
 use super::{Refusal, Status};
@@ -13,8 +13,8 @@ pub struct AnswerHead {
     pub framing: Framing,
 }
 
-/// The head at the start of `input`, of at most `bytes_max` bytes, and its length; `None` while it is not all there. An
-/// error says why it is not understood.
+/// The head at the start of `input`, of at most `bytes_max` bytes, and its length; `None` while it
+/// is not all there. An error says why it is not understood.
 pub fn read_answer(
     input: &[u8],
     bytes_max: usize,
@@ -53,7 +53,8 @@ mod tests {
         Ok(read.map(|(head, length)| (head.status.0, head.framing, length)))
     }
 
-    /// Else a node would wait for ever, take half an answer for a whole one, or the next bytes for a part of it.
+    /// Else a node would wait for ever, take half an answer for a whole one, or the next bytes for
+    /// a part of it.
     #[test]
     fn an_answer_says_how_it_went_and_where_it_ends() {
         let counted = "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n";

@@ -1,8 +1,8 @@
 //! The body of a request: so many bytes, or chunks.
 //!
-//! A chunk is `size in hexadecimal digits [;extension] CRLF bytes CRLF`; one of no bytes is the last, and trailer
-//! lines up to an empty one follow. Extensions and trailers are bounded, and ignored. Everything may come in any
-//! pieces.
+//! A chunk is `size in hexadecimal digits [;extension] CRLF bytes CRLF`; one of no bytes is the
+//! last, and trailer lines up to an empty one follow. Extensions and trailers are bounded, and
+//! ignored. Everything may come in any pieces.
 
 use super::{Framing, Refusal};
 

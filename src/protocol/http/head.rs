@@ -1,7 +1,7 @@
 //! The head of a request: its line and its fields, up to the empty line.
 //!
-//! Bytes are looked at once, as they come: what can already be said against them is said then. A whole head is
-//! read by `httparse`; what it lets pass and we do not is judged here.
+//! Bytes are looked at once, as they come: what can already be said against them is said then. A
+//! whole head is read by `httparse`; what it lets pass and we do not is judged here.
 
 use super::Refusal;
 

@@ -1,4 +1,5 @@
-//! What is taken as a request, what is refused, and that it makes no difference in which pieces it comes.
+//! What is taken as a request, what is refused, and that it makes no difference in which pieces it
+//! comes.
 
 use super::*;
 
@@ -466,8 +467,8 @@ fn damage(bytes: &mut Vec<u8>, chance: &mut fastrand::Rng) {
     }
 }
 
-/// A seeded request, damaged: what is taken of it is well-formed for every reader, and does not depend on
-/// the pieces that it comes in.
+/// A seeded request, damaged: what is taken of it is well-formed for every reader, and does not
+/// depend on the pieces that it comes in.
 #[test]
 fn mutations_are_refused_or_mean_one_thing_only() {
     let start = [

@@ -5,13 +5,14 @@
 //! proof   := 32 bytes                                          who connects
 //! side    := cluster id 16 bytes | node u16 | core u16 | epoch u64 | nonce 32 bytes
 //!
-//! A proof is HMAC-SHA-256, under the cluster's key, of the role of who proves, and of all that both have said but the
-//! proofs. The key itself is never sent; an old proof proves nothing, as each side adds a nonce; and one side's
-//! cannot be sent back as the other's. Both versions that were offered are under it, so nobody in between can talk
-//! the two into an older one. Without a key anybody can prove this; what keeps others away is then the network.
+//! A proof is HMAC-SHA-256, under the cluster's key, of the role of who proves, and of all that
+//! both have said but the proofs. The key itself is never sent; an old proof proves nothing, as
+//! each side adds a nonce; and one side's cannot be sent back as the other's. Both versions that
+//! were offered are under it, so nobody in between can talk the two into an older one. Without a
+//! key anybody can prove this; what keeps others away is then the network.
 //!
-//! Who is no node of any cluster yet connects with a side of zeros but for the nonce ([`Side::newcomer`]), knows the key
-//! all the same, and may ask for nothing but to be let in.
+//! Who is no node of any cluster yet connects with a side of zeros but for the nonce
+//! ([`Side::newcomer`]), knows the key all the same, and may ask for nothing but to be let in.
 
 use std::fmt;
 
@@ -67,7 +68,8 @@ pub struct Welcome {
     pub proof: [u8; PROOF_BYTES],
 }
 
-/// Why two nodes do not talk. For the log of each: both know what the other has said, then the other side is hung up on.
+/// Why two nodes do not talk. For the log of each: both know what the other has said, then the
+/// other side is hung up on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It belongs to another cluster.
@@ -174,7 +176,8 @@ pub struct Accepting {
 }
 
 impl Accepting {
-    /// Send the message, whether the two may talk or not: by it the other side sees why they may not. Then hang up.
+    /// Send the message, whether the two may talk or not: by it the other side sees why they may
+    /// not. Then hang up.
     pub fn on_hello(
         side: Side,
         hello: &Hello,

@@ -81,7 +81,8 @@ pub enum Request<'a> {
         /// The epoch.
         at_least: u64,
     },
-    /// To let the sender, who is no node of the cluster yet, in: what it says of itself. The answer is the map with it.
+    /// To let the sender, who is no node of the cluster yet, in: what it says of itself. The answer
+    /// is the map with it.
     Join(&'a [u8]),
     /// To go by this cluster map, if it is newer than its own.
     TakeMap(&'a [u8]),
@@ -239,7 +240,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The message of this kind; `None` if the body is malformed. The caller checks that nothing is left.
+    /// The message of this kind; `None` if the body is malformed. The caller checks that nothing is
+    /// left.
     pub(super) fn decode(kind: u8, reader: &mut Reader<'a>) -> Option<Message<'a>> {
         match kind {
             HELLO => Hello::decode(reader).map(Message::Hello),

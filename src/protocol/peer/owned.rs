@@ -1,4 +1,5 @@
-//! Requests and answers that outlive the bytes they came in: on their way to another task, or to another core.
+//! Requests and answers that outlive the bytes they came in: on their way to another task, or to
+//! another core.
 
 use super::Reader;
 use super::message::{Answer, Request};

@@ -1,4 +1,5 @@
-//! Frames of every kind there and back, whole, in pieces and damaged; and handshakes, honest and not.
+//! Frames of every kind there and back, whole, in pieces and damaged; and handshakes, honest and
+//! not.
 
 use super::handshake::{Accepting, Connecting, Hello, Peer, Refusal, Side, Welcome};
 use super::walk::{Wanted, pack, pack_ranges};
@@ -181,7 +182,8 @@ fn encoded(frame: &Frame<'_>) -> Vec<u8> {
     out
 }
 
-/// Else nodes would misunderstand each other; and the verdict must not depend on how the bytes were cut.
+/// Else nodes would misunderstand each other; and the verdict must not depend on how the bytes were
+/// cut.
 #[test]
 fn every_message_comes_back_however_its_bytes_are_cut() {
     let mut kinds = std::collections::BTreeSet::new();
@@ -215,7 +217,8 @@ fn every_message_comes_back_however_its_bytes_are_cut() {
     assert_eq!(kinds.len(), 26, "a kind was never made");
 }
 
-/// Else a peer, or whoever takes its place, could end the process, or have one message taken for another.
+/// Else a peer, or whoever takes its place, could end the process, or have one message taken for
+/// another.
 #[test]
 fn no_bytes_end_the_process_and_no_damage_is_believed() {
     let mut believed = 0;
@@ -241,7 +244,8 @@ fn no_bytes_end_the_process_and_no_damage_is_believed() {
             }
         }
         if !is_damaged {
-            // Well-formed on the outside, as a peer with another notion of the protocol would send it.
+            // Well-formed on the outside, as a peer with another notion of the protocol would send
+            // it.
             let length = (input.len() - PREFIX_BYTES) as u32;
             let crc = crc32c::crc32c(&input[PREFIX_BYTES..]);
             input[..4].copy_from_slice(&length.to_le_bytes());
@@ -347,7 +351,8 @@ fn the_text_of_a_failure_is_cut_between_characters() {
     };
     assert_eq!(text.len(), TEXT_BYTES);
 }
-/// Else what was held back in the network would be done late, or nothing any more after seven weeks.
+/// Else what was held back in the network would be done late, or nothing any more after seven
+/// weeks.
 #[test]
 fn a_deadline_passes_and_the_count_begins_anew() {
     let ms = |ms: u64| Duration::from_millis(ms);
@@ -489,8 +494,8 @@ fn nodes_that_must_not_talk_say_why() {
     assert_eq!(welcome.version, VERSION, "the newest that both speak");
 }
 
-/// Else the log of a node would say that the other one has hung up, and not that this one's directory, or its program, is to
-/// blame.
+/// Else the log of a node would say that the other one has hung up, and not that this one's
+/// directory, or its program, is to blame.
 #[test]
 fn who_is_refused_sees_by_the_welcome_why() {
     let (one, other) = two(&mut fastrand::Rng::with_seed(6));

@@ -173,7 +173,8 @@ impl<'a> Walked<'a> {
             packed.bytes()?;
             told += 1;
         }
-        // More cannot be there than were looked at; and whoever tells keys tells all that it counts.
+        // More cannot be there than were looked at; and whoever tells keys tells all that it
+        // counts.
         let is_sane = count <= u64::from(visited) && (told == 0 || told == count);
         let walked = Walked {
             visited,

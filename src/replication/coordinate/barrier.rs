@@ -1,7 +1,8 @@
 //! The clock barrier of writes above ONE, and who asks for the clocks on behalf of whom.
 //!
-//! A holder is asked for its clock once for all writes of a turn: whoever comes before the request is sent joins it. A
-//! clock that was asked for before a write began says nothing to that write, so nobody joins later.
+//! A holder is asked for its clock once for all writes of a turn: whoever comes before the request
+//! is sent joins it. A clock that was asked for before a write began says nothing to that write, so
+//! nobody joins later.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,9 +1,9 @@
-//! A read, carried out: the value from the nearest, what the others hold, the newest value if they differ, and what
-//! is written back before the answer or repaired after it.
+//! A read, carried out: the value from the nearest, what the others hold, the newest value if they
+//! differ, and what is written back before the answer or repaired after it.
 //!
-//! A record that has expired at the moment of the read is brought to those that are behind as a deletion of the same
-//! version: the replicas that have it send no value for it, and a replica with an empty value in its place would show
-//! that to a reader whose clock is late.
+//! A record that has expired at the moment of the read is brought to those that are behind as a
+//! deletion of the same version: the replicas that have it send no value for it, and a replica with
+//! an empty value in its place would show that to a reader whose clock is late.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -40,7 +40,8 @@ struct Run<R> {
 }
 
 impl<R: Replicas> Coordinator<R> {
-    /// What the key holds by `level`, as of `now`. The value is there if a reader at `now` sees one.
+    /// What the key holds by `level`, as of `now`. The value is there if a reader at `now` sees
+    /// one.
     pub async fn read(
         self: &Rc<Self>,
         placement: Placement,
@@ -74,7 +75,8 @@ impl<R: Replicas> Coordinator<R> {
         Ok(held)
     }
 
-    /// Brings all replicas that are there to the newest that any of them holds, as far as that is possible.
+    /// Brings all replicas that are there to the newest that any of them holds, as far as that is
+    /// possible.
     pub async fn repair(
         self: &Rc<Self>,
         placement: Placement,

@@ -1,8 +1,10 @@
-//! How long a node usually takes to answer: its median, and the time that one answer in a hundred exceeds. Pure.
+//! How long a node usually takes to answer: its median, and the time that one answer in a hundred
+//! exceeds. Pure.
 //!
-//! Each estimate goes up by a step when an answer took longer and down by one when it took less, in the proportion
-//! that leaves it where the share of longer answers is the wanted one; a step is a part of the estimate itself, so
-//! that it follows a change of any size within some hundred answers. It takes two numbers and no history.
+//! Each estimate goes up by a step when an answer took longer and down by one when it took less, in
+//! the proportion that leaves it where the share of longer answers is the wanted one; a step is a
+//! part of the estimate itself, so that it follows a change of any size within some hundred
+//! answers. It takes two numbers and no history.
 
 use std::time::Duration;
 

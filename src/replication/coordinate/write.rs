@@ -1,6 +1,8 @@
-//! A write, carried out: barrier, version, all replicas at once, the verdict; hints for those that are away.
+//! A write, carried out: barrier, version, all replicas at once, the verdict; hints for those that
+//! are away.
 //!
-//! What is lost on its way is sent again a few times, under the version that it has: an operation is never written under two.
+//! What is lost on its way is sent again a few times, under the version that it has: an operation
+//! is never written under two.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -173,7 +175,8 @@ impl<R: Replicas> Run<R> {
         }
     }
 
-    /// What is left to do after the verdict: whoever turns out to have missed the write gets a hint.
+    /// What is left to do after the verdict: whoever turns out to have missed the write gets a
+    /// hint.
     fn go_on(mut self) {
         self.keep_hints();
         if self.open == 0 {

@@ -1,8 +1,9 @@
 //! The clock barrier: a majority tells its clocks before a QUORUM or ALL write takes its version.
 //!
-//! Whoever acknowledged an earlier write is in that majority, and its clock is not behind what it stored. So a version
-//! above all that was heard is above every write that was acknowledged before the barrier began. One barrier serves
-//! every write that was waiting when it began, and none that came later.
+//! Whoever acknowledged an earlier write is in that majority, and its clock is not behind what it
+//! stored. So a version above all that was heard is above every write that was acknowledged before
+//! the barrier began. One barrier serves every write that was waiting when it began, and none that
+//! came later.
 
 use super::{Level, Ranking, Replica, ReplicaSet, Rules, Unavailable};
 use crate::types::Version;
@@ -32,7 +33,8 @@ pub enum BarrierVerdict {
 }
 
 impl Barrier {
-    /// A barrier for a placement, and the replicas to ask for their clocks: all that are there, as it is a few bytes.
+    /// A barrier for a placement, and the replicas to ask for their clocks: all that are there, as
+    /// it is a few bytes.
     pub fn start(ranking: &Ranking, rules: Rules) -> Result<(Barrier, ReplicaSet), Unavailable> {
         let need = Level::Quorum.need(ranking.replicas(), rules);
         ranking.require(need)?;

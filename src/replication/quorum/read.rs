@@ -1,12 +1,15 @@
-//! A read over the replicas of its key, at one moment `now` that the coordinator has chosen for all of them.
+//! A read over the replicas of its key, at one moment `now` that the coordinator has chosen for all
+//! of them.
 //!
-//! As many are asked as the level needs, the nearest first: the nearest for the value, the others only for what
-//! they hold (version, expiry, kind). Who does not answer is replaced by the next; who is slow is raced by it.
+//! As many are asked as the level needs, the nearest first: the nearest for the value, the others
+//! only for what they hold (version, expiry, kind). Who does not answer is replaced by the next;
+//! who is slow is raced by it.
 //!
-//! Above ONE the newest that was found is returned only when as many replicas as the level needs hold it, or something
-//! newer: if the answers do not agree it is written back to those that are behind. Else a later read, which asks
-//! others, might find something older. Answers that agree cost one round trip. At ONE the first answer is returned,
-//! and those that are found to be behind are repaired in the background.
+//! Above ONE the newest that was found is returned only when as many replicas as the level needs
+//! hold it, or something newer: if the answers do not agree it is written back to those that are
+//! behind. Else a later read, which asks others, might find something older. Answers that agree
+//! cost one round trip. At ONE the first answer is returned, and those that are found to be behind
+//! are repaired in the background.
 
 use smallvec::SmallVec;
 
@@ -149,7 +152,8 @@ impl ReadQuorum {
         Ok((read, asks))
     }
 
-    /// `replica` holds `meta`, and has sent what it was asked for: if the record is live and the value was wanted, that.
+    /// `replica` holds `meta`, and has sent what it was asked for: if the record is live and the
+    /// value was wanted, that.
     pub fn on_answer(&mut self, replica: Replica, meta: Meta, want: Want) -> ReadVerdict {
         self.waiting.remove(replica);
         if want == Want::Value {
@@ -185,8 +189,8 @@ impl ReadQuorum {
         self.judge_write_back()
     }
 
-    /// `replica` will not answer, or has not stored what was written back to it. What it answered before counts no more
-    /// if it owes us the value of that.
+    /// `replica` will not answer, or has not stored what was written back to it. What it answered
+    /// before counts no more if it owes us the value of that.
     pub fn on_failure(&mut self, replica: Replica) -> ReadVerdict {
         self.failed.insert(replica);
         match &mut self.phase {
@@ -206,8 +210,8 @@ impl ReadQuorum {
         }
     }
 
-    /// What was asked takes longer than it usually does: the next nearest is put in the race. To be called once for
-    /// each replica that may be spent on it.
+    /// What was asked takes longer than it usually does: the next nearest is put in the race. To be
+    /// called once for each replica that may be spent on it.
     pub fn on_slow(&mut self) -> ReadVerdict {
         match self.phase {
             Phase::Collect => match self.ask_next(Why::Race) {
@@ -227,8 +231,8 @@ impl ReadQuorum {
         }
     }
 
-    /// Which replicas are behind the newest that was heard of, now that the read is done; each is named once. To be
-    /// asked after the verdict, and after every answer that comes later.
+    /// Which replicas are behind the newest that was heard of, now that the read is done; each is
+    /// named once. To be asked after the verdict, and after every answer that comes later.
     pub fn repair(&mut self) -> Option<Repair> {
         let Phase::Done { found: Some(found) } = self.phase else {
             return None;
@@ -615,7 +619,8 @@ mod tests {
         assert_eq!(refused, Err(Unavailable { need: 2, live: 1 }), "at once");
     }
 
-    /// Else two replicas with equal values, of which one has its expiry moved, would pass for equal.
+    /// Else two replicas with equal values, of which one has its expiry moved, would pass for
+    /// equal.
     #[test]
     fn answers_that_differ_in_expiry_or_kind_differ() {
         let expiring = Meta {
@@ -640,7 +645,8 @@ mod tests {
         }
     }
 
-    /// Else one replica might take a record for expired and another not, and the value would come and go.
+    /// Else one replica might take a record for expired and another not, and the value would come
+    /// and go.
     #[test]
     fn what_is_expired_at_the_one_moment_of_a_read_is_a_deletion_of_that_version() {
         let expired = Meta {

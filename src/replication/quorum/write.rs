@@ -1,12 +1,14 @@
 //! A write over the replicas of its key. Its version is chosen before this begins, and never again.
 //!
-//! It goes to every replica that is there, at once. Three things can be said in the end: it was done (as many have
-//! synced it as the level asks for); it FAILED, which is said only if no replica and no stand-in can have it; or it is
-//! UNKNOWN, which is everything else: it may still appear, and once seen it stays.
+//! It goes to every replica that is there, at once. Three things can be said in the end: it was
+//! done (as many have synced it as the level asks for); it FAILED, which is said only if no replica
+//! and no stand-in can have it; or it is UNKNOWN, which is everything else: it may still appear,
+//! and once seen it stays.
 //!
-//! A hint is the same mutation, synced on a stand-in for a replica that has not stored it. It counts at ONE only, where
-//! it is made at once, and there when no replica may store the write any more: what a replica has can be read, a hint cannot.
-//! Above ONE it is made when the verdict is given, so that a write can still be said to have failed.
+//! A hint is the same mutation, synced on a stand-in for a replica that has not stored it. It
+//! counts at ONE only, where it is made at once, and there when no replica may store the write any
+//! more: what a replica has can be read, a hint cannot. Above ONE it is made when the verdict is
+//! given, so that a write can still be said to have failed.
 
 use super::{Level, Ranking, Replica, ReplicaSet, Rules, StandIns, Unavailable};
 
@@ -74,7 +76,8 @@ impl Tally {
                 self.lost.remove(replica);
                 self.stored.insert(replica);
             }
-            // What is in doubt stays in doubt: a refusal of what was sent again says nothing of the first.
+            // What is in doubt stays in doubt: a refusal of what was sent again says nothing of the
+            // first.
             Ack::Refused if self.waiting().contains(replica) => self.refused.insert(replica),
             Ack::Lost if self.waiting().contains(replica) => self.lost.insert(replica),
             Ack::Refused | Ack::Lost => {}
@@ -93,7 +96,8 @@ impl Tally {
 }
 
 impl WriteQuorum {
-    /// A write, and the replicas to send it to. If there are too few, nothing is to be sent, and it has failed.
+    /// A write, and the replicas to send it to. If there are too few, nothing is to be sent, and it
+    /// has failed.
     pub fn start(
         level: Level,
         ranking: &Ranking,
@@ -141,8 +145,9 @@ impl WriteQuorum {
         self.settle(Time::Over)
     }
 
-    /// The replicas for which a stand-in should now keep a hint; each is named once. To be asked after every verdict,
-    /// and after every failure that comes later. None if the write has failed: it must not appear.
+    /// The replicas for which a stand-in should now keep a hint; each is named once. To be asked
+    /// after every verdict, and after every failure that comes later. None if the write has failed:
+    /// it must not appear.
     pub fn hints(&mut self) -> ReplicaSet {
         let is_time = match self.verdict {
             WriteVerdict::Met | WriteVerdict::Unknown => true,

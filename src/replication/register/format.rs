@@ -12,8 +12,8 @@
 //! ballot  := round u64 | proposer u32
 //! value   := 0 | 1 | bytes                                                 to the end
 //!
-//! Little endian. Whoever sends or stores these bytes keeps their length. What is decoded is well-formed to the last
-//! byte, and no allocation is larger than what was given.
+//! Little endian. Whoever sends or stores these bytes keeps their length. What is decoded is
+//! well-formed to the last byte, and no allocation is larger than what was given.
 
 use bytes::Bytes;
 
@@ -44,7 +44,8 @@ pub fn encode_state(state: &State<Bytes>) -> Vec<u8> {
     out
 }
 
-/// A holder's state; `None` if the bytes are damaged, or of another format. Such a holder has lost its state.
+/// A holder's state; `None` if the bytes are damaged, or of another format. Such a holder has lost
+/// its state.
 pub fn decode_state(bytes: &[u8]) -> Option<State<Bytes>> {
     let (bytes, crc) = bytes.split_last_chunk::<CRC_BYTES>()?;
     if crc32c::crc32c(bytes) != u32::from_le_bytes(*crc) {

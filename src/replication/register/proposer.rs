@@ -1,13 +1,15 @@
-//! Whoever wants to change the register, or to read it: one operation from its first request to its outcome.
+//! Whoever wants to change the register, or to read it: one operation from its first request to its
+//! outcome.
 //!
-//! A read asks a majority what they have accepted; if all say the same, that is decided and the newest, in one trip and
-//! without a sync. Everything else is a round. A round that is overtaken is begun again with a higher ballot, after a
-//! pause that the caller chooses.
+//! A read asks a majority what they have accepted; if all say the same, that is decided and the
+//! newest, in one trip and without a sync. Everything else is a round. A round that is overtaken is
+//! begun again with a higher ballot, after a pause that the caller chooses.
 //!
-//! A change is applied once, though several rounds may propose it: a later round of the same operation finds its own
-//! value again, and confirms it; or finds what the value was made from, so that the earlier proposal can never be decided
-//! apart from this one, and makes the same again; or finds another's value, which may have been built on ours. If that
-//! value does not tell ([`Change::is_in`]), the outcome is in doubt, and said to be.
+//! A change is applied once, though several rounds may propose it: a later round of the same
+//! operation finds its own value again, and confirms it; or finds what the value was made from, so
+//! that the earlier proposal can never be decided apart from this one, and makes the same again; or
+//! finds another's value, which may have been built on ours. If that value does not tell
+//! ([`Change::is_in`]), the outcome is in doubt, and said to be.
 
 use smallvec::SmallVec;
 
@@ -24,8 +26,8 @@ pub trait Change {
     /// The holders that a value names, if it does.
     fn holders(value: &Self::Value) -> Option<Holders>;
 
-    /// True if `value` has come of this change, whatever came after it; `None` if the value does not tell. One that
-    /// remembers its last changes leaves nobody in doubt.
+    /// True if `value` has come of this change, whatever came after it; `None` if the value does
+    /// not tell. One that remembers its last changes leaves nobody in doubt.
     fn is_in(&self, value: &Self::Value) -> Option<bool> {
         let _ = value;
         None
@@ -92,18 +94,20 @@ type Few = SmallVec<[HolderId; HOLDERS_MAX]>;
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step<V> {
-    /// Nothing yet, or nothing more. If nothing comes: send the request again to those who have not answered, or
-    /// begin a new round, or give up.
+    /// Nothing yet, or nothing more. If nothing comes: send the request again to those who have not
+    /// answered, or begin a new round, or give up.
     Wait,
     /// Send this to every holder.
     Send(Request<V>),
-    /// Another's round has come first. After a pause, of which the length is chance, begin a new one.
+    /// Another's round has come first. After a pause, of which the length is chance, begin a new
+    /// one.
     Overtaken,
     /// Decided: the value is what the change has made.
     Changed(V),
     /// Decided: the value is this, to which the change does nothing.
     Kept(Option<V>),
-    /// Decided: the value is this, and names a newer set of holders. Nothing was changed; go on there.
+    /// Decided: the value is this, and names a newer set of holders. Nothing was changed; go on
+    /// there.
     Moved(V),
     /// There is a newer set of holders, with at least this number. Learn of it, and go on there.
     Outdated(u64),
@@ -130,14 +134,16 @@ impl<C: Change> Proposer<C> {
         (proposer, request)
     }
 
-    /// Begins with a round whose ballot is above `last`, the last one of this proposer; that needs only the proposer's number.
+    /// Begins with a round whose ballot is above `last`, the last one of this proposer; that needs
+    /// only the proposer's number.
     pub fn change(change: C, holders: Holders, last: Ballot) -> (Self, Request<C::Value>) {
         let mut proposer = Proposer::new(change, holders, last, Phase::Paused);
         let request = proposer.prepare();
         (proposer, request)
     }
 
-    /// Begins with what an earlier operation of this proposer has left; an ordinary round if that was in another set.
+    /// Begins with what an earlier operation of this proposer has left; an ordinary round if that
+    /// was in another set.
     pub fn stick(
         change: C,
         holders: Holders,
@@ -184,7 +190,8 @@ impl<C: Change> Proposer<C> {
         self.ballot
     }
 
-    /// What the next operation of this proposer goes on from, so that nobody has promised its ballot yet.
+    /// What the next operation of this proposer goes on from, so that nobody has promised its
+    /// ballot yet.
     pub fn last(&self) -> Ballot {
         Ballot {
             round: self.ballot.round.max(self.seen.round),
@@ -192,13 +199,14 @@ impl<C: Change> Proposer<C> {
         }
     }
 
-    /// True if it may have made some holder accept a change of its own: if it is given up now, it is UNKNOWN whether the
-    /// change will be made. If not, it FAILED.
+    /// True if it may have made some holder accept a change of its own: if it is given up now, it
+    /// is UNKNOWN whether the change will be made. If not, it FAILED.
     pub fn is_in_doubt(&self) -> bool {
         self.sent.is_some()
     }
 
-    /// What to send again to those who have not answered; a promise is not given twice, so there a new round is due.
+    /// What to send again to those who have not answered; a promise is not given twice, so there a
+    /// new round is due.
     pub fn request(&self) -> Option<Request<C::Value>> {
         let set = self.holders.number();
         match &self.phase {
@@ -232,7 +240,8 @@ impl<C: Change> Proposer<C> {
         })
     }
 
-    /// Begins a new round, if the operation is not at its end: it was overtaken, or answers do not come.
+    /// Begins a new round, if the operation is not at its end: it was overtaken, or answers do not
+    /// come.
     pub fn retry(&mut self) -> Step<C::Value> {
         if matches!(self.phase, Phase::Done { .. } | Phase::Over) {
             return Step::Wait;
@@ -367,7 +376,8 @@ impl<C: Change> Proposer<C> {
         self.seen = self.seen.max(promised);
         let (members, need) = (self.holders.members().len(), self.majority());
         let refused = match &mut self.phase {
-            // A copy of what it has promised; else a round of this ballot that the proposer has forgotten.
+            // A copy of what it has promised; else a round of this ballot that the proposer has
+            // forgotten.
             Phase::Preparing { promises, .. }
                 if promises.iter().any(|(other, ..)| *other == holder) =>
             {
@@ -387,7 +397,8 @@ impl<C: Change> Proposer<C> {
         Step::Overtaken
     }
 
-    /// The newest value that may have been decided is known, and no other can be in a lower round: on with it.
+    /// The newest value that may have been decided is known, and no other can be in a lower round:
+    /// on with it.
     fn choose(&mut self, current: Option<C::Value>) -> Step<C::Value> {
         let (value, is_own) = match (self.is_made(current.as_ref()), &current) {
             (None, _) => {
@@ -410,8 +421,8 @@ impl<C: Change> Proposer<C> {
         Step::Send(self.request().expect("it is accepting"))
     }
 
-    /// True if the change has been made in `current`; if not, it can only be made anew, or be found again before
-    /// anything else is decided. `None` if nobody can tell.
+    /// True if the change has been made in `current`; if not, it can only be made anew, or be found
+    /// again before anything else is decided. `None` if nobody can tell.
     fn is_made(&self, current: Option<&C::Value>) -> Option<bool> {
         match (&self.sent, current) {
             (None, _) => Some(false),
@@ -475,7 +486,8 @@ impl<C: Change> Proposer<C> {
     }
 }
 
-/// Notes what a holder has said, once: what it says later in the same round is not what it said when it promised.
+/// Notes what a holder has said, once: what it says later in the same round is not what it said
+/// when it promised.
 fn note<V>(told: &mut Told<V>, new: (HolderId, Ballot, Option<V>)) {
     if let Err(place) = told.binary_search_by_key(&new.0, |(holder, ..)| *holder) {
         told.insert(place, new);
@@ -548,7 +560,8 @@ mod tests {
         step.unwrap_or(Step::Wait)
     }
 
-    /// A change from its first request to its end, with the holders `to`; how many trips it took, besides.
+    /// A change from its first request to its end, with the holders `to`; how many trips it took,
+    /// besides.
     fn run(
         (mut proposer, mut request): (Proposer<Add>, Request<Vec<u8>>),
         acceptors: &mut [Acceptor<Vec<u8>>],
@@ -635,7 +648,8 @@ mod tests {
         assert_eq!(acceptors[2].state().value, Some(vec![1]));
     }
 
-    /// Else an operation that was tried again would count twice, or one that was made would be said to have failed.
+    /// Else an operation that was tried again would count twice, or one that was made would be said
+    /// to have failed.
     #[test]
     fn a_change_that_is_tried_again_counts_once_or_is_in_doubt() {
         for (own, other) in [

@@ -1,12 +1,12 @@
 //! Every state that a power cut may leave of a disk, one by one, instead of one by chance.
 //!
-//! A [`CrashPoint`] is the disk at one moment: what is durable, and what is not yet. An image of it is
-//! made by decisions: each change of a file that was not synced is lost, kept or torn between sectors;
-//! each change of names that was not synced is lost or kept (by the rule of `names`). [`Decisions`]
-//! is an odometer over them: all images in turn, or some by chance.
+//! A [`CrashPoint`] is the disk at one moment: what is durable, and what is not yet. An image of it
+//! is made by decisions: each change of a file that was not synced is lost, kept or torn between
+//! sectors; each change of names that was not synced is lost or kept (by the rule of `names`).
+//! [`Decisions`] is an odometer over them: all images in turn, or some by chance.
 //!
-//! Of a torn write not every one of its 2^sectors forms is made, but all of those that lack an end or a
-//! beginning if it is small, and some with holes.
+//! Of a torn write not every one of its 2^sectors forms is made, but all of those that lack an end
+//! or a beginning if it is small, and some with holes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -138,7 +138,8 @@ fn apply(image: &mut Image, change: &Change, decisions: &mut Decisions) {
     }
 }
 
-/// A sequence of decisions: the first time all are 0; then each [`Decisions::advance`] is another one.
+/// A sequence of decisions: the first time all are 0; then each [`Decisions::advance`] is another
+/// one.
 #[derive(Clone, Debug, Default)]
 pub struct Decisions {
     /// What is decided, and of how many.

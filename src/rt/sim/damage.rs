@@ -100,7 +100,8 @@ impl Disk {
         names.durable.remove(path);
     }
 
-    /// Flips a bit of a file where it is stored; false if the file has no such byte, or a hole there.
+    /// Flips a bit of a file where it is stored; false if the file has no such byte, or a hole
+    /// there.
     pub fn flip_bit(&self, path: &Path, position: u64, bit: u8) -> bool {
         let inode = self.volume.names.borrow().find(path);
         inode.is_ok_and(|inode| inode.contents.borrow_mut().flip(position, bit))

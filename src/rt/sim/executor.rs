@@ -269,7 +269,8 @@ impl Executor {
         }
     }
 
-    /// Drops all tasks and alarms, at the end of the world. Its tasks own it, so this breaks a ring.
+    /// Drops all tasks and alarms, at the end of the world. Its tasks own it, so this breaks a
+    /// ring.
     pub fn clear(&self) {
         // What is dropped may spawn and set alarms: once more takes those.
         for _ in 0..2 {

@@ -431,7 +431,8 @@ impl Contents {
         losses
     }
 
-    /// What is durable, and what a crash may add to it: in order of completion, then what is under way.
+    /// What is durable, and what a crash may add to it: in order of completion, then what is under
+    /// way.
     pub fn choices(&self) -> (Image, Vec<Change>) {
         let pending = self.unsynced.iter().chain(&self.in_flight);
         let changes = pending.map(|(_, change)| change.clone()).collect();

@@ -1,9 +1,9 @@
 //! The names of a simulated disk: directories, files, and which of them a power cut may undo.
 //!
-//! Names have a visible and a durable state like contents do: creating, renaming and removing is
-//! an operation that only [`sync_dir`](super::super::sync_dir) makes sure of. A power cut keeps
-//! any subset of the operations that were not synced, except that an operation on a name is lost
-//! if an earlier one on that name was: a renamed file has its old name or its new one. A file may have
+//! Names have a visible and a durable state like contents do: creating, renaming and removing is an
+//! operation that only [`sync_dir`](super::super::sync_dir) makes sure of. A power cut keeps any
+//! subset of the operations that were not synced, except that an operation on a name is lost if an
+//! earlier one on that name was: a renamed file has its old name or its new one. A file may have
 //! several names (links), each of which comes and goes by itself.
 
 use std::cell::{Cell, RefCell};

@@ -29,7 +29,8 @@ const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 pub struct File {
     file: DmaFile,
     path: PathBuf,
-    /// Reads begin and end at multiples of this: what the device says, or a block, once it has refused less.
+    /// Reads begin and end at multiples of this: what the device says, or a block, once it has
+    /// refused less.
     sector: Cell<usize>,
 }
 

@@ -69,8 +69,8 @@ pub struct CoreOptions {
     pub pins: Vec<Option<usize>>,
     /// Memory that each core registers with its rings for I/O buffers.
     pub io_memory_bytes: usize,
-    /// The data directory: a file there, made for that, tells whether its device can be polled. Or a
-    /// file in it that is not empty, where nothing may be written.
+    /// The data directory: a file there, made for that, tells whether its device can be polled. Or
+    /// a file in it that is not empty, where nothing may be written.
     pub probe_dir: PathBuf,
     /// Takes the cure of `kick` out, for the test that shows that it is needed.
     #[doc(hidden)]
@@ -394,8 +394,8 @@ async fn wind_up(local: &Local) {
         glommio::timer::sleep(Duration::from_millis(1)).await;
     }
     local.pulse.stop();
-    // From here on nobody kicks this core. Should it park with what the first timer wakes (see `kick`), a later one is
-    // another event, which ends that.
+    // From here on nobody kicks this core. Should it park with what the first timer wakes (see
+    // `kick`), a later one is another event, which ends that.
     let [first, later @ ..] =
         LAST_TIMERS_MS.map(|ms| glommio::timer::sleep(Duration::from_millis(ms)));
     let later = async {
@@ -493,7 +493,8 @@ fn abort_on_panic_of_own_threads() {
             if !OWNED.get() {
                 return before(panic);
             }
-            // A helper thread whose core has ended in the meantime: nobody waits for what it has to say.
+            // A helper thread whose core has ended in the meantime: nobody waits for what it has to
+            // say.
             if panic.payload().downcast_ref() == Some(&CORE_IS_GONE) {
                 return;
             }

@@ -121,8 +121,9 @@ pub fn reserve_ports(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     reserve_rows(&rows)
 }
 
-/// The same for rows of ports, each with its first address and its length: all addresses, row by row. A row that begins with port 0
-/// is one of free ports that follow each other: who knows the first knows all.
+/// The same for rows of ports, each with its first address and its length: all addresses, row by
+/// row. A row that begins with port 0 is one of free ports that follow each other: who knows the
+/// first knows all.
 pub fn reserve_rows(rows: &[(SocketAddr, u16)]) -> Result<Vec<SocketAddr>> {
     super::when_freed(is_in_use, || {
         let mut held = Vec::new(); // lest one free port is found twice

@@ -1,5 +1,5 @@
-//! An operation carried out: on the core that owns the key, under the key's latch unless one look at memory is
-//! enough, and answered when what it wrote or saw is acknowledged.
+//! An operation carried out: on the core that owns the key, under the key's latch unless one look
+//! at memory is enough, and answered when what it wrote or saw is acknowledged.
 //!
 //! Where a key has several replicas, this is where they are asked: whoever calls [`Shard::kv`] or
 //! [`Shard::begin_kv`] learns from the outcome alone how many took part.
@@ -78,7 +78,8 @@ impl Shard {
         }
     }
 
-    /// Begins `operation`, whose key is this core's. Operations on one key are done in the order of these calls.
+    /// Begins `operation`, whose key is this core's. Operations on one key are done in the order of
+    /// these calls.
     pub fn begin_kv(self: &Rc<Self>, operation: Operation) -> Begun {
         let key = KeyRef::of(&operation.key);
         let hash = key.hash;

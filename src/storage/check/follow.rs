@@ -1,11 +1,11 @@
 //! Follows the pointers of tables into the value log, to see whether what was meant is there.
 //!
-//! A pointer need not lead anywhere if a newer table has its key: the collector asks only whether a record
-//! is its key's newest. So where one leads to nothing, the newer tables are asked. If one of them that
-//! may have the key is damaged, then a read ends there, and that damage is named already.
+//! A pointer need not lead anywhere if a newer table has its key: the collector asks only whether a
+//! record is its key's newest. So where one leads to nothing, the newer tables are asked. If one of
+//! them that may have the key is damaged, then a read ends there, and that damage is named already.
 //!
-//! A value is read piece by piece. Of files only some are open at a time; tables that were asked stay
-//! open, with a part of their filters and indexes.
+//! A value is read piece by piece. Of files only some are open at a time; tables that were asked
+//! stay open, with a part of their filters and indexes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

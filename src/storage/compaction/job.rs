@@ -1,10 +1,11 @@
 //! Carrying out a merge: sorted inputs in, sorted outputs of bounded size out.
 //!
-//! Of one key only the newest record lives on. Records at or below the version of the last FLUSHALL go.
-//! An expired record becomes a tombstone of the same version, for it may hide older records;
+//! Of one key only the newest record lives on. Records at or below the version of the last FLUSHALL
+//! go. An expired record becomes a tombstone of the same version, for it may hide older records;
 //! tombstones go where they hide nothing: where no table below the outputs may have the key, by its
-//! range and filter, and no replica may have it either. The values in the value log of what goes are garbage. What is below stays the same
-//! while a merge runs, but for what a FLUSHALL takes out: merges run one at a time, and a flush comes on top.
+//! range and filter, and no replica may have it either. The values in the value log of what goes
+//! are garbage. What is below stays the same while a merge runs, but for what a FLUSHALL takes out:
+//! merges run one at a time, and a flush comes on top.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -130,8 +131,8 @@ impl Job {
 }
 
 /// Merges the inputs into new tables, numbered by `next_id`, which are synced when this returns;
-/// their names are the caller's to sync, and the manifest is the caller's to change. `pause` says how
-/// long to wait after so many bytes of input. After an error no output is left. Run it in
+/// their names are the caller's to sync, and the manifest is the caller's to change. `pause` says
+/// how long to wait after so many bytes of input. After an error no output is left. Run it in
 /// `Queue::Background`.
 pub async fn run(
     job: &Job,
@@ -213,8 +214,8 @@ pub(in crate::storage) struct Outputs<'a, F> {
 }
 
 impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
-    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`, in blocks that
-    /// are packed as `compression` says.
+    /// None yet. They come to `dir`, numbered by `next_id`, each of about `table_bytes_max`, in
+    /// blocks that are packed as `compression` says.
     pub(in crate::storage) fn new(
         dir: &'a Path,
         level: u8,
@@ -267,7 +268,8 @@ impl<'a, F: FnMut() -> TableId> Outputs<'a, F> {
         Ok(())
     }
 
-    /// Completes the table that is under way: before the end, or the next record begins another one.
+    /// Completes the table that is under way: before the end, or the next record begins another
+    /// one.
     pub(in crate::storage) async fn end_table(&mut self) -> Result<()> {
         if let Some(table) = self.open.take() {
             let info = table.finish().await?;

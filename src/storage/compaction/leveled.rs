@@ -5,11 +5,12 @@
 //! rewritten for each one that goes down; tombstones count as a reason to go. What overlaps nothing
 //! there is moved, not rewritten, unless a rewrite would be rid of its tombstones.
 //!
-//! Runs of level 0 that are small beside level 1 are merged with each other first, in the way of `tiered`: were they
-//! merged into it, most of what is written would be what was there before.
+//! Runs of level 0 that are small beside level 1 are merged with each other first, in the way of
+//! `tiered`: were they merged into it, most of what is written would be what was there before.
 //!
-//! What size-tiered compaction has left stands in level 0. Its oldest run, if level 1 has none of its
-//! keys, is moved down at once to the level that is large enough for it; the others follow in turn.
+//! What size-tiered compaction has left stands in level 0. Its oldest run, if level 1 has none of
+//! its keys, is moved down at once to the level that is large enough for it; the others follow in
+//! turn.
 
 use std::cmp::Reverse;
 
@@ -25,7 +26,8 @@ const MERGE_RUNS_MIN: usize = 4;
 const YOUNG_SHARE: u64 = 2;
 /// ...or else so many with each other.
 const MERGE_RUNS_SMALL: usize = 8;
-/// Level 0 is merged earlier if one in so many bytes of the value log may be garbage because of it...
+/// Level 0 is merged earlier if one in so many bytes of the value log may be garbage because of
+/// it...
 const HIDDEN_SHARE: u64 = 20;
 /// ...and that is so many times as much as the merge reads.
 const HIDDEN_WORTH: u64 = 4;
@@ -46,7 +48,8 @@ pub(super) fn plan(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
     })
 }
 
-/// At rest: level 0 goes down, and then what has tombstones, until they have met all that they hide.
+/// At rest: level 0 goes down, and then what has tombstones, until they have met all that they
+/// hide.
 pub(super) fn plan_at_rest(tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
     let tree = Tree::of(tables);
     let young = tree.young.iter().flat_map(|run| run.tables);
@@ -115,7 +118,8 @@ impl<'a> Tree<'a> {
         young.saturating_mul(YOUNG_SHARE) < bytes_of(self.level(1))
     }
 
-    /// Merges runs of level 0 with each other while they are small. `None`: they are not, or of too different sizes.
+    /// Merges runs of level 0 with each other while they are small. `None`: they are not, or of too
+    /// different sizes.
     fn merge_young(&self) -> Option<Plan> {
         let similar = similar_neighbours(&self.young).filter(|_| self.is_young_small())?;
         Some(Plan::Merge {
@@ -165,8 +169,9 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Takes level 0 down early if it may hide many large values, as long as that costs little beside them:
-    /// only a merge that meets both pointers of a key finds out that a value is garbage.
+    /// Takes level 0 down early if it may hide many large values, as long as that costs little
+    /// beside them: only a merge that meets both pointers of a key finds out that a value is
+    /// garbage.
     fn lower_hiding(&self, tables: &[TableInfo], shape: &Shape) -> Option<Plan> {
         let young = self.young.iter().flat_map(|run| run.tables);
         let below = self.overlapping(1, Span::of(young.clone())?);

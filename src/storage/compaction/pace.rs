@@ -1,9 +1,9 @@
 //! How fast tables are merged, and how fast writers may go. Pure: time is an argument.
 //!
-//! What matters to readers and writers is how many runs stand unmerged ("young": flushed, and taken up
-//! by no merge yet), counted with fractions for the memtables to come. Up to [`RUNS_CALM`] merging only
-//! keeps up with what is written; from there to [`RUNS_SOFT`] it goes the faster the more there are,
-//! and then as fast as it can. A core whose clients are quiet never makes it wait.
+//! What matters to readers and writers is how many runs stand unmerged ("young": flushed, and taken
+//! up by no merge yet), counted with fractions for the memtables to come. Up to [`RUNS_CALM`]
+//! merging only keeps up with what is written; from there to [`RUNS_SOFT`] it goes the faster the
+//! more there are, and then as fast as it can. A core whose clients are quiet never makes it wait.
 //!
 //! From [`RUNS_SOFT`] on writers get a rate, which falls by half for each eighth of the way to
 //! [`RUNS_HARD`]: it settles, without a jump, where as much is merged as is written. At
@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use crate::config::{RUNS_CALM, RUNS_HARD, RUNS_SOFT};
 
-/// Where the rate of writers begins, bytes a second, and how often it is halved up to the hard limit.
+/// Where the rate of writers begins, bytes a second, and how often it is halved up to the hard
+/// limit.
 const WRITE_RATE_MAX: f64 = 256e6;
 const WRITE_RATE_HALVINGS: f64 = 8.0;
-/// Writers of large values are slowed when garbage is above its bound, and slowed most when it is so much
-/// above, in thousandths of the value log.
+/// Writers of large values are slowed when garbage is above its bound, and slowed most when it is
+/// so much above, in thousandths of the value log.
 const GARBAGE_SPAN_PERMILLE: f64 = 60.0;
 /// Where their rate begins, bytes a second.
 const VALUE_RATE_MAX: f64 = 500e6;
@@ -45,8 +46,8 @@ pub fn write_rate(runs: f64) -> Option<f64> {
     (over > 0.0).then(|| WRITE_RATE_MAX * (-WRITE_RATE_HALVINGS * over.min(1.0)).exp2())
 }
 
-/// Bytes of large values a second that may be written while so many thousandths of the value log are
-/// garbage and `bound` are wanted; `None`: any number.
+/// Bytes of large values a second that may be written while so many thousandths of the value log
+/// are garbage and `bound` are wanted; `None`: any number.
 pub fn value_rate(garbage: u64, bound: u64) -> Option<f64> {
     let over = garbage.saturating_sub(bound) as f64 / GARBAGE_SPAN_PERMILLE;
     (over > 0.0).then(|| VALUE_RATE_MAX * (-WRITE_RATE_HALVINGS * over.min(1.0)).exp2())

@@ -168,8 +168,8 @@ fn runs_that_are_small_beside_level_1_are_merged_with_each_other_first() {
     assert_eq!(plan(&live, &shape, 0), together, "half of it is enough");
 }
 
-/// Each flush has one in eighty of the bytes that there are: were it merged with all of them, it would cost ten times as
-/// much as it does here.
+/// Each flush has one in eighty of the bytes that there are: were it merged with all of them, it
+/// would cost ten times as much as it does here.
 #[test]
 fn small_flushes_are_merged_for_a_few_times_their_size() {
     let (mut live, mut written) = (vec![table(1, 1, [0, 99], 4000)], 0);

@@ -1,9 +1,10 @@
 //! Size-tiered plans: neighbouring runs of similar size become one. Pure.
 //!
-//! Four or more neighbouring runs of similar size, the newest such, are merged. A run that is not more
-//! than twice as big as the biggest newer one beside it counts as similar, so at most three runs
-//! stand between one size and its double, and runs stay few. A level from 1 on, which leveled
-//! compaction has left, is a run like any other; what is merged stands where its newest input stood.
+//! Four or more neighbouring runs of similar size, the newest such, are merged. A run that is not
+//! more than twice as big as the biggest newer one beside it counts as similar, so at most three
+//! runs stand between one size and its double, and runs stay few. A level from 1 on, which leveled
+//! compaction has left, is a run like any other; what is merged stands where its newest input
+//! stood.
 
 use super::{
     MERGE_RUNS_MAX, Plan, Run, ids_of, is_worth_merging, records_of, runs_of, tombstones_of,

@@ -4,14 +4,15 @@
 //! header := magic "QUOITHNT" | format u32 | crc u32 | number u64 | nonce u64 | node u16 | core u16
 //! batch  := magic u32 | crc u32 | hints u32 | length u32 | kept u64 | hint*    hint := record length u32 | record
 //!
-//! Little endian. The crc32c of the header is over the format and what follows the crc; that of a batch is over the
-//! file's nonce, the batch's place in the file and all that follows the crc: what lies at another place, or what a client's
-//! value makes look like a batch, is none. `length` is that of the hints, `kept` when they were written, in Unix
-//! milliseconds by this node's clock. `node` is whose replica lacks the mutations, `core` who keeps them. A record is as
-//! in `record`: neither a pointer nor packed.
+//! Little endian. The crc32c of the header is over the format and what follows the crc; that of a
+//! batch is over the file's nonce, the batch's place in the file and all that follows the crc: what
+//! lies at another place, or what a client's value makes look like a batch, is none. `length` is
+//! that of the hints, `kept` when they were written, in Unix milliseconds by this node's clock.
+//! `node` is whose replica lacks the mutations, `core` who keeps them. A record is as in `record`:
+//! neither a pointer nor packed.
 //!
-//! One batch is written at a time and synced before the next one. So the last one alone may be torn, and is not there
-//! then; what is no batch in front of one is damage.
+//! One batch is written at a time and synced before the next one. So the last one alone may be
+//! torn, and is not there then; what is no batch in front of one is damage.
 
 use std::path::Path;
 
@@ -159,7 +160,8 @@ fn whole_blocks(length: usize) -> usize {
     (BATCH_HEAD_BYTES + length).next_multiple_of(BLOCK_BYTES)
 }
 
-/// Fills `out`, of [`batch_bytes`], with the batch that is to stand at `offset` of the file with this nonce.
+/// Fills `out`, of [`batch_bytes`], with the batch that is to stand at `offset` of the file with
+/// this nonce.
 pub fn encode(records: &[Record], kept: UnixMillis, (nonce, offset): (u64, u64), out: &mut [u8]) {
     assert!(!records.is_empty() && out.len() == batch_bytes(records));
     let mut at = BATCH_HEAD_BYTES;

@@ -1,17 +1,20 @@
-//! Hints: mutations that are kept here, synced, for replicas on other nodes that have not stored them.
+//! Hints: mutations that are kept here, synced, for replicas on other nodes that have not stored
+//! them.
 //!
-//! Each core keeps its hints in files of its own, one after the other for each node (`format` draws them), in the folder
-//! `hints` of the data directory, apart from all data: no reader of keys ever sees one. A core takes over what it, or a
-//! core that there is no more, has left there before the start; so a start with another number of cores moves nothing.
+//! Each core keeps its hints in files of its own, one after the other for each node (`format` draws
+//! them), in the folder `hints` of the data directory, apart from all data: no reader of keys ever
+//! sees one. A core takes over what it, or a core that there is no more, has left there before the
+//! start; so a start with another number of cores moves nothing.
 //!
-//! [`Hints::keep`] returns when the hint is synced: those that wait for the same node are written together (`writing`).
-//! Whoever hands them on asks for the oldest that are left ([`Hints::next`]) and says when a replica has synced them
-//! ([`Hints::done`]); a file goes when all of it was handed on (`reading`). How far a file was handed on is kept in memory
-//! only: after a crash what is in it is handed on again, which changes nothing, as versions decide what a replica stores.
+//! [`Hints::keep`] returns when the hint is synced: those that wait for the same node are written
+//! together (`writing`). Whoever hands them on asks for the oldest that are left ([`Hints::next`])
+//! and says when a replica has synced them ([`Hints::done`]); a file goes when all of it was handed
+//! on (`reading`). How far a file was handed on is kept in memory only: after a crash what is in it
+//! is handed on again, which changes nothing, as versions decide what a replica stores.
 //!
-//! Invariants: nothing is said to be kept before it and the name of its file are synced; a file that a write or a sync has
-//! failed in takes no more; no file is longer than its core's share of the bytes allows, and no hint is handed on that is
-//! older than it may be.
+//! Invariants: nothing is said to be kept before it and the name of its file are synced; a file
+//! that a write or a sync has failed in takes no more; no file is longer than its core's share of
+//! the bytes allows, and no hint is handed on that is older than it may be.
 
 pub mod format;
 mod reading;
@@ -207,8 +210,8 @@ impl HintFile {
 }
 
 impl Hints {
-    /// The hints of core `core` of `cores` in the data directory `dir`. What files from before the start hold is found out
-    /// in the background.
+    /// The hints of core `core` of `cores` in the data directory `dir`. What files from before the
+    /// start hold is found out in the background.
     pub async fn open(
         dir: &Path,
         (core, cores): (CoreId, u16),

@@ -1,4 +1,5 @@
-//! Reading hints: what files from before the start hold, the oldest that are to be handed on, and what is too old.
+//! Reading hints: what files from before the start hold, the oldest that are to be handed on, and
+//! what is too old.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -159,7 +160,8 @@ impl Hints {
         );
     }
 
-    /// The oldest hints for `node` that are left, some of them; `None`: there are none. One caller at a time for each node.
+    /// The oldest hints for `node` that are left, some of them; `None`: there are none. One caller
+    /// at a time for each node.
     pub async fn next(&self, node: u16) -> Result<Option<Portion>> {
         loop {
             let Some(file) = self.front(node).await else {
@@ -232,8 +234,8 @@ impl Hints {
         file.hints.set(file.hints.get().saturating_sub(hints));
     }
 
-    /// The oldest file for `node`, when it is known what is in it, and unless all of it was handed on and somebody is
-    /// writing to it.
+    /// The oldest file for `node`, when it is known what is in it, and unless all of it was handed
+    /// on and somebody is writing to it.
     async fn front(&self, node: u16) -> Option<Rc<HintFile>> {
         let look = || {
             let state = self.state.borrow();
@@ -306,7 +308,8 @@ impl Hints {
     }
 }
 
-/// The header of `file`; `None` if a crash has left the file before it was begun: then nothing can be in it.
+/// The header of `file`; `None` if a crash has left the file before it was begun: then nothing can
+/// be in it.
 async fn read_header(open: &File, file: &HintFile, length: u64) -> Result<Option<Header>> {
     let block = open.read_at(0, BLOCK_BYTES).await?;
     let refusal = match Header::decode(&block, file.id, &file.path) {

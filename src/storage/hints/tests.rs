@@ -1,4 +1,5 @@
-//! Hints in a simulated world: what was said to be kept is there, whatever happens to the node and its disk.
+//! Hints in a simulated world: what was said to be kept is there, whatever happens to the node and
+//! its disk.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,10 +68,12 @@ fn world(seed: u64, planted: &[Bug]) -> World {
     World::new(options)
 }
 
-/// What one seed has come to: by number, the node of every hint that was said to be kept and was not handed on since.
+/// What one seed has come to: by number, the node of every hint that was said to be kept and was
+/// not handed on since.
 type Owed = Rc<RefCell<BTreeMap<u64, u16>>>;
 
-/// Keeps hints, hands some of them on, and ends at any moment; whatever is owed must be there in the end.
+/// Keeps hints, hands some of them on, and ends at any moment; whatever is owed must be there in
+/// the end.
 fn keep_and_crash(seed: u64, planted: &[Bug]) -> Result<u64, String> {
     let world = world(seed, planted);
     let mut chance = fastrand::Rng::with_seed(seed);
@@ -374,7 +377,8 @@ fn damage_is_told_and_costs_no_more_than_its_batch() {
     assert_eq!((found, stats.damaged), (vec![1, 3], 1));
 }
 
-/// Else a file that was damaged in its head would be taken for one that was never begun, and vanish with its hints.
+/// Else a file that was damaged in its head would be taken for one that was never begun, and vanish
+/// with its hints.
 #[test]
 fn a_damaged_header_is_told_and_an_unwritten_one_is_none() {
     let world = world(7, &[]);

@@ -1,4 +1,5 @@
-//! Writing hints: what waits for one node goes into its last file together, is synced, and is answered.
+//! Writing hints: what waits for one node goes into its last file together, is synced, and is
+//! answered.
 
 use std::rc::Rc;
 
@@ -8,10 +9,11 @@ use crate::error::Result;
 use crate::rt::{self, BLOCK_BYTES, Bug, File};
 use crate::storage::record::Record;
 
-/// Space is taken in steps of so many bytes, so that not every sync has to note a file's new length.
+/// Space is taken in steps of so many bytes, so that not every sync has to note a file's new
+/// length.
 const STEP_BYTES: u64 = 256 << 10;
-/// A file takes no more once its first hint has come to this part of the age at which hints are dropped: all of a file
-/// goes at once.
+/// A file takes no more once its first hint has come to this part of the age at which hints are
+/// dropped: all of a file goes at once.
 const AGE_PARTS: u64 = 8;
 
 impl Hints {
@@ -80,7 +82,8 @@ impl Hints {
         kept
     }
 
-    /// A file for `node` that takes `bytes` more, and is the caller's to write to; `None`: there may be none.
+    /// A file for `node` that takes `bytes` more, and is the caller's to write to; `None`: there
+    /// may be none.
     async fn file_for(&self, node: u16, bytes: u64) -> Result<Option<Rc<HintFile>>> {
         let last = {
             let state = self.state.borrow();
@@ -214,8 +217,8 @@ impl Hints {
         Ok(())
     }
 
-    /// How long a file of `allocated` bytes becomes that is to have `needed`: the difference is taken from what all files
-    /// may have. `None`: there is not so much left.
+    /// How long a file of `allocated` bytes becomes that is to have `needed`: the difference is
+    /// taken from what all files may have. `None`: there is not so much left.
     fn step_to(&self, needed: u64, allocated: u64) -> Option<u64> {
         let mut state = self.state.borrow_mut();
         let left = self.limits.bytes_max.saturating_sub(state.bytes);

@@ -1,7 +1,7 @@
 //! Walking over a table in order, past the cache.
 //!
-//! A walk goes from partition to partition, which it reads one at a time if they are not loaded, and over
-//! the blocks of each, several of which are read together.
+//! A walk goes from partition to partition, which it reads one at a time if they are not loaded,
+//! and over the blocks of each, several of which are read together.
 
 use std::rc::Rc;
 
@@ -58,7 +58,8 @@ impl KeyStart {
 }
 
 impl TableCursor {
-    /// A walk from `bound` that reads and unpacks about `ahead_bytes` at a time, and at least a block.
+    /// A walk from `bound` that reads and unpacks about `ahead_bytes` at a time, and at least a
+    /// block.
     pub fn new(table: Rc<Table>, bound: Bound<'_>, ahead_bytes: usize) -> TableCursor {
         let after = match bound {
             Bound::From(_) => None,
@@ -145,8 +146,8 @@ impl TableCursor {
         Ok(Ahead { bytes, offset, end })
     }
 
-    /// Appends the records of the block at `offset` to `items`, those of the first one from where the walk
-    /// starts; gives the bytes that it has unpacked.
+    /// Appends the records of the block at `offset` to `items`, those of the first one from where
+    /// the walk starts; gives the bytes that it has unpacked.
     fn unpack(&mut self, offset: u64, bytes: &[u8], items: &mut Vec<Item>) -> Result<usize> {
         let start = self.start.take();
         let bound = start.as_ref().map_or(Bound::START, KeyStart::bound);

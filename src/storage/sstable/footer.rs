@@ -3,8 +3,9 @@
 //! footer := magic 8 bytes | format u32 | crc u32 | table u64 | file bytes u64
 //!           | offset u64 of partitions, top, properties, zeros                (little endian)
 //!
-//! Its crc32c covers table id, its own offset and all of it, the crc taken for zero. All formats have had the
-//! same footer: a table of another one is told from a damaged one, and refused by name.
+//! Its crc32c covers table id, its own offset and all of it, the crc taken for zero. All formats
+//! have had the same footer: a table of another one is told from a damaged one, and refused by
+//! name.
 
 use std::path::Path;
 

@@ -79,8 +79,8 @@ pub struct TableInfo {
     /// When half of its bytes will have expired (to within a few percent, never too early);
     /// 0: never.
     pub half_expired_at: UnixMillis,
-    /// Bytes of the large values to which those of its records point that do not say that what they hide
-    /// is counted as garbage.
+    /// Bytes of the large values to which those of its records point that do not say that what they
+    /// hide is counted as garbage.
     pub pointed: u64,
 }
 

@@ -4,12 +4,13 @@
 //! top       := count u32 | (partition length u32 | bytes of its blocks u32 | separator)*
 //! separator := position u32 | key length + 1 u32 | key                           (little endian)
 //!
-//! A block's separator is at or above its last key and below the next block's first; a partition's is that
-//! of its last block. Nearly always the position alone separates, and the key length is 0; else the last
-//! key does. The length of a partition counts its checksum, which is the table's business.
+//! A block's separator is at or above its last key and below the next block's first; a partition's
+//! is that of its last block. Nearly always the position alone separates, and the key length is 0;
+//! else the last key does. The length of a partition counts its checksum, which is the table's
+//! business.
 //!
-//! Invariants: separators ascend strictly; partitions follow each other, and so do their blocks, from
-//! offset 0; a partition is ended with the block that takes it to [`PARTITION_BYTES_TARGET`].
+//! Invariants: separators ascend strictly; partitions follow each other, and so do their blocks,
+//! from offset 0; a partition is ended with the block that takes it to [`PARTITION_BYTES_TARGET`].
 
 use std::collections::BTreeMap;
 
@@ -18,12 +19,13 @@ use crate::storage::bloom::{Filter, FilterBuilder};
 use crate::storage::codec::Reader;
 use crate::types::{KeyHash, Position};
 
-/// A partition is ended when it is this long: what a lookup reads of a table whose partitions are not in
-/// memory. Some 5,000 small records have one.
+/// A partition is ended when it is this long: what a lookup reads of a table whose partitions are
+/// not in memory. Some 5,000 small records have one.
 pub const PARTITION_BYTES_TARGET: usize = 8 * 1024;
 /// It is ended too when its blocks take so much: their offsets are counted in 32 bits.
 const BLOCKS_BYTES_TARGET: u64 = 1 << 30;
-/// What a key in memory takes besides its bytes: its share of a map's node, and what the allocator takes.
+/// What a key in memory takes besides its bytes: its share of a map's node, and what the allocator
+/// takes.
 const KEY_BYTES: usize = 64;
 /// What the parts of a partition take of the allocator.
 const ALLOCATED_BYTES: usize = 48;
@@ -156,8 +158,8 @@ pub struct Top {
 }
 
 impl Top {
-    /// Takes over the bytes of [`Builder::finish`], of partitions that begin at `from` and end at `to`.
-    /// `None` if they cannot be that.
+    /// Takes over the bytes of [`Builder::finish`], of partitions that begin at `from` and end at
+    /// `to`. `None` if they cannot be that.
     pub fn decode(bytes: &[u8], from: u64, to: u64) -> Option<Top> {
         let mut reader = Reader::new(bytes);
         let count = reader.u32()?;
@@ -190,7 +192,8 @@ impl Top {
         self.separators.positions.len()
     }
 
-    /// The partition that knows of this key, if any does; one past the last if it is above them all.
+    /// The partition that knows of this key, if any does; one past the last if it is above them
+    /// all.
     pub fn find(&self, position: Position, key: &[u8]) -> usize {
         self.separators.find(position, key)
     }
@@ -210,8 +213,8 @@ impl Top {
         (self.end(at) - self.offset(at)) as usize
     }
 
-    /// Takes over the content of partition `at`. `None` if it cannot be that, or is not what is said
-    /// of it here.
+    /// Takes over the content of partition `at`. `None` if it cannot be that, or is not what is
+    /// said of it here.
     pub fn decode_partition(&self, at: usize, content: &[u8]) -> Option<Partition> {
         let mut reader = Reader::new(content);
         let filter_length = reader.u32()? as usize;
@@ -273,8 +276,8 @@ impl Builder {
         self.filter.add(hash);
     }
 
-    /// The block under way is ended: `length` bytes, whose separator this is. All keys so far are in it,
-    /// or in blocks before it.
+    /// The block under way is ended: `length` bytes, whose separator this is. All keys so far are
+    /// in it, or in blocks before it.
     pub fn end_block(&mut self, length: u32, position: Position, key: Option<&[u8]>) {
         assert!(length > 0, "a block has at least one entry");
         self.entries.extend_from_slice(&length.to_le_bytes());
@@ -287,7 +290,8 @@ impl Builder {
         }
     }
 
-    /// Gives the partitions, each to have its checksum behind it, and the top. All blocks were ended.
+    /// Gives the partitions, each to have its checksum behind it, and the top. All blocks were
+    /// ended.
     pub fn finish(mut self) -> (Vec<Vec<u8>>, Vec<u8>) {
         if !self.entries.is_empty() {
             self.end_partition();

@@ -287,8 +287,8 @@ fn few_items() -> Vec<Item> {
     sorted(items)
 }
 
-/// Reads everything there is to read, with partitions in memory and without. The first error, if any, and
-/// then of both; a wrong answer is a panic.
+/// Reads everything there is to read, with partitions in memory and without. The first error, if
+/// any, and then of both; a wrong answer is a panic.
 async fn first_error(info: &TableInfo, items: &[Item]) -> Result<()> {
     let loaded = first_error_in(info, items, Mode::Loaded).await;
     let by_need = first_error_in(info, items, Mode::ByNeed).await;

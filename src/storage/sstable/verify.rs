@@ -1,9 +1,10 @@
 //! Reading a whole table to see whether it is what was written, and naming all that is not.
 //!
-//! A reader stops at the first damage that it meets; this goes on wherever what is left can still be
-//! judged by itself: a section by its checksum, a block by its own, a key by the index, the filter and
-//! the bounds. Behind a damaged partition its blocks cannot be told apart; all others can. What is known of the table as a whole (how many records, which versions) is compared
-//! only if all of it could be read.
+//! A reader stops at the first damage that it meets; this goes on wherever what is left can still
+//! be judged by itself: a section by its checksum, a block by its own, a key by the index, the
+//! filter and the bounds. Behind a damaged partition its blocks cannot be told apart; all others
+//! can. What is known of the table as a whole (how many records, which versions) is compared only
+//! if all of it could be read.
 
 use std::path::Path;
 
@@ -22,7 +23,8 @@ use crate::types::Version;
 pub trait Witness {
     /// At this byte of the file something does not hold.
     fn damage(&mut self, offset: u64, what: String);
-    /// This record is in the block at `offset`. What is wrong with it, if the caller knows of something.
+    /// This record is in the block at `offset`. What is wrong with it, if the caller knows of
+    /// something.
     fn record(&mut self, item: &Item) -> Option<String>;
     /// No more records of this block will be shown.
     fn block_ends(&mut self) -> impl Future<Output = ()>;
@@ -30,8 +32,8 @@ pub trait Witness {
     fn seen(&mut self, bytes: u64);
 }
 
-/// Verifies the table `id` in `dir`, which should be what the manifest says of it; without a manifest
-/// it is taken at its own word. An error: it could not be read.
+/// Verifies the table `id` in `dir`, which should be what the manifest says of it; without a
+/// manifest it is taken at its own word. An error: it could not be read.
 pub async fn verify(
     dir: &Path,
     id: TableId,
@@ -200,8 +202,8 @@ async fn read_block(file: &File, offset: u64, length: usize) -> Result<Vec<u8>> 
     }
 }
 
-/// A table that is asked for keys. Of its partitions it keeps the last one: those who ask go from key to
-/// key in order.
+/// A table that is asked for keys. Of its partitions it keeps the last one: those who ask go from
+/// key to key in order.
 pub struct Probe {
     file: File,
     info: TableInfo,
@@ -249,8 +251,8 @@ impl Probe {
         }))
     }
 
-    /// True if it has a record of `key`. `None`: the block that could have it, or what says where that is,
-    /// is damaged.
+    /// True if it has a record of `key`. `None`: the block that could have it, or what says where
+    /// that is, is damaged.
     pub async fn has(&mut self, key: &KeyRef<'_>) -> Result<Option<bool>> {
         let at = self.top.find(key.position, key.key);
         if !self.info.covers(key.position, key.key) || at == self.top.partitions() {
@@ -299,8 +301,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Verifies a block and all that is in it; false if not all could be read. Of what does not hold
-    /// the first thing is said.
+    /// Verifies a block and all that is in it; false if not all could be read. Of what does not
+    /// hold the first thing is said.
     async fn verify_block(
         &mut self,
         file: &File,

@@ -92,7 +92,8 @@ impl TableWriter {
         TableWriter { level, ..self }
     }
 
-    /// Adds the next record in order. After an error the file is gone and the writer of no more use.
+    /// Adds the next record in order. After an error the file is gone and the writer of no more
+    /// use.
     pub async fn add(&mut self, record: &Record, position: Position) -> Result<()> {
         assert!(self.file.is_some(), "the writer has failed");
         let item = Item {

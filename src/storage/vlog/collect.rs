@@ -1,18 +1,19 @@
-//! The collector of the value log: moves what is alive out of the segment where that pays most, so that
-//! its file can go.
+//! The collector of the value log: moves what is alive out of the segment where that pays most, so
+//! that its file can go.
 //!
-//! A segment goes in steps, each of which may be the last before a crash: its live records are copied
-//! to `moved` and their new places noted in the memtable, each only if the key's newest record is
-//! still the very one that was copied; then, when that memtable is in a table and the copies are
-//! synced, a manifest is installed that does not list the segment; then its file is removed. Until
-//! that manifest is durable the old places are good, and the copies are only garbage.
+//! A segment goes in steps, each of which may be the last before a crash: its live records are
+//! copied to `moved` and their new places noted in the memtable, each only if the key's newest
+//! record is still the very one that was copied; then, when that memtable is in a table and the
+//! copies are synced, a manifest is installed that does not list the segment; then its file is
+//! removed. Until that manifest is durable the old places are good, and the copies are only
+//! garbage.
 //!
 //! A record that is packed moves as it is: nothing is unpacked here.
 //!
 //! The collector looks for what is stored past the row cache, which knows no places.
 //!
-//! Invariants: only segments that replay does not read are emptied; a segment whose records cannot all
-//! be read is never given up; what has expired becomes a tombstone, as in a merge.
+//! Invariants: only segments that replay does not read are emptied; a segment whose records cannot
+//! all be read is never given up; what has expired becomes a tombstone, as in a merge.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -36,9 +37,11 @@ use crate::types::{KeyHash, Lsn};
 
 /// After a failure the disk is asked again so often.
 const RETRY: Duration = Duration::from_millis(500);
-/// So many emptied segments wait for a memtable to be flushed before it is flushed for them, at least...
+/// So many emptied segments wait for a memtable to be flushed before it is flushed for them, at
+/// least...
 const EMPTIED_MIN: usize = 4;
-/// ...and one in so many of all: a flush for few of them writes small tables, which cost many merges.
+/// ...and one in so many of all: a flush for few of them writes small tables, which cost many
+/// merges.
 const EMPTIED_SHARE: usize = 100;
 /// The collector rests so many times as long as it has worked...
 const REST_RATIO: u32 = 1;
@@ -49,8 +52,8 @@ const EARLY_PERMILLE: u64 = 15;
 /// ...and does not rest when it is so close: writers are slowed from the bound on.
 const URGENT_PERMILLE: u64 = 10;
 
-/// Bytes of records that are looked at before what is alive of them moves: each move ends in a sync, and in
-/// the padding of a batch. A core takes this part of its memory, within these bounds.
+/// Bytes of records that are looked at before what is alive of them moves: each move ends in a
+/// sync, and in the padding of a batch. A core takes this part of its memory, within these bounds.
 const MOVE_SHARE: u64 = 128;
 const MOVE_BYTES_MIN: u64 = 256 << 10;
 const MOVE_BYTES_MAX: u64 = 4 << 20;
@@ -92,26 +95,28 @@ fn as_tombstone(item: Item) -> Item {
 /// Bytes of a segment that collecting it would give back, as far as is known.
 fn waste(info: &SegmentInfo) -> u64 {
     let live = info.written - info.garbage;
-    // What `values` loses to padding the mover packs. A segment of `moved` is packed as well as it may be
-    // (were it taken for wasteful, it would be moved again and again), unless a start has cut it short.
+    // What `values` loses to padding the mover packs. A segment of `moved` is packed as well as it
+    // may be (were it taken for wasteful, it would be moved again and again), unless a start has
+    // cut it short.
     match info.stream == Stream::Values || live < info.bytes / 4 {
         true => info.bytes.saturating_sub(live),
         false => info.garbage,
     }
 }
 
-/// How well it pays to collect a segment of this age: what that gives back for what it moves, and, less, the
-/// age, as what is left of an old segment will stay, and what is left of a young one may soon be garbage
-/// by itself. (Cost and benefit of M. Rosenblum and J. Ousterhout, "The Design and Implementation of a
-/// Log-Structured File System", 1992; with the age's root it moves less, uniform or skewed.)
+/// How well it pays to collect a segment of this age: what that gives back for what it moves, and,
+/// less, the age, as what is left of an old segment will stay, and what is left of a young one may
+/// soon be garbage by itself. (Cost and benefit of M. Rosenblum and J. Ousterhout, "The Design and
+/// Implementation of a Log-Structured File System", 1992; with the age's root it moves less,
+/// uniform or skewed.)
 fn benefit(info: &SegmentInfo, age: u64) -> f64 {
     let wasted = waste(info);
     let live = info.bytes.saturating_sub(wasted).max(1);
     (age as f64).sqrt() * wasted as f64 / live as f64
 }
 
-/// The share of garbage in `segments`, which come with their ages, in thousandths, and the one that it pays
-/// most to collect.
+/// The share of garbage in `segments`, which come with their ages, in thousandths, and the one that
+/// it pays most to collect.
 fn worst<'a>(segments: impl Iterator<Item = (&'a SegmentInfo, u64)>) -> Option<(u64, SegmentKey)> {
     let (mut bytes, mut wasted) = (0, 0);
     let mut worst: Option<(f64, SegmentKey)> = None;
@@ -127,7 +132,8 @@ fn worst<'a>(segments: impl Iterator<Item = (&'a SegmentInfo, u64)>) -> Option<(
     (benefit > 0.0).then_some((wasted * 1000 / bytes.max(1), key))
 }
 
-/// Reads records of segment `key` with their places: all of the next batches up to `bytes_max` or the end.
+/// Reads records of segment `key` with their places: all of the next batches up to `bytes_max` or
+/// the end.
 async fn read_some(
     reader: &mut SegmentReader,
     key: SegmentKey,
@@ -216,9 +222,9 @@ impl Store {
         self.has_failed() || !state.undecided.is_empty()
     }
 
-    /// The share of garbage in the segments that may be collected, in thousandths, and the one that it pays
-    /// most to collect. Writers of large values are slowed by that share, but not while they would wait for
-    /// nothing.
+    /// The share of garbage in the segments that may be collected, in thousandths, and the one that
+    /// it pays most to collect. Writers of large values are slowed by that share, but not while
+    /// they would wait for nothing.
     fn weigh(&self) -> Option<(u64, SegmentKey)> {
         let state = self.state.borrow();
         let worst = self.worst(&state);
@@ -251,7 +257,8 @@ impl Store {
         };
         let values_now = self.values.segment_now();
         let age_max = state.values.segments().len().max(1) as u64;
-        // In segments that the log began since, and no more than there are. Those of other cores are old.
+        // In segments that the log began since, and no more than there are. Those of other cores
+        // are old.
         let age = |info: &SegmentInfo| {
             let SegmentInfo { stream, id, .. } = *info;
             let (floor, now) = match stream {
@@ -310,8 +317,8 @@ impl Store {
         Ok(())
     }
 
-    /// Moves what is alive of a segment; the last `moves` are under way when this returns. Bytes of the
-    /// records that were read.
+    /// Moves what is alive of a segment; the last `moves` are under way when this returns. Bytes of
+    /// the records that were read.
     async fn move_all(
         self: &Rc<Self>,
         reader: &mut SegmentReader,
@@ -422,8 +429,8 @@ impl Store {
         }
     }
 
-    /// Puts `item`, the same version of the same key, in the place of the pointer to `place`, if that
-    /// is still the newest record of its key, as it was at the moment of `current`.
+    /// Puts `item`, the same version of the same key, in the place of the pointer to `place`, if
+    /// that is still the newest record of its key, as it was at the moment of `current`.
     async fn put_if_current(&self, place: Pointer, current: Current, item: Item) -> Result<()> {
         let bytes = item.record.key().to_vec();
         let key = KeyRef::of(&bytes);
@@ -445,8 +452,8 @@ impl Store {
         Ok(())
     }
 
-    /// True if the pointer to `place`, which was the newest record of `key` at `epoch`, is so now. If
-    /// it is in no memtable then it is in a table, of which there are none that are newer.
+    /// True if the pointer to `place`, which was the newest record of `key` at `epoch`, is so now.
+    /// If it is in no memtable then it is in a table, of which there are none that are newer.
     fn is_still_current(&self, key: &KeyRef<'_>, place: Pointer, epoch: u64) -> bool {
         let state = self.state.borrow();
         let in_memory = state.in_memory(key);
@@ -469,8 +476,8 @@ impl Store {
         );
     }
 
-    /// Copies `items`, records that may be packed, to `moved`; gives the pointers to the copies, in order. They are
-    /// written, and as durable as durability asks.
+    /// Copies `items`, records that may be packed, to `moved`; gives the pointers to the copies, in
+    /// order. They are written, and as durable as durability asks.
     pub(in crate::storage) async fn move_records(&self, items: &[Item]) -> Result<Vec<Record>> {
         if items.is_empty() {
             return Ok(Vec::new());
@@ -578,8 +585,8 @@ mod tests {
         let worst = |info: SegmentInfo| super::worst([(&info, 1)].into_iter());
         assert_eq!(super::worst([].into_iter()), None);
         assert_eq!(worst(info(Stream::Values, 1, 1000, 0)), None);
-        // A full segment of `moved` is as it would be written again; and so is one that is not so full, or
-        // it would be moved for ever.
+        // A full segment of `moved` is as it would be written again; and so is one that is not so
+        // full, or it would be moved for ever.
         for written in [600, 300] {
             assert_eq!(worst(info(Stream::Moved, 1, written, 0)), None);
         }

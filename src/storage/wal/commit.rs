@@ -71,8 +71,8 @@ impl Wal {
         self.0.options.fate.progress.wake_all();
     }
 
-    /// Waits until there is a batch, and for what may soon come into it. Nobody waits for what the collector moves, nor,
-    /// unless each batch is synced, for anything else.
+    /// Waits until there is a batch, and for what may soon come into it. Nobody waits for what the
+    /// collector moves, nor, unless each batch is synced, for anything else.
     async fn gather(&self, gather: &mut Gather) {
         let is_waited_for = self.0.options.stream != Stream::Moved;
         if !is_waited_for || self.0.options.durability != Durability::Sync {

@@ -13,16 +13,17 @@
 //! version := clock u64 | coordinator u32
 //!
 //! An entry's place in the order of all of its core's writes (its LSN) is the batch's `first` plus
-//! its `number`. (Within a prepare the number is 0: all of it has one place.) The three streams of a
-//! core are `wal` (small records, batches, what transactions say), `values` (large records, each
+//! its `number`. (Within a prepare the number is 0: all of it has one place.) The three streams of
+//! a core are `wal` (small records, batches, what transactions say), `values` (large records, each
 //! alone) and `moved` (large records that were moved from elsewhere; its numbers are its own).
 //!
-//! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the
-//! last entry. A batch never changes (a recovery may write the same bytes again). It bears its segment's
-//! `life`, a number that chance gave when the file got this name: so what a recycled file still holds of
-//! an earlier life is never taken for its own, nor is a value in which a client forged a batch: he cannot
-//! know the life of a file that his value will lie in. `sequence` rises by one from batch to batch,
-//! across segments; `synced` is the highest sequence known to be durable when the batch was written.
+//! Little endian. A crc (crc32c) covers what follows it, up to the end of the header or the last
+//! entry. A batch never changes (a recovery may write the same bytes again). It bears its segment's
+//! `life`, a number that chance gave when the file got this name: so what a recycled file still
+//! holds of an earlier life is never taken for its own, nor is a value in which a client forged a
+//! batch: he cannot know the life of a file that his value will lie in. `sequence` rises by one
+//! from batch to batch, across segments; `synced` is the highest sequence known to be durable when
+//! the batch was written.
 //!
 //! Invariant: a batch that cannot be read, while some later one says that it was synced, is damage.
 //! Without such a witness it is the torn end of a crash: it was never acknowledged as durable.
@@ -118,8 +119,8 @@ impl SegmentId {
     }
 }
 
-/// A number that a segment's batches bear, and those of no other segment and of no earlier life of its
-/// file. Chosen by chance: nobody can foresee it.
+/// A number that a segment's batches bear, and those of no other segment and of no earlier life of
+/// its file. Chosen by chance: nobody can foresee it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -216,8 +217,8 @@ pub struct BatchHeader {
     pub sequence: u64,
     /// The highest batch known to be durable when this one was written.
     pub synced: u64,
-    /// Every write up to this place in the order of all writes, in whichever log, was durable when this
-    /// batch was written.
+    /// Every write up to this place in the order of all writes, in whichever log, was durable when
+    /// this batch was written.
     pub durable: Lsn,
     /// The place of its first entry in the order of all writes.
     pub first: Lsn,
@@ -259,8 +260,8 @@ pub fn seal_batch<B: DerefMut<Target = [u8]>>(header: BatchHeader, pieces: &mut 
     first[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Reads a batch's header, not checking its crc: `None` if this cannot be one of `life`; without one,
-/// of any segment.
+/// Reads a batch's header, not checking its crc: `None` if this cannot be one of `life`; without
+/// one, of any segment.
 pub fn decode_batch_header(bytes: &[u8], life: Option<Life>) -> Option<BatchHeader> {
     let bytes = bytes.get(..BATCH_HEADER_BYTES)?;
     let header = BatchHeader {
@@ -386,8 +387,8 @@ fn put_version(version: Version, out: &mut (impl Sink + ?Sized)) {
     out.put(&version.coordinator.to_le_bytes());
 }
 
-/// Takes the first entry off `bytes`, with its number. `None` if it is malformed; call it only while
-/// bytes are left.
+/// Takes the first entry off `bytes`, with its number. `None` if it is malformed; call it only
+/// while bytes are left.
 pub fn take_numbered<'a>(bytes: &mut &'a [u8]) -> Option<(u32, Entry<'a>)> {
     let number = bytes.get(5..ENTRY_HEADER_BYTES)?;
     let number = u32_at(number, 0);

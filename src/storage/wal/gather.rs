@@ -1,11 +1,13 @@
 //! When a batch is to be sealed: at once, or a moment later, with more in it. Pure.
 //!
-//! Clients that wait for their replies write in bursts: those of one batch are answered together, and come back together.
-//! Were the next batch sealed at the very moment at which the last one is synced, it would hold only those who came
-//! meanwhile, the others would wait for a whole sync more, and for ever there would be two groups in turn. So the
-//! committer looks again and again, at short intervals, as long as that pays: what comes in an interval is spared one sync's
-//! time, and what is there waits for the interval. Whoever writes at a steady rate, and does not come back because of an
-//! answer, fills a batch no faster than the last one was filled, and is never waited for longer than one interval.
+//! Clients that wait for their replies write in bursts: those of one batch are answered together,
+//! and come back together. Were the next batch sealed at the very moment at which the last one is
+//! synced, it would hold only those who came meanwhile, the others would wait for a whole sync
+//! more, and for ever there would be two groups in turn. So the committer looks again and again, at
+//! short intervals, as long as that pays: what comes in an interval is spared one sync's time, and
+//! what is there waits for the interval. Whoever writes at a steady rate, and does not come back
+//! because of an answer, fills a batch no faster than the last one was filled, and is never waited
+//! for longer than one interval.
 
 use std::time::Duration;
 
@@ -25,7 +27,8 @@ pub struct Gather {
     took: Duration,
     /// When the last one was synced.
     ended: Duration,
-    /// So many entries are pending soon if everybody comes back: those that were pending then, and those of the last batch.
+    /// So many entries are pending soon if everybody comes back: those that were pending then, and
+    /// those of the last batch.
     expected: usize,
     /// When was last looked, and what was pending then.
     looked: Option<(Duration, usize)>,

@@ -5,13 +5,14 @@
 //!
 //! Group commit: writers append to the pending batch and wait; the committer writes it (with one
 //! aligned write, or a few if it is large), syncs it once, and wakes them; meanwhile the next batch
-//! forms, and those who were woken may still join it (`gather`). A batch is never written with other bytes, so a torn write can only hurt what nobody was
-//! told of (`format`, `replay`).
+//! forms, and those who were woken may still join it (`gather`). A batch is never written with
+//! other bytes, so a torn write can only hurt what nobody was told of (`format`, `replay`).
 //!
-//! Segments have their space before their first use (those of the write-ahead log are also filled with
-//! zeros, and recycled afterwards, so that a sync waits for no file-system metadata), so that a full disk is met by the preparer, which can
-//! wait, and not by a write that was admitted. Invariant: the pending batch fits into the
-//! current segment or into the spare one; [`Wal::admit`] sees to it, so appending cannot fail.
+//! Segments have their space before their first use (those of the write-ahead log are also filled
+//! with zeros, and recycled afterwards, so that a sync waits for no file-system metadata), so that
+//! a full disk is met by the preparer, which can wait, and not by a write that was admitted.
+//! Invariant: the pending batch fits into the current segment or into the spare one; [`Wal::admit`]
+//! sees to it, so appending cannot fail.
 //!
 //! A failed write or sync poisons the log: nothing is known of that batch, what came after it
 //! is not written, and every later write is refused until the node opens its data anew.
@@ -271,8 +272,8 @@ impl Inner {
 }
 
 impl Wal {
-    /// Starts a log behind what `replay` found, and its tasks. The first segment is ready, or refused
-    /// by the disk, when this returns.
+    /// Starts a log behind what `replay` found, and its tasks. The first segment is ready, or
+    /// refused by the disk, when this returns.
     pub async fn start(options: LogOptions, found: replay::Found) -> Wal {
         let segment_bytes = options.limits.segment_bytes;
         assert!(segment_bytes.is_multiple_of(BLOCK_BYTES as u64));
@@ -363,8 +364,8 @@ impl Wal {
         self.append(lsn, record.len(), |out| format::put_record(record, out));
     }
 
-    /// Appends a record whose place is wanted: see [`Wal::take_placed`]. What is written is `stored`:
-    /// that record, or the same one packed.
+    /// Appends a record whose place is wanted: see [`Wal::take_placed`]. What is written is
+    /// `stored`: that record, or the same one packed.
     pub fn append_value(&self, lsn: Lsn, position: Position, record: &Record, stored: &[u8]) {
         assert!(self.0.options.stream != Stream::Records);
         assert!(record.pointer().is_none(), "a pointer points to no pointer");
@@ -480,7 +481,8 @@ impl Wal {
         first.is_none_or(|first| first > lsn)
     }
 
-    /// Waits until the records up to `lsn` may be acknowledged. `Uncertain` if the log failed before.
+    /// Waits until the records up to `lsn` may be acknowledged. `Uncertain` if the log failed
+    /// before.
     pub async fn wait_acknowledged(&self, lsn: Lsn) -> Result<()> {
         self.wait_for(|| {
             if self.is_acknowledged(lsn) {
@@ -581,9 +583,9 @@ impl Wal {
         }
     }
 
-    /// Takes the file of a segment of the value log, which nobody needs or reads any more, to write it anew:
-    /// where blocks have been written before, a sync waits for no metadata. False: it is not wanted, or has
-    /// another name by which somebody may need it.
+    /// Takes the file of a segment of the value log, which nobody needs or reads any more, to write
+    /// it anew: where blocks have been written before, a sync waits for no metadata. False: it is
+    /// not wanted, or has another name by which somebody may need it.
     pub fn reuse(&self, segment: &Segment) -> bool {
         self.0.supply.keep(segment)
     }
@@ -603,8 +605,8 @@ impl Wal {
         }
     }
 
-    /// Waits until nothing of this log, which was stopped, changes any file any more. (A stop does not
-    /// wait for a spare segment that is being made.)
+    /// Waits until nothing of this log, which was stopped, changes any file any more. (A stop does
+    /// not wait for a spare segment that is being made.)
     pub async fn wait_ended(&self) {
         self.wait_for(|| self.0.state.borrow().are_segments_made.then_some(()))
             .await;

@@ -7,13 +7,13 @@
 //! an earlier recovery, which had cut the tail there.
 //!
 //! A batch's damage that no later batch of its log tells from a torn write may still be told by
-//! another log, which says what of all writes was durable ([`Found::durable`]): who reads all logs of a
-//! core judges that.
+//! another log, which says what of all writes was durable ([`Found::durable`]): who reads all logs
+//! of a core judges that.
 //!
-//! What was read is made durable before it is shown to anybody: after a mere process crash it may not
-//! have been. It is written once more for that, the same bytes in their place: had a sync failed in
-//! the life before, then the system may take for clean what never came to the disk, and another sync
-//! alone would prove nothing.
+//! What was read is made durable before it is shown to anybody: after a mere process crash it may
+//! not have been. It is written once more for that, the same bytes in their place: had a sync
+//! failed in the life before, then the system may take for clean what never came to the disk, and
+//! another sync alone would prove nothing.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,8 @@ use crate::error::{Error, Result};
 use crate::rt::{self, BLOCK_BYTES, Bug, File, ReadBuffer};
 use crate::types::{CoreId, Lsn};
 
-/// A segment is read in pieces of this size, and what may not be durable of it written again in such pieces;
-/// a batch that is larger in one. It is memory for as long as a segment is read.
+/// A segment is read in pieces of this size, and what may not be durable of it written again in
+/// such pieces; a batch that is larger in one. It is memory for as long as a segment is read.
 const READ_BYTES: usize = 4 << 20;
 /// Where a segment's number says whose it is.
 const CORE_SHIFT: u32 = 48;
@@ -47,8 +47,8 @@ pub struct Floor {
 
 impl Floor {
     /// The floor of a log of `core` that nothing was written to. No two logs have a segment of the
-    /// same number, so that neither a file nor a batch that strays from one into another is taken for
-    /// its own.
+    /// same number, so that neither a file nor a batch that strays from one into another is taken
+    /// for its own.
     pub fn start(core: CoreId, stream: Stream) -> Floor {
         let log = u64::from(core.0) << CORE_SHIFT | u64::from(stream.number()) << STREAM_SHIFT;
         Floor {
@@ -57,8 +57,8 @@ impl Floor {
         }
     }
 
-    /// True if this segment is one of this log, and not of the same stream of another core: such ones
-    /// lie beside a core's own after a re-sharding, to be read by pointers only.
+    /// True if this segment is one of this log, and not of the same stream of another core: such
+    /// ones lie beside a core's own after a re-sharding, to be read by pointers only.
     pub fn is_own(&self, id: SegmentId) -> bool {
         id.0 >> STREAM_SHIFT == self.segment.0 >> STREAM_SHIFT
     }
@@ -103,7 +103,8 @@ pub struct Found {
     pub segment_next: SegmentId,
     /// Every write up to here, in whichever log, was durable: so says a batch.
     pub durable: Lsn,
-    /// Where it could not be read on: in the last segment that holds something, or in those behind it.
+    /// Where it could not be read on: in the last segment that holds something, or in those behind
+    /// it.
     pub ends: Vec<End>,
 }
 
@@ -167,8 +168,8 @@ pub fn log_segments_of(stream: Stream, floor: Floor, names: &[String]) -> Vec<Se
     ids
 }
 
-/// Reads the log `stream` in `dir` from `floor` on and gives every entry to `each`, in order. Segments
-/// below the floor are not touched.
+/// Reads the log `stream` in `dir` from `floor` on and gives every entry to `each`, in order.
+/// Segments below the floor are not touched.
 pub async fn replay(
     dir: &Path,
     stream: Stream,
@@ -297,8 +298,8 @@ impl SegmentReader {
             SegmentHeader::Other(format) => {
                 return Err(other_format(self.segment.file.path(), format));
             }
-            // Recycling gives a file of below the floor a new header, and then a new name. A crash may
-            // leave the former without the latter, but then nothing has been written to it.
+            // Recycling gives a file of below the floor a new header, and then a new name. A crash
+            // may leave the former without the latter, but then nothing has been written to it.
             SegmentHeader::Valid(..) => {
                 if let Some((stream, named)) = self.misnamed()
                     && (is_used || id >= floor.segment)
@@ -334,8 +335,8 @@ impl SegmentReader {
         }
     }
 
-    /// The number and the place of the first batch that can be read, if there is any. If nothing says
-    /// which life this is, then those do not count that are of before the floor.
+    /// The number and the place of the first batch that can be read, if there is any. If nothing
+    /// says which life this is, then those do not count that are of before the floor.
     async fn first(&mut self, floor: Floor) -> Result<Option<(u64, u64)>> {
         let is_known = self.life.is_some();
         let counts = |header: BatchHeader| is_known || header.sequence >= floor.sequence;
@@ -531,8 +532,8 @@ impl SegmentReader {
     }
 }
 
-/// Of the places where logs may end, those where something that was durable may have been: where the end
-/// is torn, or, if it has left no trace, all.
+/// Of the places where logs may end, those where something that was durable may have been: where
+/// the end is torn, or, if it has left no trace, all.
 pub fn suspects(mut ends: Vec<End>) -> Vec<End> {
     if ends.iter().any(|end| end.is_torn) {
         ends.retain(|end| end.is_torn);

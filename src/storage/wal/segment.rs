@@ -1,5 +1,6 @@
-//! The supply of log segments. Those of the write-ahead log are filled with zeros once; those of the
-//! value log, which are kept for long, only have their space taken. Both are used again and again.
+//! The supply of log segments. Those of the write-ahead log are filled with zeros once; those of
+//! the value log, which are kept for long, only have their space taken. Both are used again and
+//! again.
 //!
 //! A segment gets its number (file name and header) and is synced, with its directory, before it
 //! is offered as the spare; so a batch in it never depends on metadata that is not yet durable.
@@ -101,7 +102,8 @@ impl Supply {
         state.spare.is_none() && state.refused.is_some()
     }
 
-    /// What those are told who want to write a batch of `bytes`, while there is to be no segment for it.
+    /// What those are told who want to write a batch of `bytes`, while there is to be no segment
+    /// for it.
     pub fn refusal(&self, bytes: u64) -> Option<Admission> {
         let state = self.state.borrow();
         let (refused, admission) = state.refused?;
@@ -167,8 +169,8 @@ impl Supply {
         self.signal.wake_all();
     }
 
-    /// Keeps the file of a segment of the value log for reuse, and says whether it does. A file with two
-    /// names is somebody else's, too.
+    /// Keeps the file of a segment of the value log for reuse, and says whether it does. A file
+    /// with two names is somebody else's, too.
     pub fn keep(&self, segment: &Segment) -> bool {
         let mut state = self.state.borrow_mut();
         let is_wanted = segment.bytes == self.segment_bytes && state.pool.len() < POOL_VALUES_MAX;
@@ -249,7 +251,8 @@ impl Supply {
                 Ok(())
             }
             Err(error) => {
-                // It may not even exist. That it is gone is made sure of before the next one is made.
+                // It may not even exist. That it is gone is made sure of before the next one is
+                // made.
                 let _ = rt::remove_file(&path).await;
                 let mut state = self.state.borrow_mut();
                 state.surplus.push(path);
@@ -259,8 +262,8 @@ impl Supply {
         }
     }
 
-    /// Removes, durably, what must not be found beside a segment that is made later: a file that was
-    /// never finished is told from one that was cut short by being the last.
+    /// Removes, durably, what must not be found beside a segment that is made later: a file that
+    /// was never finished is told from one that was cut short by being the last.
     async fn remove_surplus(&self) -> Result<()> {
         let mut is_changed = false;
         loop {

@@ -1,12 +1,13 @@
 //! Reading a log to see whether it is what was written, and naming all that is not.
 //!
-//! This judges by the rule of `format` and `replay` (what cannot be read while a later batch says that
-//! it was synced is damage, the rest is the torn end of a crash), but by code of its own: it lists
-//! the batches of every segment first and looks at the list, and it goes on behind what it finds.
-//! Nothing is written.
+//! This judges by the rule of `format` and `replay` (what cannot be read while a later batch says
+//! that it was synced is damage, the rest is the torn end of a crash), but by code of its own: it
+//! lists the batches of every segment first and looks at the list, and it goes on behind what it
+//! finds. Nothing is written.
 //!
-//! What is replayed is one chain of batches over all segments from the floor on. A segment of the value
-//! log that is not replayed any more stands for itself: no batch of another one is needed to read it.
+//! What is replayed is one chain of batches over all segments from the floor on. A segment of the
+//! value log that is not replayed any more stands for itself: no batch of another one is needed to
+//! read it.
 
 use std::path::Path;
 
@@ -56,7 +57,8 @@ pub async fn verify(
         ends: Vec::new(),
     };
     for id in ids {
-        // Files of the write-ahead log are used again: one of below the floor may hold what is needed.
+        // Files of the write-ahead log are used again: one of below the floor may hold what is
+        // needed.
         if id < floor.segment && stream != Stream::Records {
             continue;
         }
@@ -150,10 +152,11 @@ struct Segment {
     header: SegmentHeader,
     /// How long it should be, by its header.
     bytes_wanted: Option<u64>,
-    /// Of the life that its header names; if that cannot be read, all that are not of before the floor.
+    /// Of the life that its header names; if that cannot be read, all that are not of before the
+    /// floor.
     batches: Vec<Batch>,
-    /// The blocks that hold something and belong to no whole batch of this segment, and to none that
-    /// the file held in an earlier life.
+    /// The blocks that hold something and belong to no whole batch of this segment, and to none
+    /// that the file held in an earlier life.
     others: Vec<u64>,
 }
 
@@ -293,8 +296,8 @@ impl Segment {
                 witness.foreign(path, format);
                 return false;
             }
-            // A crash may leave a recycled file with its new header and its old name; but then nothing
-            // has been written to it.
+            // A crash may leave a recycled file with its new header and its old name; but then
+            // nothing has been written to it.
             SegmentHeader::Valid(stream, named)
                 if (stream, named) != (self.stream, self.id)
                     && (is_needed
@@ -350,8 +353,8 @@ impl Segment {
             expected = Some(batch.header.sequence + 1);
             position = batch.end;
         }
-        // What a table points to is looked at from there. Of what was only being moved at a crash the
-        // manifest may count what never came to the disk.
+        // What a table points to is looked at from there. Of what was only being moved at a crash
+        // the manifest may count what never came to the disk.
         if found < kept.written {
             let what = format!(
                 "{} bytes of the records that the manifest counts cannot be read",
@@ -366,7 +369,8 @@ impl Segment {
 struct Chain {
     /// The number of the next batch.
     expected: u64,
-    /// Where it could not be read on: in the last segment that holds something, or in those behind it.
+    /// Where it could not be read on: in the last segment that holds something, or in those behind
+    /// it.
     ends: Vec<End>,
 }
 

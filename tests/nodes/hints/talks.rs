@@ -13,8 +13,8 @@ use crate::workload;
 pub const GRACE: Duration = Duration::from_secs(5);
 
 impl Scene {
-    /// So many nodes that know each other, in a cluster that holds data, as all of them know: one that is no replica of the
-    /// first key would hear of it later.
+    /// So many nodes that know each other, in a cluster that holds data, as all of them know: one
+    /// that is no replica of the first key would hear of it later.
     pub fn holding_data(seed: u64, nodes: u16, planted: &[Bug]) -> Verdict<Scene> {
         let shape = Shape { nodes, ..THREE };
         let mut scene = Scene::formed(shape, seed, planted)?;

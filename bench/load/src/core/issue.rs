@@ -94,8 +94,8 @@ impl Core {
         self.slots.node_of(&key)
     }
 
-    /// The server to ask on behalf of a client that fails over: its own, or the next that has not failed it lately, or
-    /// any that is there, or one to wait for.
+    /// The server to ask on behalf of a client that fails over: its own, or the next that has not
+    /// failed it lately, or any that is there, or one to wait for.
     fn server_for(&self, request: &Request) -> u16 {
         let count = self.slots.nodes().len() as u64;
         let home = self.share.number(u64::from(request.client)) % count;
@@ -192,7 +192,8 @@ impl Core {
         Some(request)
     }
 
-    /// Enters a request in the books. A write to a record that has one under way goes to the next record.
+    /// Enters a request in the books. A write to a record that has one under way goes to the next
+    /// record.
     fn note_begin(&mut self, request: &mut Request) {
         if let (Some(counters), Kind::Increment, Step::Whole) =
             (&mut self.counters, request.kind, request.step)

@@ -1,14 +1,14 @@
-//! One load thread, without its sockets: what to send on which connection, and what the answers mean.
-//! Pure; times are nanoseconds since the phase began.
+//! One load thread, without its sockets: what to send on which connection, and what the answers
+//! mean. Pure; times are nanoseconds since the phase began.
 //!
-//! A **client** is what a user of a server has: one connection to each node, and at most `pipeline` requests
-//! in flight. In a closed loop it sends so many at once, and again when all are answered; in an open loop it
-//! takes what is due while it has room. One that fails over has a connection to each server, prefers its own, and
-//! asks the next one where that fails. The driver reads and writes sockets, and calls [`Core::on_bytes`],
-//! [`Core::issue`] and [`Core::outgoing`] in turn.
+//! A **client** is what a user of a server has: one connection to each node, and at most `pipeline`
+//! requests in flight. In a closed loop it sends so many at once, and again when all are answered;
+//! in an open loop it takes what is due while it has room. One that fails over has a connection to
+//! each server, prefers its own, and asks the next one where that fails. The driver reads and
+//! writes sockets, and calls [`Core::on_bytes`], [`Core::issue`] and [`Core::outgoing`] in turn.
 //!
-//! Memory: requests in flight are bounded by clients and pipeline, payloads are judged as they pass, and
-//! what is overdue waits in the schedule, not in a queue.
+//! Memory: requests in flight are bounded by clients and pipeline, payloads are judged as they
+//! pass, and what is overdue waits in the schedule, not in a queue.
 
 mod issue;
 mod settle;
@@ -205,7 +205,8 @@ impl Core {
         self.free = (0..self.clients.len() as u32).collect();
     }
 
-    /// A phase is over at `now`, with all that was asked for: what its clients asked for and were told since the last one.
+    /// A phase is over at `now`, with all that was asked for: what its clients asked for and were
+    /// told since the last one.
     pub fn end_phase(&mut self, now: u64) -> Vec<Entry> {
         self.now = self.now.max(now);
         if let Some(gaps) = &mut self.gaps {
@@ -340,7 +341,8 @@ impl Core {
         Ok(())
     }
 
-    /// A connection is gone, or could not be opened; `class` and `message` say why. What waited has failed.
+    /// A connection is gone, or could not be opened; `class` and `message` say why. What waited has
+    /// failed.
     pub fn on_lost(&mut self, connection: u32, class: &str, message: &str) {
         let link = &mut self.connections[connection as usize];
         let waiting = std::mem::take(&mut link.waiting);

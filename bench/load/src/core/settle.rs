@@ -1,4 +1,5 @@
-//! What an answer means: for its operation, for the books, and for what its client sends next. Pure.
+//! What an answer means: for its operation, for the books, and for what its client sends next.
+//! Pure.
 
 use super::{Core, SHUN_NANOS};
 use crate::content::Check;
@@ -267,7 +268,8 @@ impl Core {
         self.make_room(request.client);
     }
 
-    /// Whether another server is to be asked. In a history each write is tried once, for then it has one outcome.
+    /// Whether another server is to be asked. In a history each write is tried once, for then it
+    /// has one outcome.
     fn may_try_again(&self, request: &Request, outcome: Outcome, class: &str) -> bool {
         if !self.plan.fails_over || !is_of_one_server(class) {
             return false;

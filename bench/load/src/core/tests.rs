@@ -1,4 +1,5 @@
-//! A load thread against a server in memory, in virtual time: every lie has to be found, and no other.
+//! A load thread against a server in memory, in virtual time: every lie has to be found, and no
+//! other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -350,7 +351,8 @@ fn a_fill_writes_each_record_once() {
     assert_eq!(world.run(Phase::ReadBack).verdicts.sound, 200);
 }
 
-/// The trap of closed loops: a stall of 300 ms in a second is one slow request there, and a third of all in truth.
+/// The trap of closed loops: a stall of 300 ms in a second is one slow request there, and a third
+/// of all in truth.
 #[test]
 fn a_stall_is_measured_by_all_that_it_kept_waiting() {
     let measure = |pace| {
@@ -468,8 +470,8 @@ fn a_read_modify_write_and_a_lock_are_two_requests_each() {
     }
 }
 
-/// A client that gives up where a good one would ask another server measures its own clumsiness; one that forgets that
-/// the first server may have done it accuses a sound cluster.
+/// A client that gives up where a good one would ask another server measures its own clumsiness;
+/// one that forgets that the first server may have done it accuses a sound cluster.
 #[test]
 fn what_one_server_fails_another_does() {
     for lie in [Lie::None, Lie::Forget] {
@@ -547,7 +549,8 @@ fn histories_are_explained_unless_the_server_lies() {
     }
 }
 
-/// A write is done when enough replicas have it, and an error before the WAIT is not hidden by the WAIT's answer.
+/// A write is done when enough replicas have it, and an error before the WAIT is not hidden by the
+/// WAIT's answer.
 #[test]
 fn a_write_that_waits_for_replicas_is_done_with_them() {
     for (wait, lie) in [(2, Lie::None), (3, Lie::None), (1, Lie::Refuse)] {

@@ -259,7 +259,8 @@ fn an_interrupted_run_ends_with_what_it_has() {
     assert_eq!(measured.len(), 3);
 }
 
-/// Who makes faults knows only afterwards how long the load has to last; what was acknowledged is to be read back all the same.
+/// Who makes faults knows only afterwards how long the load has to last; what was acknowledged is
+/// to be read back all the same.
 #[test]
 fn a_run_that_is_told_that_it_is_enough_reads_back() {
     let mut plan = plan("set");

@@ -1,5 +1,5 @@
-//! Two processes that run as one node, as from a copied data directory: exactly one goes on. And what may look like that to a
-//! healthy node, which goes on.
+//! Two processes that run as one node, as from a copied data directory: exactly one goes on. And
+//! what may look like that to a healthy node, which goes on.
 
 use super::*;
 
@@ -68,7 +68,8 @@ fn of_two_that_start_at_the_same_moment_one_ends() {
         world.run(20_000);
         world.peers[1].is_up = false;
         world.run(5_000);
-        // Their clocks may be behind, or they were copied before the first start. They differ by chance.
+        // Their clocks may be behind, or they were copied before the first start. They differ by
+        // chance.
         let generation = [3000, 3, 1000][seed as usize % 3];
         world.restart(1, generation);
         let twin = world.start_twin(1, generation + 1 + seed % 7);
@@ -76,8 +77,8 @@ fn of_two_that_start_at_the_same_moment_one_ends() {
     }
 }
 
-/// Else a node that is started often, is slow or stands still could end itself, with what is told of its earlier lives. (In a
-/// world without twins nobody may be fenced: `World` sees to that.)
+/// Else a node that is started often, is slow or stands still could end itself, with what is told
+/// of its earlier lives. (In a world without twins nobody may be fenced: `World` sees to that.)
 #[test]
 fn restarts_pauses_and_old_news_end_nobody() {
     for seed in 0..30 {
@@ -103,8 +104,8 @@ fn restarts_pauses_and_old_news_end_nobody() {
     }
 }
 
-/// What one node alone knows of an earlier life, and tells late, is no process that lives; but it must be outbid in the end, or
-/// nobody would hear this one.
+/// What one node alone knows of an earlier life, and tells late, is no process that lives; but it
+/// must be outbid in the end, or nobody would hear this one.
 #[test]
 fn a_later_start_that_shows_no_life_is_outbid_and_one_that_does_ends_this_one() {
     let own = NodeId(1);

@@ -1,4 +1,5 @@
-//! What both sides say of a connection that comes to nothing: who is to blame, and what is to be done.
+//! What both sides say of a connection that comes to nothing: who is to blame, and what is to be
+//! done.
 
 use super::*;
 
@@ -49,7 +50,8 @@ fn said_of_the_link(world: &World) -> String {
     task[0].take().expect("it was answered, or not")
 }
 
-/// Else a wrong key would leave no line at the member that refuses, and "it" at the newcomer would be anybody.
+/// Else a wrong key would leave no line at the member that refuses, and "it" at the newcomer would
+/// be anybody.
 #[test]
 fn a_wrong_key_is_told_on_both_sides() {
     let world = World::new(Options::calm(1));
@@ -72,7 +74,8 @@ fn another_cluster_is_told_on_both_sides() {
     }
 }
 
-/// Else a web browser, or redis-cli with a wrong port, would be said to send frames of 168,636,714 bytes.
+/// Else a web browser, or redis-cli with a wrong port, would be said to send frames of 168,636,714
+/// bytes.
 #[test]
 fn who_is_no_node_is_said_to_be_none() {
     for bytes in ["GET / HTTP/1.1\r\n\r\n", "*1\r\n$4\r\nPING\r\n"] {

@@ -1,11 +1,13 @@
-//! Whoever reaches a peer port, and what he may send: garbage, too much, nothing, requests without an end.
+//! Whoever reaches a peer port, and what he may send: garbage, too much, nothing, requests without
+//! an end.
 
 use super::*;
 use crate::protocol::peer::handshake::Connecting;
 use crate::protocol::peer::{Frame, Message, Parsed, VERSION, encode, parse};
 use crate::rt::Stream;
 
-/// A world with node 2, which serves, and node 1, which asks it now and then: it must go on being answered.
+/// A world with node 2, which serves, and node 1, which asks it now and then: it must go on being
+/// answered.
 struct Scene {
     world: World,
     ledger: Rc<Ledger>,
@@ -227,7 +229,8 @@ fn who_is_unknown_cannot_announce_a_large_frame() {
     assert!(planted >= SECOND, "the cap is missing, and nobody sees it");
 }
 
-/// Else who does not know the key could read and write; or a node that is misconfigured would not be told.
+/// Else who does not know the key could read and write; or a node that is misconfigured would not
+/// be told.
 #[test]
 fn a_wrong_key_is_refused_on_both_sides() {
     let scene = Scene::new(1, &[]);
@@ -365,8 +368,8 @@ impl Serve for Noting {
     }
 }
 
-/// Else a node that has left the cluster, or was never in it, could read and write, for it knows the key; or one that has just
-/// come in could not say that there is a newer map.
+/// Else a node that has left the cluster, or was never in it, could read and write, for it knows
+/// the key; or one that has just come in could not say that there is a newer map.
 #[test]
 fn who_knows_the_key_and_is_not_in_the_map_is_asked_for_a_newer_map_at_most() {
     let world = World::new(Options::calm(4));

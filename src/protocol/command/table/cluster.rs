@@ -1,7 +1,7 @@
 //! Rows of the command table: Redis Cluster, as far as its clients ask.
 //!
-//! Arity, marks and tips are those of Redis 7.0. What changes a cluster by hand (ADDSLOTS, FAILOVER and
-//! the like) is not here: no client may do that to the ring.
+//! Arity, marks and tips are those of Redis 7.0. What changes a cluster by hand (ADDSLOTS, FAILOVER
+//! and the like) is not here: no client may do that to the ring.
 
 use super::*;
 use crate::protocol::command::{parse_cluster, parse_session};

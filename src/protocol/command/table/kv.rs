@@ -1,4 +1,5 @@
-//! Rows of the command table: keys with versions and levels of consistency, which Redis does not have.
+//! Rows of the command table: keys with versions and levels of consistency, which Redis does not
+//! have.
 
 use super::*;
 use crate::protocol::command::parse_kv;

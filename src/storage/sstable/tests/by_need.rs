@@ -1,5 +1,5 @@
-//! Partitions on disk and in memory: the same answers, a known number of reads, little memory, and no damage
-//! unnoticed.
+//! Partitions on disk and in memory: the same answers, a known number of reads, little memory, and
+//! no damage unnoticed.
 
 use super::*;
 

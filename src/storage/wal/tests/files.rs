@@ -1,10 +1,12 @@
-//! Files that are not what they are called by: of an earlier life, forged, cut short, another segment's.
+//! Files that are not what they are called by: of an earlier life, forged, cut short, another
+//! segment's.
 
 use super::*;
 
 #[test]
 fn a_file_whose_new_life_was_not_finished_is_blank() {
-    // The power went between the writing of a recycled file's header and its renaming; or behind that.
+    // The power went between the writing of a recycled file's header and its renaming; or behind
+    // that.
     let world = world_with(12, 12, 5000);
     let mut old = world.disk(NODE).read(&path_of(1)).expect("it is there");
     encode_segment_header(
@@ -26,8 +28,8 @@ fn a_file_whose_new_life_was_not_finished_is_blank() {
 
 #[test]
 fn a_value_that_looks_like_a_batch_is_never_taken_for_one() {
-    // What a client can foresee: the numbers of the next segment and of the next batch. What lies in the
-    // rest of a recycled file is what he wrote into it before.
+    // What a client can foresee: the numbers of the next segment and of the next batch. What lies
+    // in the rest of a recycled file is what he wrote into it before.
     let world = world_with(14, 12, 5000);
     let disk = world.disk(NODE);
     let segments = (1..)
