@@ -289,12 +289,12 @@ fn a_directory_that_lacks_a_core_is_refused() {
     fs::rename(&folder, &aside).expect("it is ours");
     for another in [2, 3] {
         let refused = Launch::new(dir.path()).with("--cores", another).refused();
-        assert_told(refused, &["core-001", "core 1", "gone"]);
+        assert_told(refused, &["core-001", "core 1", "removed"]);
     }
     // A disk that is not mounted leaves an empty folder.
     fs::create_dir(&folder).expect("it is ours");
     let refused = Launch::new(dir.path()).refused();
-    assert_told(refused, &["core-001", "core 1", "gone", "mounted"]);
+    assert_told(refused, &["core-001", "core 1", "removed", "mounted"]);
     fs::remove_dir(&folder).expect("it is empty");
     fs::rename(&aside, &folder).expect("it is ours");
     check(&mut Launch::new(dir.path()).start().client(), "a refusal");
