@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -115,6 +116,78 @@ fn three_nodes_form_a_cluster_that_notices_who_goes_and_comes_back() {
         said.contains("node 3 is dead") && said.contains("node 3 is alive"),
         "{said}"
     );
+}
+
+/// A figure of the page for monitors.
+fn figure(node: &Node, name: &str) -> f64 {
+    let mut stream = TcpStream::connect(node.http).expect("it listens");
+    let request = b"GET /metrics HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).expect("it is open");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("it answers");
+    let line = page.lines().find_map(|line| line.strip_prefix(name));
+    let value = line.and_then(|value| value.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {name}: {page}"))
+}
+
+/// Else nobody could tell which node is the slow one, or that one is gone.
+#[test]
+fn how_long_nodes_take_and_how_many_are_there_is_told() {
+    let dir = scratch();
+    let peers = free_ports(3 * CORES);
+    let [one, two, three] = [1, 2, 3].map(|number| launch(dir.path(), number, peers).start());
+    for other in [2, 3] {
+        wait_for("they see each other", || sees(&one, other, "alive"));
+    }
+    assert_eq!(field(&one, 2, "reads_p50_ms"), "", "nobody was asked yet");
+    let mut client = one.client();
+    client.ask("KV.CONSISTENCY READ quorum WRITE quorum");
+    for key in 0..300 {
+        assert_eq!(client.ask(&format!("SET {key} {key}")), Value::ok());
+        assert_eq!(client.ask(&format!("GET {key}")).text(), key.to_string());
+    }
+    // A majority is asked what it holds, and all are to store.
+    for (number, kind) in [(1, "reads"), (1, "writes"), (2, "writes"), (3, "writes")] {
+        let of = |name| field(&one, number, &format!("{kind}_{name}_ms"));
+        let (p50, p99) = (of("p50").parse::<f64>(), of("p99").parse::<f64>());
+        let (p50, p99) = (p50.expect("a number"), p99.expect("a number"));
+        assert!(0.0 < p50 && p50 <= p99, "{number}: {p50} {p99}");
+    }
+    let info = client.ask("INFO cluster").text();
+    let status = Command::new(QUOIT)
+        .args(["status", "--port", &one.address.port().to_string()])
+        .output()
+        .expect("it runs");
+    let told = String::from_utf8_lossy(&status.stdout).into_owned();
+    for kind in ["reads", "writes"] {
+        let of = |name| {
+            let line = format!("replicated_{kind}_{name}_ms:");
+            let value = info.lines().find_map(|said| said.strip_prefix(&line));
+            let value = value.unwrap_or_else(|| panic!("no {line} {info}"));
+            value.trim().parse::<f64>().expect("a number")
+        };
+        let (p50, p99, max) = (of("p50"), of("p99"), of("max"));
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{p50} {p99} {max}");
+        assert!(
+            told.contains(&format!("{kind} of node 1's clients")),
+            "{told}"
+        );
+        let name = format!(
+            "quoit_replicated_{}_p99_seconds ",
+            kind.trim_end_matches('s')
+        );
+        assert!(figure(&one, &name) > 0.0);
+    }
+    let live = || figure(&one, "quoit_cluster_nodes_live ");
+    assert_eq!((figure(&one, "quoit_cluster_nodes "), live()), (3.0, 3.0));
+    three.kill();
+    wait_for("one is missed", || live() == 2.0);
+    assert_eq!(
+        figure(&one, "quoit_cluster_nodes "),
+        3.0,
+        "it is a node still"
+    );
+    drop(two);
 }
 
 /// Else a node that comes back with another peer port would stay away for ever; or all of them, if

@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use crate::cluster::map::Node;
+use crate::replication::latency::Latencies;
 use crate::rt;
-use crate::shard::{Counters, HintReport, Report, Shard, total};
+use crate::shard::{Counters, HintReport, LatencyReport, Report, Shard, total};
 use crate::storage::Sizes;
 use crate::storage::cache::CacheStats;
 
@@ -24,6 +26,11 @@ pub struct Figures {
     value_bytes_moved: u64,
     expired: u64,
     hints: HintReport,
+    latencies: LatencyReport,
+    /// Of the cluster's map, and how many nodes it names, and of them may be asked.
+    epoch: u64,
+    nodes: usize,
+    nodes_live: usize,
     cores: u64,
     uptime_s: u64,
 }
@@ -33,6 +40,9 @@ impl Figures {
     pub fn of(shard: &Shard, reports: &[Report]) -> Figures {
         let (counters, sizes) = total(reports);
         let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
+        let view = shard.view();
+        let nodes = view.iter().flat_map(|view| view.map.nodes());
+        let is_live = |node: &&Node| view.as_ref().is_some_and(|view| view.may_be_asked(node.id));
         Figures {
             counters,
             sizes,
@@ -49,6 +59,10 @@ impl Figures {
             value_bytes_moved: sum(|report| report.stats.value_bytes_moved),
             expired: sum(|report| report.stats.expired),
             hints: HintReport::total(reports.iter().map(|report| &report.hints)),
+            latencies: LatencyReport::total(reports.iter().map(|report| &report.latencies)),
+            epoch: view.as_ref().map_or(0, |view| view.map.epoch()),
+            nodes: nodes.clone().count(),
+            nodes_live: nodes.filter(is_live).count(),
             cores: u64::from(shard.cores()),
             uptime_s: shard.uptime_s(),
         }
@@ -96,6 +110,11 @@ const fn gauge(name: &'static str, help: &'static str, value: fn(&Figures) -> f6
 
 fn hit_rate(stats: &CacheStats) -> f64 {
     stats.hits as f64 / (stats.hits + stats.misses).max(1) as f64
+}
+
+/// In seconds; 0 if there were none.
+fn quantile(latencies: &Latencies, share: f64) -> f64 {
+    latencies.quantile(share).unwrap_or_default().as_secs_f64()
 }
 
 /// All figures.
@@ -257,6 +276,35 @@ pub const METRICS: &[Metric] = &[
         "expired_total",
         "Expired records that were taken out of memory.",
         |f| f.expired as f64,
+    ),
+    gauge("cluster_epoch", "Epoch of the cluster's map.", |f| {
+        f.epoch as f64
+    }),
+    gauge("cluster_nodes", "Nodes of the cluster.", |f| f.nodes as f64),
+    gauge(
+        "cluster_nodes_live",
+        "Nodes that may be asked, with this one.",
+        |f| f.nodes_live as f64,
+    ),
+    gauge(
+        "replicated_read_p50_seconds",
+        "Half of the reads over replicas in the last minute or two took longer.",
+        |f| quantile(&f.latencies.reads, 0.5),
+    ),
+    gauge(
+        "replicated_read_p99_seconds",
+        "One in a hundred of them took longer.",
+        |f| quantile(&f.latencies.reads, 0.99),
+    ),
+    gauge(
+        "replicated_write_p50_seconds",
+        "Half of the writes to replicas in the last minute or two took longer.",
+        |f| quantile(&f.latencies.writes, 0.5),
+    ),
+    gauge(
+        "replicated_write_p99_seconds",
+        "One in a hundred of them took longer.",
+        |f| quantile(&f.latencies.writes, 0.99),
     ),
     gauge(
         "hints",

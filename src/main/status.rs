@@ -171,10 +171,21 @@ fn answer(text: &str) -> Answer<'_> {
 
 /// The section of INFO, for people.
 fn describe(info: &str) -> String {
-    let lines: BTreeMap<&str, &str> = info
+    let lines: Lines = info
         .lines()
         .filter_map(|line| line.split_once(':'))
         .collect();
+    let mut out = about_cluster(&lines);
+    out.push('\n');
+    about_nodes(&lines, &mut out);
+    out
+}
+
+/// Name and value.
+type Lines<'a> = BTreeMap<&'a str, &'a str>;
+
+/// What does not depend on a node, but the latencies, which are of the one that was asked.
+fn about_cluster(lines: &Lines<'_>) -> String {
     let get = |name: &str| lines.get(name).copied().unwrap_or("?");
     let data = match get("cluster_holds_data") {
         "0" => "no data yet: nodes can join",
@@ -188,48 +199,70 @@ fn describe(info: &str) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "cluster {}, epoch {} of its map, which is kept {kept}\n{} nodes; {} of {} replicas of each key; {data}\n",
+        "cluster {}, epoch {} of its map, which is kept {kept}\n{} nodes; {} of {} replicas of each key; {data}",
         get("cluster_id"),
         get("cluster_epoch"),
         get("cluster_nodes"),
         get("cluster_replicas"),
         get("cluster_replicas_wanted"),
     );
-    let fields = [
-        "address",
-        "peers",
-        "standing",
-        "state",
-        "rack",
-        "weight",
-        "cores",
-        "holds_percent",
-        "hints",
-    ];
-    let mut rows = vec![vec![
-        "node", "address", "peers", "is", "state", "rack", "weight", "cores", "holds %", "hints",
-    ]];
+    for kind in ["reads", "writes"] {
+        let of = |name: &str| lines.get(format!("replicated_{kind}_{name}_ms").as_str());
+        if let (Some(p50), Some(p99), Some(max)) = (of("p50"), of("p99"), of("max")) {
+            let _ = writeln!(
+                out,
+                "{kind} of node {}'s clients in the last minute or two: p50 {p50}, p99 {p99}, at most {max} ms",
+                get("cluster_node")
+            );
+        }
+    }
+    out
+}
+
+/// What a column is headed, and the fields of a node that it tells.
+const COLUMNS: [(&str, &[&str]); 11] = [
+    ("address", &["address"]),
+    ("peers", &["peers"]),
+    ("is", &["standing"]),
+    ("state", &["state"]),
+    ("rack", &["rack"]),
+    ("weight", &["weight"]),
+    ("cores", &["cores"]),
+    ("holds %", &["holds_percent"]),
+    ("hints", &["hints"]),
+    ("reads p50/p99 ms", &["reads_p50_ms", "reads_p99_ms"]),
+    ("writes p50/p99 ms", &["writes_p50_ms", "writes_p99_ms"]),
+];
+
+/// A row for each node; of what is not known it says so.
+fn about_nodes(lines: &Lines<'_>, out: &mut String) {
     let mut nodes: Vec<(u16, &str)> = lines
         .iter()
         .filter_map(|(name, value)| Some((name.strip_prefix("node")?.parse().ok()?, *value)))
         .collect();
     nodes.sort_unstable();
-    let numbers: Vec<String> = nodes.iter().map(|(number, _)| number.to_string()).collect();
-    for (number, (_, value)) in numbers.iter().zip(&nodes) {
-        let parts: BTreeMap<&str, &str> = value
+    let heads = COLUMNS.iter().map(|(head, _)| (*head).to_owned());
+    let mut rows = vec![["node".to_owned()].into_iter().chain(heads).collect()];
+    rows.extend(nodes.iter().map(|(number, value)| {
+        let parts: Lines = value
             .split(',')
             .filter_map(|part| part.split_once('='))
             .collect();
-        let mut row = vec![number.as_str()];
-        row.extend(
-            fields
-                .iter()
-                .map(|field| parts.get(field).copied().unwrap_or("?")),
-        );
-        rows.push(row);
-    }
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        let cell = |names: &[&str]| {
+            let known = names.iter().map(|name| parts.get(name).copied());
+            let known: Option<Vec<&str>> = known.collect();
+            known.map_or("-".to_owned(), |values| values.join("/"))
+        };
+        let cells = COLUMNS.iter().map(|(_, names)| cell(names));
+        [number.to_string()].into_iter().chain(cells).collect()
+    }));
+    let widths: Vec<usize> = (0..=COLUMNS.len())
+        .map(|column| {
+            rows.iter()
+                .map(|row: &Vec<String>| row[column].len())
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     for row in rows {
         let cells: Vec<String> = row
@@ -239,5 +272,4 @@ fn describe(info: &str) -> String {
             .collect();
         let _ = writeln!(out, "{}", cells.join("  ").trim_end());
     }
-    out
 }

@@ -33,7 +33,7 @@ mod usual;
 mod write;
 
 use barrier::Gatherings;
-use usual::Usual;
+pub use usual::{Answers, Usual};
 
 /// As many replicas as this are kept without an allocation.
 const REPLICAS_USUAL: usize = 5;
@@ -183,7 +183,7 @@ pub struct Coordinator<R> {
     /// Who is about to be asked for its clock.
     gatherings: Gatherings,
     /// How long nodes take to answer.
-    usual: RefCell<BTreeMap<NodeId, Usual>>,
+    answers: RefCell<BTreeMap<NodeId, Answers>>,
 }
 
 impl<R: Replicas> Coordinator<R> {
@@ -193,19 +193,14 @@ impl<R: Replicas> Coordinator<R> {
             replicas,
             rules,
             gatherings: Gatherings::default(),
-            usual: RefCell::default(),
+            answers: RefCell::default(),
         })
     }
 
     fn ranking(&self, placement: &Placement) -> Ranking {
-        let usual = self.usual.borrow();
         let measured = |(holder, reach): (&Holder, &Reach)| match reach {
             Reach::Live { .. } => Reach::Live {
-                latency_us: usual
-                    .get(&holder.node)
-                    .copied()
-                    .unwrap_or_default()
-                    .median_us(),
+                latency_us: self.answers_of(holder.node).all.median_us(),
             },
             other => *other,
         };
@@ -218,16 +213,38 @@ impl<R: Replicas> Coordinator<R> {
         Ranking::new(&reach)
     }
 
-    /// `node` has answered what was asked at `asked`.
-    fn note_answer(&self, node: NodeId, asked: Duration) {
-        let took = rt::now().saturating_sub(asked);
-        self.usual.borrow_mut().entry(node).or_default().note(took);
+    /// How long nodes take to answer.
+    pub fn answers(&self) -> BTreeMap<NodeId, Answers> {
+        self.answers.borrow().clone()
     }
 
-    /// After so long an answer of `node` is late.
-    fn patience(&self, node: NodeId) -> Duration {
-        let usual = self.usual.borrow().get(&node).copied();
-        usual.unwrap_or_default().patience()
+    fn answers_of(&self, node: NodeId) -> Answers {
+        let answers = self.answers.borrow().get(&node).copied();
+        answers.unwrap_or_default()
+    }
+
+    /// `node` has said what it holds, which was asked at `asked`.
+    fn note_read(&self, node: NodeId, asked: Duration) {
+        let took = rt::now().saturating_sub(asked);
+        let mut answers = self.answers.borrow_mut();
+        answers.entry(node).or_default().note_read(took);
+    }
+
+    /// `node` has stored what it was given at `asked`.
+    fn note_write(&self, node: NodeId, asked: Duration) {
+        let took = rt::now().saturating_sub(asked);
+        let mut answers = self.answers.borrow_mut();
+        answers.entry(node).or_default().note_write(took);
+    }
+
+    /// After so long an answer of `node` to a read is late.
+    fn patience_with_read(&self, node: NodeId) -> Duration {
+        self.answers_of(node).reads.unwrap_or_default().patience()
+    }
+
+    /// After so long an answer of `node` to a write is late.
+    fn patience_with_write(&self, node: NodeId) -> Duration {
+        self.answers_of(node).writes.unwrap_or_default().patience()
     }
 }
 

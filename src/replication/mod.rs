@@ -2,5 +2,6 @@
 
 pub mod clock;
 pub mod coordinate;
+pub mod latency;
 pub mod quorum;
 pub mod register;

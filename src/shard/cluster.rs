@@ -5,11 +5,13 @@
 //! all: the keys are this node's, and a command costs one look at a flag.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shard;
+use super::latencies::ClientLatencies;
 use super::replica::CLOCK_MAX;
 use super::siblings::{Job, Said};
 use super::whole::Told;
@@ -21,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::membership::View;
 use crate::protocol::peer::{Answer, Certainty, OwnedRequest, Request, Walk, message};
 use crate::replication::coordinate::{
-    Coordinator, Failure, Held, Mutation, Placement, Question, Replicas,
+    Answers, Coordinator, Failure, Held, Mutation, Placement, Question, Replicas,
 };
 use crate::replication::quorum::read::Want;
 use crate::replication::quorum::write::Ack;
@@ -45,6 +47,8 @@ pub struct Cluster {
     reads_at_one: Cell<u32>,
     /// Repairs after reads at ONE that are under way.
     repairs: Cell<u32>,
+    /// How long operations over replicas took.
+    pub(super) latencies: RefCell<ClientLatencies>,
 }
 
 impl Shard {
@@ -150,6 +154,12 @@ impl Shard {
         self.cluster
             .coordinator
             .get_or_init(|| Coordinator::new(Way::of(self), rules()))
+    }
+
+    /// How long nodes take to answer this core.
+    pub fn answers(&self) -> BTreeMap<NodeId, Answers> {
+        let coordinator = self.cluster.coordinator.get();
+        coordinator.map_or_else(BTreeMap::new, |coordinator| coordinator.answers())
     }
 
     /// True if what is at `position` has the holders that it had by `before`.

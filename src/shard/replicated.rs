@@ -255,6 +255,19 @@ impl Shard {
         level: Level,
         now: UnixMillis,
     ) -> Result<Held> {
+        let began = rt::now();
+        let held = self.read_where_it_is(key, level, now).await;
+        self.note_read(began, &held);
+        held
+    }
+
+    /// The same, again until the key is where it was looked for.
+    async fn read_where_it_is(
+        self: &Rc<Self>,
+        key: &[u8],
+        level: Level,
+        now: UnixMillis,
+    ) -> Result<Held> {
         let position = Position::of(key);
         let deadline = self.replica_deadline();
         let coordinator = self.coordinator();
@@ -293,9 +306,11 @@ impl Shard {
         let (view, placement) = (self.view(), self.placement(position));
         let (expiry, deadline) = (change.expiry, self.replica_deadline());
         let coordinator = self.coordinator();
-        let written = coordinator
-            .write(placement, level, change, deadline)
-            .await?;
+        let began = rt::now();
+        let written = coordinator.write(placement, level, change, deadline).await;
+        let written = written.map_err(Error::from);
+        self.note_write(began, &written);
+        let written = written?;
         if !self.is_as_asked(view, level, position) {
             return Err(Error::InDoubt);
         }

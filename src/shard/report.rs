@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::Shard;
 use super::connection::Client;
 use super::hints::HintReport;
+use super::latencies::LatencyReport;
 use crate::rt;
 use crate::storage::{Sizes, Stats};
 
@@ -62,6 +63,8 @@ pub struct Report {
     pub disk_full: bool,
     /// Its hints.
     pub hints: HintReport,
+    /// How long operations over replicas take.
+    pub latencies: LatencyReport,
     /// Connections made since the start.
     pub connections: u64,
     /// Its clients: number and CLIENT LIST line.
@@ -80,6 +83,7 @@ impl Shard {
             failed: self.store.has_failed(),
             disk_full: self.store.is_disk_full(),
             hints: self.hint_report(),
+            latencies: self.latency_report(),
             connections: self.clients.made(),
             clients,
         }

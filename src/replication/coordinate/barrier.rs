@@ -73,7 +73,7 @@ impl<R: Replicas> Coordinator<R> {
             let replicas = Rc::clone(&coordinator.replicas);
             let clock = replicas.clock(holder, deadline).await;
             if clock.is_some() {
-                coordinator.note_answer(holder.node, asked);
+                coordinator.note_read(holder.node, asked);
             }
             for (clocks, replica) in gathered.into_iter().flatten() {
                 clocks.put((replica, clock));

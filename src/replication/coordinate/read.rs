@@ -95,7 +95,8 @@ impl<R: Replicas> Coordinator<R> {
 impl<R: Replicas> Run<R> {
     fn ask(&mut self, ask: Ask) {
         let to = self.placement.holder(ask.replica);
-        self.patience = self.patience.max(self.coordinator.patience(to.node));
+        let patience = self.coordinator.patience_with_read(to.node);
+        self.patience = self.patience.max(patience);
         let (coordinator, inbox) = (Rc::clone(&self.coordinator), Rc::clone(&self.inbox));
         let (question, deadline) = (Rc::clone(&self.question), self.deadline);
         self.open += 1;
@@ -104,7 +105,7 @@ impl<R: Replicas> Run<R> {
             let replicas = Rc::clone(&coordinator.replicas);
             let held = replicas.read(to, question, ask.want, deadline).await;
             if held.is_some() {
-                coordinator.note_answer(to.node, asked);
+                coordinator.note_read(to.node, asked);
             }
             inbox.put(Came::Answer(ask, held));
         });
@@ -213,6 +214,8 @@ impl<R: Replicas> Run<R> {
         for replica in to.iter() {
             let (coordinator, inbox) = (Rc::clone(&self.coordinator), Rc::clone(&self.inbox));
             let (to, mutation) = (self.placement.holder(replica), Rc::clone(&mutation));
+            let patience = self.coordinator.patience_with_write(to.node);
+            self.patience = self.patience.max(patience);
             let deadline = self.deadline;
             self.open += 1;
             rt::spawn(async move {

@@ -18,7 +18,51 @@ const STEP: f32 = 0.05;
 /// No estimate falls below this, or a step would move it no more.
 const LEAST_US: f32 = 1.0;
 
-/// How long one node takes.
+/// How long one node takes, by what it is asked: a write waits for a sync, and says little of how
+/// soon a read is late.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answers {
+    /// What it holds, or its clock. `None`: it has not said that yet.
+    pub reads: Option<Usual>,
+    /// To store something.
+    pub writes: Option<Usual>,
+    /// Whatever it was asked. Every replica is asked to write, and so none is taken for a slow one
+    /// for ever because it was once, and is not asked to read any more.
+    pub all: Usual,
+}
+
+impl Answers {
+    /// It has said what it holds after so long.
+    pub fn note_read(&mut self, took: Duration) {
+        self.reads.get_or_insert_default().note(took);
+        self.all.note(took);
+    }
+
+    /// It has stored something after so long.
+    pub fn note_write(&mut self, took: Duration) {
+        self.writes.get_or_insert_default().note(took);
+        self.all.note(took);
+    }
+
+    /// Of what two cores have seen, of each kind, what is worse.
+    pub fn worst(self, other: Answers) -> Answers {
+        let is_worse = |one: Usual, other: Usual| one.p99_us >= other.p99_us;
+        let worst = |one: Option<Usual>, other: Option<Usual>| match (one, other) {
+            (Some(one), Some(other)) if is_worse(one, other) => Some(one),
+            (one, other) => other.or(one),
+        };
+        Answers {
+            reads: worst(self.reads, other.reads),
+            writes: worst(self.writes, other.writes),
+            all: match is_worse(self.all, other.all) {
+                true => self.all,
+                false => other.all,
+            },
+        }
+    }
+}
+
+/// How long one kind of answer takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Usual {
     median_us: f32,
@@ -45,6 +89,11 @@ impl Usual {
     /// Half of the answers take longer.
     pub fn median_us(self) -> u32 {
         self.median_us as u32
+    }
+
+    /// One answer in a hundred takes longer.
+    pub fn p99_us(self) -> u32 {
+        self.p99_us as u32
     }
 
     /// An answer that takes longer is late: another replica is asked.

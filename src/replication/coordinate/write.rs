@@ -98,7 +98,7 @@ impl<R: Replicas> Coordinator<R> {
             let replicas = Rc::clone(&self.replicas);
             match replicas.write(to, Rc::clone(&mutation), deadline).await {
                 Ack::Stored => {
-                    self.note_answer(to.node, asked);
+                    self.note_write(to.node, asked);
                     return Ack::Stored;
                 }
                 // That this copy was refused says nothing of the one before.
