@@ -60,7 +60,8 @@ pub fn serve(shard: Rc<Shard>, mut stream: Stream) -> rt::Task<()> {
             client,
             is_crowded,
             buffer: Buffer::default(),
-            begun: None,
+            // Of those few who are let in all the same, none may wait before it asks.
+            begun: is_crowded.then(rt::now),
             taken: 0,
         };
         // Whatever ends it, the client finds out by itself.

@@ -7,6 +7,8 @@
 //! prints the line that repeats it. The mistakes that one can make here are planted in turn, and
 //! must be found.
 
+#[path = "coordinate/hung.rs"]
+mod hung;
 #[path = "linear/mod.rs"]
 mod linear;
 #[path = "common/quorums.rs"]

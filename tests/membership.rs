@@ -12,9 +12,12 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use quoit::cluster::member::Standing;
 use quoit::rt::Bug;
 use world::{Scene, Verdict};
 
+/// Virtual time within which nodes that nothing disturbs form a cluster, or change its map.
+const FORMING_MAX: Duration = Duration::from_secs(60);
 /// Seeds within which a planted bug must be found.
 const FINDING_SEEDS: u64 = 400;
 
@@ -120,6 +123,37 @@ fn amnesia(seed: u64, planted: &[Bug]) -> Verdict<u64> {
     }
     scene.agree(&lost)?;
     Ok(scene.world.trace_hash())
+}
+
+/// Three keep the map, and two more are to keep it, too. The first of these asks for the next
+/// change as soon as it knows that it is a keeper, and is gone for good: perhaps before another
+/// node has heard that it was one.
+fn newest_keeper_gone(seed: u64, planted: &[Bug]) -> Verdict<u64> {
+    let mut scene = Scene::of(5, seed, planted);
+    (1..=3).for_each(|machine| scene.start(machine));
+    let is_kept_by_three = || (1..=3).all(|machine| scene.knows_keeper(1, machine));
+    if !scene.world.run_until(is_kept_by_three, FORMING_MAX) {
+        return Err("three do not come to keep the map".to_owned());
+    }
+    scene.start(4);
+    scene.start(5);
+    let is_keeper = |machine: &u16| scene.knows_keeper(*machine, *machine);
+    let is_there = || [4, 5].iter().any(is_keeper);
+    if !scene.world.run_until(is_there, FORMING_MAX) {
+        return Err("no other comes to keep the map".to_owned());
+    }
+    let newest = if is_keeper(&4) { 4 } else { 5 };
+    scene.want_port(newest);
+    scene.run_for_some([1, 5, 50])?;
+    scene.replace_disk(newest);
+    let lost = BTreeSet::from([newest]);
+    scene.agree(&lost)?;
+    scene.want_port(1);
+    let is_granted = || scene.has_what_it_wants(1);
+    match scene.world.run_until(is_granted, FORMING_MAX) {
+        true => Ok(scene.world.trace_hash()),
+        false => Err("nobody can change the map any more".to_owned()),
+    }
 }
 
 /// They found, join and come back by etcd, in any order, while machines and members of etcd go down
@@ -250,6 +284,14 @@ fn nobody_joins_a_cluster_that_holds_data() {
     for_seeds("nobody_joins", 60, |seed| opening(seed, &[]));
 }
 
+/// Else no node could join, move or write for the first time any more, though most keepers of the
+/// map are up.
+#[test]
+fn a_keeper_that_is_gone_at_once_takes_nothing_with_it() {
+    let test = "a_keeper_that_is_gone_at_once_takes_nothing_with_it";
+    for_seeds(test, 100, |seed| newest_keeper_gone(seed, &[]));
+}
+
 /// Else a keeper that has forgotten its promises could make two maps of one epoch.
 #[test]
 fn who_has_lost_its_disk_is_nobody_in_the_old_cluster() {
@@ -299,6 +341,32 @@ fn who_is_said_to_be_elsewhere_has_the_map_say_where_it_is() {
         match scene.agree(&BTreeSet::new())?.epoch() >= map.epoch() + 2 {
             true => Ok(scene.world.trace_hash()),
             false => Err("nobody was misled".to_owned()),
+        }
+    });
+}
+
+/// Else a node with much to send would take others for gone that answer, or for back that do not.
+#[test]
+fn what_a_node_has_no_room_to_ask_says_nothing_of_the_others() {
+    for_seeds("what_a_node_has_no_room_to_ask", 10, |seed| {
+        let mut scene = Scene::new(seed, &[]);
+        scene.agree(&BTreeSet::new())?;
+        let gone = scene.chance.u16(2..=scene.count());
+        scene.fill_up(1);
+        let is_amiss = || !scene.sees_all(1);
+        if scene.world.run_until(is_amiss, Duration::from_secs(20)) {
+            return Err("it takes one for gone to which it has sent nothing".to_owned());
+        }
+        let number = scene.number(gone).ok_or("it is in")?;
+        scene.end(gone);
+        let is_alive = || scene.standing(1, number) == Some(Standing::Alive);
+        let minute = Duration::from_secs(60);
+        if !scene.world.run_until(|| !is_alive(), minute) {
+            return Err("it does not see that one has gone".to_owned());
+        }
+        match scene.world.run_until(is_alive, minute) {
+            true => Err("it takes one for back to which it has sent nothing".to_owned()),
+            false => Ok(scene.world.trace_hash()),
         }
     });
 }
@@ -380,10 +448,11 @@ fn planted_bugs_of_membership_are_found() {
     let _ = env_logger::builder().is_test(false).try_init();
     // At first in the seed by which it was found before: some others take minutes until it is clear
     // that nodes never agree.
-    let cases: [(Bug, u64, Simulate); 9] = [
+    let cases: [(Bug, u64, Simulate); 10] = [
+        (Bug::SetBeforeMap, 0, newest_keeper_gone),
         (Bug::NewerMapKept, 2, first_moves),
         (Bug::NobodyKnocks, 0, moving_by_join),
-        (Bug::PromisedUnwritten, 52, forming),
+        (Bug::PromisedUnwritten, 116, forming),
         (Bug::NoDirectorySync, 3, forming),
         (Bug::HalfOfKeepers, 4, forming),
         (Bug::JoinedLate, 0, opening),

@@ -22,6 +22,8 @@ mod hints;
 mod holders;
 #[path = "linear/mod.rs"]
 mod linear;
+#[path = "nodes/order.rs"]
+mod order;
 #[path = "sim/peer.rs"]
 mod peer;
 #[path = "nodes/returns.rs"]
@@ -269,7 +271,7 @@ fn finds(shape: Shape, bug: Bug, before: u64) {
 
 #[test]
 fn a_tombstone_that_is_dropped_too_soon_is_found_among_three_nodes() {
-    finds(THREE, Bug::TombstoneForgotten, 138);
+    finds(THREE, Bug::TombstoneForgotten, 45);
 }
 
 #[test]
@@ -294,11 +296,11 @@ fn a_majority_that_is_one_too_small_is_found_among_five_nodes() {
 
 #[test]
 fn an_acknowledgement_before_the_sync_is_found_among_five_nodes() {
-    finds(FIVE, Bug::ReplicaUnsynced, 8);
+    finds(FIVE, Bug::ReplicaUnsynced, 39);
 }
 
 #[test]
 fn an_old_map_that_is_taken_is_found_while_a_cluster_forms() {
     let bug = Bug::StaleMapTaken;
-    seeds::finds(bug, seeds_from(35), |seed| while_forming(seed, &[bug]));
+    seeds::finds(bug, seeds_from(187), |seed| while_forming(seed, &[bug]));
 }

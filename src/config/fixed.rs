@@ -11,6 +11,8 @@ pub const PEER_PORT: u16 = 7379;
 /// Requests of one core to another node's core that are not answered yet, and those that are under
 /// way there.
 pub const PEER_REQUESTS_MAX: usize = 4096;
+/// So many requests a core may have open to the replicas on its own node.
+pub const OWN_REQUESTS_MAX: usize = 4 * PEER_REQUESTS_MAX;
 /// Bytes that wait to be sent to another node's core, but for one frame, whatever its size.
 pub const PEER_WAITING_BYTES_MAX: usize = 8 << 20;
 /// The least pace at which a request over HTTP must arrive after `limits.http-request-timeout-s`.

@@ -289,22 +289,22 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "replicated_read_p50_seconds",
         "Half of the reads over replicas in the last minute or two took longer.",
-        |f| quantile(&f.latencies.reads, 0.5),
+        |f| quantile(&f.latencies.clients.reads, 0.5),
     ),
     gauge(
         "replicated_read_p99_seconds",
         "One in a hundred of them took longer.",
-        |f| quantile(&f.latencies.reads, 0.99),
+        |f| quantile(&f.latencies.clients.reads, 0.99),
     ),
     gauge(
         "replicated_write_p50_seconds",
         "Half of the writes to replicas in the last minute or two took longer.",
-        |f| quantile(&f.latencies.writes, 0.5),
+        |f| quantile(&f.latencies.clients.writes, 0.5),
     ),
     gauge(
         "replicated_write_p99_seconds",
         "One in a hundred of them took longer.",
-        |f| quantile(&f.latencies.writes, 0.99),
+        |f| quantile(&f.latencies.clients.writes, 0.99),
     ),
     gauge(
         "hints",

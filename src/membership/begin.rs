@@ -111,11 +111,13 @@ pub(super) async fn read_record(dir: &Path, own: &Keeping) -> Result<Option<Reco
     let Some(payload) = sealed::settle(dir, sealed::CLUSTER).await? else {
         return Ok(None);
     };
-    let record = Record::decode(&payload).map_err(|why| Error::Corrupt {
-        file: sealed::CLUSTER.path(dir),
-        offset: 0,
-        why,
-    })?;
+    let record = Record::decode(&payload)
+        .map_err(|why| Error::Corrupt {
+            file: sealed::CLUSTER.path(dir),
+            offset: 0,
+            why,
+        })?
+        .with_decided();
     let refuse = |why: String| {
         let text = format!(
             "{} belongs to a node of a cluster whose map {why}. It stays there: start the node so, or another one with \
@@ -143,7 +145,7 @@ pub(super) async fn read_record(dir: &Path, own: &Keeping) -> Result<Option<Reco
 /// it is alone, or nothing is known. Changes nothing.
 pub async fn read_map(dir: &Path) -> Option<Map> {
     let payload = sealed::read(dir, sealed::CLUSTER).await.ok()??;
-    let place = Record::decode(&payload).ok()?.place?;
+    let place = Record::decode(&payload).ok()?.with_decided().place?;
     let is_alone = place.map.nodes().len() == 1;
     Map::of_node(&place.map, place.node).filter(|_| !is_alone)
 }

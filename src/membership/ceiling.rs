@@ -18,9 +18,11 @@ use crate::rt;
 use crate::storage::sealed::{self, Unwritten};
 use crate::types::UnixMillis;
 
-/// So far ahead of the clock the ceiling is raised.
-const AHEAD: Duration = Duration::from_secs(10);
-/// Asked for when less than this is left, so that nobody has to wait.
+/// So far ahead of the clock the ceiling is raised. A start begins as far ahead of its clock, and
+/// until that has come up writes at ONE through other nodes may lose to older ones of this: so it
+/// is little, and CLOCK is written once a second.
+const AHEAD: Duration = Duration::from_secs(4);
+/// Asked for when less than this is left: for so long a disk may hang, and nobody has to wait.
 pub const AHEAD_MIN: Duration = Duration::from_secs(3);
 /// A ceiling beyond this is none: versions have 48 bits of milliseconds.
 const CEILING_MAX: UnixMillis = 1 << 48;

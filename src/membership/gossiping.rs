@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Ask, Membership, Said};
+use super::{Ask, Membership, Said, Unreached};
 use crate::cluster::gossip::Effect;
 use crate::cluster::gossip::message::{Kind, Message};
 use crate::cluster::map::NodeId;
@@ -150,7 +150,7 @@ impl Membership {
     async fn say(self: Rc<Self>, to: NodeId, message: Message) {
         let patience = self.setup.timing.interval.max(ANSWER_MIN);
         match self.ask(to, Ask::Gossip(message.encode()), patience).await {
-            Some(said) => {
+            Ok(said) => {
                 // It is the answer to this question, and no old one, even if its heartbeat was
                 // known: between two nodes that keep step it always is.
                 self.note_link(to, true);
@@ -164,7 +164,8 @@ impl Membership {
                     }
                 }
             }
-            None => self.note_link(to, false),
+            Err(Unreached::Silent) => self.note_link(to, false),
+            Err(Unreached::Unasked) => {}
         }
     }
 
@@ -179,7 +180,8 @@ impl Membership {
     async fn hand_over_map(&self, to: NodeId) {
         if !rt::planted(Bug::NewerMapKept) {
             let map = self.map().to_json().into();
-            self.ask(to, Ask::TakeMap(map), FETCH_MAX).await;
+            // Who does not take it is told again with the next round.
+            let _ = self.ask(to, Ask::TakeMap(map), FETCH_MAX).await;
         }
     }
 }

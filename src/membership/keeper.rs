@@ -6,6 +6,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::future;
 
 use super::Membership;
 use super::record::{Keeping, Place, Record};
@@ -13,10 +16,16 @@ use crate::replication::register::format;
 use crate::rt::{self, Bug};
 use crate::storage::sealed::{self, Unwritten};
 
+/// A keeper waits so long for a map of which it has heard. Less than a proposer waits for it.
+const MAP_WAIT_MAX: Duration = Duration::from_millis(500);
+
 impl Membership {
     /// Does what a proposer asks of this keeper; `None`: it cannot, and nothing has changed.
     pub(super) async fn on_register(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let request = format::decode_request(bytes)?;
+        if !self.has_map_of(request.set()).await {
+            return None;
+        }
         let _turn = self.writing.take().await;
         if self.is_broken.get() {
             return None;
@@ -36,6 +45,24 @@ impl Membership {
             }
         }
         Some(format::encode_answer(&reaction.answer))
+    }
+
+    /// Waits for the map by which this set keeps the register; whoever runs a round in it has told
+    /// that there is a newer one, and it is on its way here. A keeper that took part without it
+    /// might be the only one left that has heard of the set, and then nobody could change the map
+    /// any more: of those who go by the older one it would take nothing, and of who is in the new
+    /// set it knows nothing. False: it does not come.
+    async fn has_map_of(&self, set: u64) -> bool {
+        let is_there = || (self.map().keepers().set >= set).then_some(());
+        let came = async {
+            self.changed.wait_for(is_there).await;
+            true
+        };
+        let late = async {
+            rt::sleep(MAP_WAIT_MAX).await;
+            false
+        };
+        rt::planted(Bug::SetBeforeMap) || future::or(came, late).await
     }
 
     /// Writes down the newest map, so that the next start knows it, if nobody else does so first.

@@ -52,7 +52,7 @@ use record::{Keeping, Place, Record};
 use turn::Turns;
 
 pub use begin::{Begun, Founding, Knocking, Unheard, begin, found, read_map, uuid_of_cluster};
-pub use ceiling::{Ceiling, read_ceiling};
+pub use ceiling::{AHEAD_MIN, Ceiling, read_ceiling};
 pub use proposing::Outcome;
 
 /// What is asked of another node's core 0.
@@ -87,9 +87,14 @@ pub enum Said {
     Refused(String),
 }
 
-/// No answer came in time: it may have been done or not.
+/// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreached;
+pub enum Unreached {
+    /// None came in time: it may have been done or not.
+    Silent,
+    /// This side had no room to ask, which says nothing of the other.
+    Unasked,
+}
 
 /// A future in a box.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -105,7 +110,7 @@ pub struct Nowhere;
 
 impl Reach for Nowhere {
     fn ask(&self, _: &Node, _: Ask, _: Duration) -> Boxed<'_, Result<Said, Unreached>> {
-        Box::pin(std::future::ready(Err(Unreached)))
+        Box::pin(std::future::ready(Err(Unreached::Silent)))
     }
 }
 

@@ -16,7 +16,7 @@ use futures_lite::future;
 
 use super::record::Keeping;
 use super::wish::{self, MapChange, Verdict, Wish};
-use super::{Ask, Membership, Said};
+use super::{Ask, Membership, Said, Unreached};
 use crate::cluster::map::{ClusterMap, Node, NodeId};
 use crate::replication::register::proposer::Step;
 use crate::replication::register::{Answer, Ballot, HolderId, Mistake, Proposer, Request, format};
@@ -211,7 +211,7 @@ impl Membership {
                 node => {
                     let patience = until.saturating_sub(rt::now());
                     match membership.ask(node, Ask::Register(bytes), patience).await {
-                        Some(Said::Register(answer)) => Some(answer),
+                        Ok(Said::Register(answer)) => Some(answer),
                         _ => None,
                     }
                 }
@@ -225,10 +225,16 @@ impl Membership {
     }
 
     /// Asks another node of the map.
-    pub(super) async fn ask(&self, node: NodeId, ask: Ask, patience: Duration) -> Option<Said> {
+    pub(super) async fn ask(
+        &self,
+        node: NodeId,
+        ask: Ask,
+        patience: Duration,
+    ) -> Result<Said, Unreached> {
         let map = self.map();
-        let node = self.elsewhere.borrow().place_of(map.node(node)?, rt::now());
-        self.setup.reach.ask(&node, ask, patience).await.ok()
+        let known = map.node(node).ok_or(Unreached::Silent)?;
+        let node = self.elsewhere.borrow().place_of(known, rt::now());
+        self.setup.reach.ask(&node, ask, patience).await
     }
 
     /// There is a newer set of keepers: asks all nodes for the map that names it, until one has it
@@ -258,7 +264,7 @@ impl Membership {
             let known = Box::pin(self.change(Wish::Know(epoch), WISH_MAX)).await;
             return matches!(known, Outcome::Granted(_));
         }
-        let Some(Said::Map(bytes)) = self.ask(from, Ask::Map(epoch), patience).await else {
+        let Ok(Said::Map(bytes)) = self.ask(from, Ask::Map(epoch), patience).await else {
             return false;
         };
         match wish::read(&bytes) {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::wish;
 use crate::cluster::map::{ClusterMap, NodeId, Uuid};
 use crate::config::ETCD_PREFIX_BYTES_MAX;
 use crate::replication::register::{Acceptor, Ballot, State, format};
@@ -102,6 +103,20 @@ impl Record {
         }
     }
 
+    /// The same with the map that this node is certain was decided, where that is newer than the
+    /// one it has: if it alone keeps the map, what it has accepted is decided. It may have ended
+    /// between the two, when somebody had been let in already.
+    pub fn with_decided(mut self) -> Record {
+        if let (Some(place), Keeping::Register(state)) = (&mut self.place, &self.keeping)
+            && place.map.keepers().nodes == [place.node]
+            && let Some(decided) = state.value.as_ref().and_then(wish::read)
+            && decided.epoch() == place.map.epoch() + 1
+        {
+            place.map = Arc::new(decided);
+        }
+        self
+    }
+
     /// The record as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let map = self.place.as_ref().map(|place| place.map.to_json());
@@ -183,6 +198,32 @@ mod tests {
     use super::*;
     use crate::cluster::ring::Vnodes;
     use crate::membership::tests::node;
+
+    /// Else a founder that ended when somebody had just been let in would take itself to be alone,
+    /// and could be given another number of cores, which the others never hear of.
+    #[test]
+    fn what_the_only_keeper_has_accepted_is_the_map() {
+        let first = ClusterMap::first(Uuid(5), Vnodes::DEFAULT, 3, node(7)).expect("sound");
+        let accepted = |map: &ClusterMap| {
+            Keeping::Register(State {
+                value: Some(Bytes::from(map.to_json())),
+                ..State::default()
+            })
+        };
+        let of = |map: &ClusterMap, keeping| Record {
+            keeping,
+            ..Record::founder(Uuid(9), NodeId(7), map.clone())
+        };
+        let epoch = |record: Record| record.with_decided().place.map(|place| place.map.epoch());
+        let next = first.opened();
+        assert_eq!(epoch(of(&first, accepted(&next))), Some(next.epoch()));
+        assert_eq!(epoch(of(&next, accepted(&next))), Some(next.epoch()));
+        let later = next.opened();
+        assert_eq!(epoch(of(&first, accepted(&later))), Some(first.epoch()));
+        let kept_by_others = first.clone().kept_elsewhere();
+        let record = of(&kept_by_others, accepted(&next));
+        assert_eq!(epoch(record), Some(first.epoch()), "others may not have it");
+    }
 
     #[test]
     fn a_record_comes_back_and_nothing_shorter_longer_or_mixed_passes_for_one() {

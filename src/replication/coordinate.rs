@@ -18,6 +18,7 @@ use std::time::Duration;
 use futures_lite::future;
 use smallvec::SmallVec;
 
+use super::latency::Both;
 use super::quorum::read::Want;
 use super::quorum::write::Ack;
 use super::quorum::{Ranking, Reach, Replica, Rules, Unavailable};
@@ -33,7 +34,7 @@ mod usual;
 mod write;
 
 use barrier::Gatherings;
-pub use usual::{Answers, Usual};
+use usual::Answers;
 
 /// As many replicas as this are kept without an allocation.
 const REPLICAS_USUAL: usize = 5;
@@ -198,10 +199,14 @@ impl<R: Replicas> Coordinator<R> {
     }
 
     fn ranking(&self, placement: &Placement) -> Ranking {
+        let answers = self.answers.borrow();
         let measured = |(holder, reach): (&Holder, &Reach)| match reach {
-            Reach::Live { .. } => Reach::Live {
-                latency_us: self.answers_of(holder.node).all.median_us(),
-            },
+            Reach::Live { .. } => {
+                let known = answers.get(&holder.node).map(|answers| answers.all);
+                Reach::Live {
+                    latency_us: known.unwrap_or_default().median_us(),
+                }
+            }
             other => *other,
         };
         let reach: SmallVec<[Reach; REPLICAS_USUAL]> = placement
@@ -213,38 +218,42 @@ impl<R: Replicas> Coordinator<R> {
         Ranking::new(&reach)
     }
 
-    /// How long nodes take to answer.
-    pub fn answers(&self) -> BTreeMap<NodeId, Answers> {
-        self.answers.borrow().clone()
-    }
-
-    fn answers_of(&self, node: NodeId) -> Answers {
-        let answers = self.answers.borrow().get(&node).copied();
-        answers.unwrap_or_default()
+    /// How long nodes took to answer within the last minute or two.
+    pub fn latencies(&self) -> BTreeMap<NodeId, Both> {
+        let mut answers = self.answers.borrow_mut();
+        let told = answers.iter_mut();
+        told.map(|(node, answers)| (*node, answers.recent.told(rt::now())))
+            .collect()
     }
 
     /// `node` has said what it holds, which was asked at `asked`.
     fn note_read(&self, node: NodeId, asked: Duration) {
-        let took = rt::now().saturating_sub(asked);
+        let now = rt::now();
         let mut answers = self.answers.borrow_mut();
-        answers.entry(node).or_default().note_read(took);
+        let of_node = answers.entry(node).or_default();
+        of_node.note_read(now.saturating_sub(asked), now);
     }
 
     /// `node` has stored what it was given at `asked`.
     fn note_write(&self, node: NodeId, asked: Duration) {
-        let took = rt::now().saturating_sub(asked);
+        let now = rt::now();
         let mut answers = self.answers.borrow_mut();
-        answers.entry(node).or_default().note_write(took);
+        let of_node = answers.entry(node).or_default();
+        of_node.note_write(now.saturating_sub(asked), now);
     }
 
     /// After so long an answer of `node` to a read is late.
     fn patience_with_read(&self, node: NodeId) -> Duration {
-        self.answers_of(node).reads.unwrap_or_default().patience()
+        let answers = self.answers.borrow();
+        let usual = answers.get(&node).map(|answers| answers.reads);
+        usual.unwrap_or_default().patience()
     }
 
     /// After so long an answer of `node` to a write is late.
     fn patience_with_write(&self, node: NodeId) -> Duration {
-        self.answers_of(node).writes.unwrap_or_default().patience()
+        let answers = self.answers.borrow();
+        let usual = answers.get(&node).map(|answers| answers.writes);
+        usual.unwrap_or_default().patience()
     }
 }
 

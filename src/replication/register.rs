@@ -149,6 +149,15 @@ pub enum Request<V> {
     },
 }
 
+impl<V> Request<V> {
+    /// The set in which its round is run.
+    pub fn set(&self) -> u64 {
+        let (Request::Read { set } | Request::Prepare { set, .. } | Request::Accept { set, .. }) =
+            self;
+        *set
+    }
+}
+
 /// What a holder says. A round's answers bear its ballot, so that a late one cannot be taken for
 /// another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -247,9 +256,7 @@ impl<V: Clone> Acceptor<V> {
 
     /// Somebody asks.
     pub fn on_request(&mut self, request: &Request<V>) -> Reaction<V> {
-        let (Request::Read { set } | Request::Prepare { set, .. } | Request::Accept { set, .. }) =
-            request;
-        if *set < self.state.set {
+        if request.set() < self.state.set {
             let set = self.state.set;
             return Reaction {
                 answer: Answer::Outdated { set },
@@ -262,12 +269,12 @@ impl<V: Clone> Acceptor<V> {
                 accepted: self.state.accepted,
                 value: self.state.value.clone(),
             },
-            Request::Prepare { ballot, .. } => self.prepare(*set, *ballot),
+            Request::Prepare { set, ballot } => self.prepare(*set, *ballot),
             Request::Accept {
+                set,
                 ballot,
                 value,
                 next,
-                ..
             } => self.accept(*set, *ballot, value, *next),
         };
         assert!(self.state.accepted <= self.state.promised);

@@ -96,4 +96,10 @@ pub enum Bug {
     HintRestamped,
     /// A node that is back is asked when a round of gossip happens to choose it, and not before.
     ReturnUnnoticed,
+    /// A link goes on connecting to where its node was, though it is known to be elsewhere.
+    OldAddressKept,
+    /// The clock of a core is not moved on by what it reads from replicas.
+    ReadUnheard,
+    /// A keeper takes part in rounds of a set before it has the map that names it.
+    SetBeforeMap,
 }

@@ -9,10 +9,7 @@
 //! (IOPOLL) are left alone: nothing interrupts for them. DEFER_TASKRUN is out of the question:
 //! glommio looks for completions without entering the kernel.
 
-#![expect(
-    unsafe_code,
-    reason = "a C function in front of a C function; the only unsafe code"
-)]
+#![expect(unsafe_code, reason = "a C function in front of a C function")]
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;

@@ -11,24 +11,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shard;
-use super::latencies::ClientLatencies;
 use super::replica::CLOCK_MAX;
 use super::siblings::{Job, Said};
 use super::whole::Told;
 use crate::cluster::map::{Holder, NodeId};
 use crate::cluster::peers::{PeerAddress, Peers};
 use crate::cluster::ring::Vnode;
-use crate::config::{READ_REPAIR_ONE_IN, READ_REPAIRS_MAX};
+use crate::config::{OWN_REQUESTS_MAX, READ_REPAIR_ONE_IN, READ_REPAIRS_MAX};
 use crate::error::{Error, Result};
 use crate::membership::View;
 use crate::protocol::peer::{Answer, Certainty, OwnedRequest, Request, Walk, message};
 use crate::replication::coordinate::{
-    Answers, Coordinator, Failure, Held, Mutation, Placement, Question, Replicas,
+    Coordinator, Failure, Held, Mutation, Placement, Question, Replicas,
 };
+use crate::replication::latency::{Both, BothRecent};
 use crate::replication::quorum::read::Want;
 use crate::replication::quorum::write::Ack;
 use crate::replication::quorum::{Mistake, Reach, Rules, StandIns};
-use crate::rt::sync::answer_slot;
+use crate::rt::sync::{Counted, answer_slot};
 use crate::rt::{self, Bug, Queue};
 use crate::types::{Position, Version};
 
@@ -47,8 +47,10 @@ pub struct Cluster {
     reads_at_one: Cell<u32>,
     /// Repairs after reads at ONE that are under way.
     repairs: Cell<u32>,
+    /// What this core asks its own node as a replica, and has not heard of yet.
+    own_requests: Cell<usize>,
     /// How long operations over replicas took.
-    pub(super) latencies: RefCell<ClientLatencies>,
+    pub(super) latencies: RefCell<BothRecent>,
 }
 
 impl Shard {
@@ -157,9 +159,9 @@ impl Shard {
     }
 
     /// How long nodes take to answer this core.
-    pub fn answers(&self) -> BTreeMap<NodeId, Answers> {
+    pub fn node_latencies(&self) -> BTreeMap<NodeId, Both> {
         let coordinator = self.cluster.coordinator.get();
-        coordinator.map_or_else(BTreeMap::new, |coordinator| coordinator.answers())
+        coordinator.map_or_else(BTreeMap::new, |coordinator| coordinator.latencies())
     }
 
     /// True if what is at `position` has the holders that it had by `before`.
@@ -279,6 +281,12 @@ impl Way {
         if to.node != view.own {
             return ask_elsewhere(&shard, to, request, deadline, read).await;
         }
+        // A disk that hangs must not gather what others have answered meanwhile.
+        let under_way = &shard.cluster.own_requests;
+        if under_way.get() >= OWN_REQUESTS_MAX {
+            return Err(Certainty::NotDone);
+        }
+        let _one_more = Counted::new(under_way);
         if to.core != shard.id {
             let job = Job::Replica(OwnedRequest::new(&request), deadline);
             let said = shard.siblings.ask(to.core, job).wait().await;

@@ -13,7 +13,7 @@ use crate::cluster::map::State;
 use crate::config::{DurabilityName, Metadata};
 use crate::membership::gossiping;
 use crate::protocol::ArgView;
-use crate::replication::coordinate::Answers;
+use crate::replication::latency::Both;
 use crate::rt;
 use crate::storage::cache::CacheStats;
 
@@ -210,7 +210,7 @@ fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
     line(out, "hints_expired", stats.expired);
     line(out, "hints_damaged", stats.damaged);
     let latencies = LatencyReport::total(asked.reports.iter().map(|report| &report.latencies));
-    replicated(&latencies, out);
+    replicated(&latencies.clients, out);
     line(out, "cluster_nodes", map.nodes().len());
     for node in map.nodes() {
         let standing = match view.standings.get(&node.id) {
@@ -237,7 +237,7 @@ fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
             node.cores,
             hints.backlog.get(&node.id).map_or(0, |left| left.hints)
         );
-        if let Some(answers) = latencies.answers.get(&node.id) {
+        if let Some(answers) = latencies.nodes.get(&node.id) {
             answering(answers, &mut text);
         }
         line(out, &format!("node{}", node.id.0), text);
@@ -245,7 +245,7 @@ fn cluster(shard: &Shard, asked: &Asked, out: &mut String) {
 }
 
 /// How long operations over replicas took lately, if there were any.
-fn replicated(latencies: &LatencyReport, out: &mut String) {
+fn replicated(latencies: &Both, out: &mut String) {
     for (kind, of) in [("reads", &latencies.reads), ("writes", &latencies.writes)] {
         for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
             if let Some(took) = of.quantile(share) {
@@ -256,14 +256,13 @@ fn replicated(latencies: &LatencyReport, out: &mut String) {
     }
 }
 
-/// How long a node takes to answer, as far as it was asked.
-fn answering(answers: &Answers, text: &mut String) {
-    for (kind, usual) in [("reads", answers.reads), ("writes", answers.writes)] {
-        if let Some(usual) = usual {
-            let (p50, p99) = (usual.median_us(), usual.p99_us());
-            for (name, us) in [("p50", p50), ("p99", p99)] {
+/// How long a node took to answer, if it was asked.
+fn answering(latencies: &Both, text: &mut String) {
+    for (kind, of) in [("reads", &latencies.reads), ("writes", &latencies.writes)] {
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            if let Some(took) = of.quantile(share) {
                 // Writing to a String cannot fail.
-                let _ = write!(text, ",{kind}_{name}_ms={:.3}", f64::from(us) / 1e3);
+                let _ = write!(text, ",{kind}_{name}_ms={:.3}", took.as_secs_f64() * 1e3);
             }
         }
     }

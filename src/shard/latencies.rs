@@ -6,42 +6,27 @@ use std::time::Duration;
 use super::Shard;
 use crate::cluster::map::NodeId;
 use crate::error::{Error, Result};
-use crate::replication::coordinate::Answers;
-use crate::replication::latency::{Latencies, Recent};
+use crate::replication::latency::Both;
 use crate::rt;
 
-/// Operations of a core's clients over the replicas of their keys, from the first request to the
-/// answer.
-#[derive(Default)]
-pub(super) struct ClientLatencies {
-    reads: Recent,
-    writes: Recent,
-}
-
-/// What a core tells about latencies.
+/// What a core tells about latencies, of the last minute or two.
 #[derive(Clone, Debug, Default)]
 pub struct LatencyReport {
-    /// Reads over replicas that ended within the last minute or two.
-    pub reads: Latencies,
-    /// Such writes.
-    pub writes: Latencies,
-    /// How long nodes take to answer, with this one among them.
-    pub answers: BTreeMap<NodeId, Answers>,
+    /// Of its clients' operations over the replicas of their keys, from the first request to the
+    /// answer.
+    pub clients: Both,
+    /// Of the answers of nodes, with this one among them.
+    pub nodes: BTreeMap<NodeId, Both>,
 }
 
 impl LatencyReport {
-    /// What all of `reports` tell together: of a node's answers those to the core that waits for
-    /// them longest.
+    /// What all of `reports` tell together.
     pub fn total<'r>(reports: impl Iterator<Item = &'r LatencyReport>) -> LatencyReport {
         let mut total = LatencyReport::default();
         for report in reports {
-            total.reads.add(&report.reads);
-            total.writes.add(&report.writes);
-            for (node, answers) in &report.answers {
-                let so_far = total.answers.entry(*node);
-                so_far
-                    .and_modify(|worst| *worst = worst.worst(*answers))
-                    .or_insert(*answers);
+            total.clients.add(&report.clients);
+            for (node, answers) in &report.nodes {
+                total.nodes.entry(*node).or_default().add(answers);
             }
         }
         total
@@ -69,11 +54,9 @@ impl Shard {
 
     /// What this core tells about latencies.
     pub(super) fn latency_report(&self) -> LatencyReport {
-        let mut latencies = self.cluster.latencies.borrow_mut();
         LatencyReport {
-            reads: latencies.reads.told(rt::now()),
-            writes: latencies.writes.told(rt::now()),
-            answers: self.answers(),
+            clients: self.cluster.latencies.borrow_mut().told(rt::now()),
+            nodes: self.node_latencies(),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::Shard;
 use super::siblings::Message;
 use crate::cluster::map::{Holder, Node};
 use crate::cluster::peers::{
-    Answering, Asked, Event, Identity, PeerAddress, PeerLimits, Peers, Serve,
+    Answering, Asked, Event, Identity, PeerAddress, PeerLimits, Peers, Serve, Unanswered,
 };
 use crate::config::{Config, PEER_REQUESTS_MAX, PEER_WAITING_BYTES_MAX};
 use crate::membership::{Ask, Boxed, Reach, Said, Unreached};
@@ -183,8 +183,9 @@ impl Reach for Way {
         let asking = peers.map(|peers| peers.begin(to, address, &request, deadline));
         Box::pin(async move {
             let answered = match asking {
-                Some(Ok(asking)) => asking.wait().await.map_err(|_| Unreached)?,
-                Some(Err(_)) | None => return Err(Unreached),
+                Some(Ok(asking)) => asking.wait().await.map_err(|_| Unreached::Silent)?,
+                Some(Err(Unanswered::Busy)) => return Err(Unreached::Unasked),
+                Some(Err(_)) | None => return Err(Unreached::Silent),
             };
             match answered.answer.view() {
                 Answer::Gossip(bytes) => Ok(Said::Gossip(bytes.to_vec())),
@@ -193,8 +194,34 @@ impl Reach for Way {
                 Answer::Done => Ok(Said::Done),
                 Answer::Busy => Ok(Said::Busy),
                 Answer::Failed { text, .. } => Ok(Said::Refused(text.to_owned())),
-                _ => Err(Unreached),
+                _ => Err(Unreached::Silent),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::tests::node;
+    use crate::rt::sim::{Options, World};
+
+    /// Else a node with much to send would take those to whom it sends for gone.
+    #[test]
+    fn what_there_is_no_room_for_is_not_taken_for_unanswered() {
+        let world = World::new(Options::calm(1));
+        let said = world.block_on(async {
+            let no_room = PeerLimits {
+                requests_max: 0,
+                ..limits(&Config::default())
+            };
+            let peers = Peers::new(CoreId(0), b"", no_room, |_| {});
+            let way = Way {
+                peers: Rc::downgrade(&peers),
+            };
+            let asked = way.ask(&node(2), Ask::Gossip(Vec::new()), SILENCE_MAX);
+            asked.await
+        });
+        assert_eq!(said, Err(Unreached::Unasked));
     }
 }

@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 use crate::membership::etcd::{Etcd, begin_in_etcd};
 use crate::membership::knock::Door;
 use crate::membership::{
-    self, Ask, Begun, Ceiling, Founding, Membership, Reach, Said as Answered, Setup, View,
+    self, AHEAD_MIN, Ask, Begun, Ceiling, Founding, Membership, Reach, Said as Answered, Setup,
+    View,
 };
 use crate::rt;
 use crate::rt::sync::Signal;
@@ -28,7 +29,7 @@ use crate::storage::identity::Identity;
 use crate::types::{CoreId, UnixMillis, Version};
 
 /// Below the ceiling's last moments the next one is asked for.
-const CEILING_SOON_MS: u64 = 3_000;
+const CEILING_SOON_MS: u64 = AHEAD_MIN.as_millis() as u64;
 
 /// What every core is told before it opens its part of the data.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +67,8 @@ pub struct Place {
     /// This core may make versions below it.
     ceiling: Cell<UnixMillis>,
     is_raising: Cell<bool>,
+    /// It could not be raised when that was tried last.
+    is_raise_refused: Cell<bool>,
 }
 
 impl Place {
@@ -86,6 +89,7 @@ impl Place {
             raising: is_first.then(|| Ceiling::new(config.dir.clone(), ceiling)),
             ceiling: Cell::new(ceiling),
             is_raising: Cell::new(false),
+            is_raise_refused: Cell::new(false),
         }
     }
 
@@ -337,10 +341,10 @@ impl Shard {
             if needed + CEILING_SOON_MS >= ceiling && !self.place.is_raising.replace(true) {
                 let shard = Rc::clone(self);
                 drop(rt::spawn(async move {
-                    let raised = shard.raise_ceiling(needed).await;
+                    let is_raised = shard.raise_ceiling(needed).await;
+                    shard.place.is_raise_refused.set(!is_raised);
                     shard.place.is_raising.set(false);
                     shard.place.came.wake_all();
-                    raised
                 }));
             }
             if needed < ceiling {
@@ -348,20 +352,23 @@ impl Shard {
             }
             let is_over = || !self.place.is_raising.get();
             self.place.came.wait_for(|| is_over().then_some(())).await;
-            if self.place.ceiling.get() <= needed {
+            // What another write has asked for may be less than this one needs.
+            if self.place.is_raise_refused.get() && self.place.ceiling.get() <= needed {
                 return Err(Error::DiskFails);
             }
         }
     }
 
-    async fn raise_ceiling(self: &Rc<Self>, needed: UnixMillis) {
-        if let Some(Said::Ceiling(Some(ceiling))) =
+    /// False: it cannot be raised now.
+    async fn raise_ceiling(self: &Rc<Self>, needed: UnixMillis) -> bool {
+        let Some(Said::Ceiling(Some(ceiling))) =
             self.do_on(CoreId(0), Job::RaiseCeiling(needed)).await
-        {
-            self.place
-                .ceiling
-                .set(ceiling.max(self.place.ceiling.get()));
-        }
+        else {
+            return false;
+        };
+        let raised = ceiling.max(self.place.ceiling.get());
+        self.place.ceiling.set(raised);
+        true
     }
 
     /// `Job::RaiseCeiling`, on core 0.

@@ -18,6 +18,7 @@ use super::kv::{Condition, Deed, Entry, Operation, Outcome, Part, Written};
 use super::kv_command::Levels;
 use super::plan::single_part;
 use super::refusal::reply_refusal;
+use super::replica::CLOCK_MAX;
 use crate::error::{Error, Result};
 use crate::membership::View;
 use crate::protocol::command::{Command, KeyCommand, KeyOp, NewExpiry, StoreCommand, parse};
@@ -258,6 +259,13 @@ impl Shard {
         let began = rt::now();
         let held = self.read_where_it_is(key, level, now).await;
         self.note_read(began, &held);
+        // What a client writes after it has read wins over what it has read.
+        if let Ok(held) = &held
+            && held.meta.version.clock < CLOCK_MAX
+            && !rt::planted(Bug::ReadUnheard)
+        {
+            self.clock.borrow_mut().observe(held.meta.version);
+        }
         held
     }
 

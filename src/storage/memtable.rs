@@ -335,6 +335,35 @@ mod tests {
         assert_eq!(table.len(), 3 * CHUNK_ENTRIES_MAX);
     }
 
+    /// Versions are never equal, but a peer may send what it likes: replicas and tables must then
+    /// agree on which of two records wins, or a core would end over what it has admitted.
+    #[test]
+    fn of_equal_versions_the_one_of_higher_rank_wins() {
+        let version = Version {
+            clock: 7,
+            coordinator: 1,
+        };
+        let of = |expiry, tombstone| {
+            let meta = Meta {
+                version,
+                expiry,
+                tombstone,
+            };
+            Record::new(meta, b"key", b"")
+        };
+        let rising = [of(0, false), of(5, false), of(9, false), of(0, true)];
+        let position = Position::of(b"key");
+        for (at, record) in rising.iter().enumerate() {
+            for (other_at, other) in rising.iter().enumerate() {
+                let mut table = Memtable::new();
+                table.insert(other.clone(), position, Lsn(1));
+                let inserted = table.insert(record.clone(), position, Lsn(2));
+                let is_replaced = matches!(inserted, Inserted::Replaced(_));
+                assert_eq!(is_replaced, at > other_at, "{at} after {other_at}");
+            }
+        }
+    }
+
     /// Positions are drawn from `positions`: few of them make many keys tie.
     fn run_against_model(seed: u64, steps: usize, positions: u32) {
         let mut random = fastrand::Rng::with_seed(seed);

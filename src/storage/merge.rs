@@ -192,8 +192,7 @@ impl Merge {
 
 /// True if `record` wins over `other`, a record of the same key that was found earlier.
 pub fn supersedes(record: &Record, other: &Record) -> bool {
-    let (new, old) = (record.meta(), other.meta());
-    (new.version, new.tombstone) > (old.version, old.tombstone)
+    record.meta().rank() > other.meta().rank()
 }
 
 #[cfg(test)]

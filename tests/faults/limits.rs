@@ -181,6 +181,7 @@ fn clients_that_take_all_descriptors_do_not_stop_writes() {
     assert!(open > 100, "hardly anybody is served");
     assert!(refused > 0, "nobody is refused: no test");
     drop(served);
+    wait_until("they have left", PATIENCE, || flood(&node, 20).1 == 0);
     load.check(&node, Health::Sound, "after a burst of clients");
 }
 

@@ -1,8 +1,8 @@
 //! Everything that is refused: with which status, and whether the connection goes on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::common::{Launch, scratch};
+use crate::common::{Launch, PATIENCE, scratch};
 use crate::web::Web;
 use crate::{SMALL, start};
 
@@ -265,6 +265,32 @@ fn one_client_too_many_is_told_so() {
         "clients of both kinds are listed"
     );
     assert_eq!(first.get("/health").status, 200);
+}
+
+/// Else a few connections that say nothing would keep out whoever watches over the node, for good.
+#[test]
+fn who_is_let_in_beyond_the_limit_must_ask_in_time() {
+    let dir = scratch();
+    let config = "[limits]\nclients-max = 1\nhttp-request-timeout-s = 2\n";
+    let node = Launch::new(dir.path()).config(config).start();
+    let mut redis = node.client();
+    let mut watchers = || redis.ask("CLIENT LIST").text().matches("cmd=http").count();
+    assert_eq!(watchers(), 0, "and all cores know that there is one client");
+    let silent: Vec<Web> = (0..16).map(|_| Web::connect(&node)).collect();
+    let check = || Web::connect(&node).get("/health").status;
+    let until = Instant::now() + PATIENCE;
+    // The cores tell each other a moment later how many they have let in.
+    while watchers() < silent.len() || check() != 503 {
+        assert!(Instant::now() < until, "they never take all places");
+    }
+    for mut web in silent {
+        assert_eq!(web.read().status, 408);
+        assert!(web.is_closed());
+    }
+    let until = Instant::now() + PATIENCE;
+    while check() != 200 {
+        assert!(Instant::now() < until, "their places are not free again");
+    }
 }
 
 /// Else a client could have a node make six times as much of a value as may be stored.

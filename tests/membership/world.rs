@@ -65,6 +65,8 @@ pub struct Book {
     pub is_open: bool,
     /// The peer ports of machines that have moved, from their next starts on.
     ports: BTreeMap<u16, u16>,
+    /// Machines that have no room for what they are to ask others.
+    full: BTreeSet<u16>,
     wrong: Option<String>,
 }
 
@@ -200,8 +202,23 @@ impl Reach for Wire {
             };
             future::or(exchange(address, &ask), late)
                 .await
-                .ok_or(Unreached)
+                .ok_or(Unreached::Silent)
         })
+    }
+}
+
+/// The way of a machine that may have no room for what it is to ask.
+struct Narrow {
+    machine: u16,
+    book: Shared,
+}
+
+impl Reach for Narrow {
+    fn ask(&self, node: &Node, ask: Ask, patience: Duration) -> Boxed<'_, Result<Said, Unreached>> {
+        match self.book.borrow().full.contains(&self.machine) {
+            true => Box::pin(future::ready(Err(Unreached::Unasked))),
+            false => Wire.ask(node, ask, patience),
+        }
     }
 }
 
@@ -306,13 +323,17 @@ async fn live(machine: u16, door: Door, (book, slot): (Shared, Slot), orders: Rc
     if let Some((granted, asked)) = book.borrow().granted.get(&machine) {
         node.http_port = *granted.max(asked);
     }
+    let reach = Narrow {
+        machine,
+        book: Rc::clone(&book),
+    };
     let told = Rc::clone(&book);
     let setup = Setup {
         dir: PathBuf::from(DIR),
         node,
         timing: TIMING,
         etcd,
-        reach: Rc::new(Wire),
+        reach: Rc::new(reach),
         join,
         door: Rc::new(Wire),
         tell: Box::new(move |view: &Arc<View>| told.borrow_mut().note(machine, view)),
@@ -380,6 +401,14 @@ impl Scene {
             members: Slot::default(),
             orders: RefCell::default(),
             etcd: None,
+        }
+    }
+
+    /// The same, of so many machines.
+    pub fn of(count: u16, seed: u64, planted: &[Bug]) -> Scene {
+        Scene {
+            count,
+            ..Scene::new(seed, planted)
         }
     }
 
@@ -543,6 +572,33 @@ impl Scene {
             .values()
             .all(|standing| *standing == Standing::Alive)
             && view.standings.len() + 1 == member.map().nodes().len()
+    }
+
+    /// True if `machine` knows that `keeper` is one of those who keep the map.
+    pub fn knows_keeper(&self, machine: u16, keeper: u16) -> bool {
+        let (Some(member), Some(number)) = (self.member(machine), self.number(keeper)) else {
+            return false;
+        };
+        member.map().keepers().nodes.contains(&number)
+    }
+
+    /// True if all that a machine has asked for was granted.
+    pub fn has_what_it_wants(&self, machine: u16) -> bool {
+        let book = self.book.borrow();
+        book.granted
+            .get(&machine)
+            .is_some_and(|(granted, asked)| granted == asked)
+    }
+
+    /// How a node stands, as a machine sees it.
+    pub fn standing(&self, machine: u16, node: NodeId) -> Option<Standing> {
+        let view = self.member(machine)?.view();
+        view.standings.get(&node).copied()
+    }
+
+    /// A machine has no room any more for what it is to ask others; it goes on answering them.
+    pub fn fill_up(&self, machine: u16) {
+        self.book.borrow_mut().full.insert(machine);
     }
 
     fn member(&self, machine: u16) -> Option<Rc<Membership>> {

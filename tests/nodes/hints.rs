@@ -2,7 +2,7 @@
 //! become equal though nobody reads, whichever nodes go down and come back, whenever.
 
 #[path = "hints/talks.rs"]
-mod talks;
+pub mod talks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Clients that mean ill, or do not care: none of them costs the others anything.
 
 use std::io::{ErrorKind, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::common::{Client, Launch, Node, PATIENCE, Value, is_long, request, scratch};
@@ -343,5 +343,41 @@ fn clients_that_vanish_leave_nothing_behind() {
     for index in 0..50 {
         let reply = stays.ask(&format!("SET vanished:{index} 2"));
         assert_eq!(reply, Value::ok());
+    }
+}
+
+/// The kernel's timer of the connection that a node at `node` has with a client at `client`: which
+/// one runs, and in how many hundredths of a second it ends.
+fn timer(node: SocketAddr, client: SocketAddr) -> Option<(u8, u64)> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let ends = [node, client].map(|end| format!(":{:04X}", end.port()));
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect());
+    let line: Vec<&str> = lines.find(|line: &Vec<&str>| {
+        let is_end = |(place, end): (usize, &String)| line[place].ends_with(end);
+        is_end((1, &ends[0])) && is_end((2, &ends[1]))
+    })?;
+    let (timer, left) = line[5].split_once(':')?;
+    let left = u64::from_str_radix(left, 16).ok()?;
+    Some((timer.parse().ok()?, left))
+}
+
+/// Else a client whose machine has lost power would have its place for ever.
+#[test]
+fn clients_that_say_nothing_are_asked_whether_they_are_there() {
+    const KEEPALIVE: u8 = 2;
+    let dir = scratch();
+    let node = Launch::new(dir.path()).start();
+    for address in [node.address, node.http] {
+        let client = Client::connect(address);
+        let own = client.socket().local_addr().expect("it is connected");
+        let until = Instant::now() + PATIENCE;
+        let is_asked = || {
+            timer(address, own).is_some_and(|(timer, left)| timer == KEEPALIVE && left <= 30_000)
+        };
+        while !is_asked() {
+            let found = timer(address, own);
+            assert!(Instant::now() < until, "{address}: {found:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }

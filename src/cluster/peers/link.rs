@@ -189,7 +189,11 @@ impl Link {
                 *self.tried.borrow_mut() = (address.host.to_owned(), address.port);
                 rt::spawn(Rc::clone(self).run(Rc::clone(peers)));
             }
-            Stage::Connecting | Stage::Up => self.outside.ring(),
+            Stage::Connecting => {
+                self.redirect(address);
+                self.outside.ring();
+            }
+            Stage::Up => self.outside.ring(),
         }
         Ok(Asking {
             link: Rc::clone(self),
@@ -217,6 +221,18 @@ impl Link {
         self.retry_at.set(Duration::ZERO);
         let is_old = |since: Duration| rt::now() >= since + CONNECTING_OLD;
         if self.connects.get().is_some_and(is_old) {
+            self.is_hurried.set(true);
+            self.hurried.wake_all();
+        }
+    }
+
+    /// While it still connects to another address than this one, it connects to this one instead:
+    /// where nobody answers, not even with a refusal, there is nothing to wait for.
+    fn redirect(&self, address: PeerAddress<'_>) {
+        let mut tried = self.tried.borrow_mut();
+        let is_same = tried.0 == address.host && tried.1 == address.port;
+        if !is_same && self.connects.get().is_some() && !rt::planted(Bug::OldAddressKept) {
+            *tried = (address.host.to_owned(), address.port);
             self.is_hurried.set(true);
             self.hurried.wake_all();
         }
@@ -327,17 +343,21 @@ impl Link {
         broken
     }
 
-    /// Connects, and begins anew whenever that takes long and the other side is said to be back.
+    /// Connects, and begins anew whenever that takes long and the other side is said to be back, or
+    /// to be somewhere else. All that takes no longer than `limit`: then it has failed, and whoever
+    /// waits for it is told.
     async fn connect(&self, limit: Duration) -> Result<Stream, Broken> {
-        let (host, port) = self.tried.borrow().clone();
+        let end = rt::now() + limit;
         loop {
+            let (host, port) = self.tried.borrow().clone();
             let connecting = async {
                 let address = rt::resolve(&host, port).await.map_err(Broken::Io)?;
                 let stream = Stream::connect(address).await;
                 stream.map_err(Broken::Unreachable)
             };
+            let left = end.saturating_sub(rt::now());
             self.connects.set(Some(rt::now()));
-            let connected = async { Some(within(limit, connecting).await) };
+            let connected = async { Some(within(left, connecting).await) };
             let is_hurried = || self.is_hurried.take().then_some(None);
             let ended = future::or(connected, self.hurried.wait_for(is_hurried)).await;
             self.connects.set(None);

@@ -1,6 +1,7 @@
 //! Cores of several nodes that ask each other, in a world in which messages are late, cut off and
 //! lost, and nodes crash.
 
+mod connecting;
 mod refusals;
 mod rogue;
 

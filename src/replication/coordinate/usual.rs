@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use crate::config::{HEDGE_AFTER_MAX, HEDGE_AFTER_MIN};
+use crate::replication::latency::BothRecent;
 
 /// What is supposed of a node that was never heard.
 const MEDIAN_AT_FIRST_US: f32 = 500.0;
@@ -18,47 +19,34 @@ const STEP: f32 = 0.05;
 /// No estimate falls below this, or a step would move it no more.
 const LEAST_US: f32 = 1.0;
 
-/// How long one node takes, by what it is asked: a write waits for a sync, and says little of how
-/// soon a read is late.
-#[derive(Clone, Copy, Debug, Default)]
+/// How long one node takes to answer.
+#[derive(Debug, Default)]
 pub struct Answers {
-    /// What it holds, or its clock. `None`: it has not said that yet.
-    pub reads: Option<Usual>,
+    /// To say what it holds, or its clock: after that a read is late. A write waits for a sync, and
+    /// says little of it.
+    pub reads: Usual,
     /// To store something.
-    pub writes: Option<Usual>,
-    /// Whatever it was asked. Every replica is asked to write, and so none is taken for a slow one
-    /// for ever because it was once, and is not asked to read any more.
+    pub writes: Usual,
+    /// To do either. Every replica is asked to write, and so none is taken for a slow one for ever
+    /// because it was once, and is not asked to read any more.
     pub all: Usual,
+    /// For people.
+    pub recent: BothRecent,
 }
 
 impl Answers {
-    /// It has said what it holds after so long.
-    pub fn note_read(&mut self, took: Duration) {
-        self.reads.get_or_insert_default().note(took);
+    /// At `now` it has said what it holds, after so long.
+    pub fn note_read(&mut self, took: Duration, now: Duration) {
+        self.reads.note(took);
         self.all.note(took);
+        self.recent.reads.note(took, now);
     }
 
-    /// It has stored something after so long.
-    pub fn note_write(&mut self, took: Duration) {
-        self.writes.get_or_insert_default().note(took);
+    /// At `now` it has stored something, after so long.
+    pub fn note_write(&mut self, took: Duration, now: Duration) {
+        self.writes.note(took);
         self.all.note(took);
-    }
-
-    /// Of what two cores have seen, of each kind, what is worse.
-    pub fn worst(self, other: Answers) -> Answers {
-        let is_worse = |one: Usual, other: Usual| one.p99_us >= other.p99_us;
-        let worst = |one: Option<Usual>, other: Option<Usual>| match (one, other) {
-            (Some(one), Some(other)) if is_worse(one, other) => Some(one),
-            (one, other) => other.or(one),
-        };
-        Answers {
-            reads: worst(self.reads, other.reads),
-            writes: worst(self.writes, other.writes),
-            all: match is_worse(self.all, other.all) {
-                true => self.all,
-                false => other.all,
-            },
-        }
+        self.recent.writes.note(took, now);
     }
 }
 
@@ -89,11 +77,6 @@ impl Usual {
     /// Half of the answers take longer.
     pub fn median_us(self) -> u32 {
         self.median_us as u32
-    }
-
-    /// One answer in a hundred takes longer.
-    pub fn p99_us(self) -> u32 {
-        self.p99_us as u32
     }
 
     /// An answer that takes longer is late: another replica is asked.

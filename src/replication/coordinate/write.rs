@@ -7,6 +7,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_lite::future;
+
 use super::{
     Change, Coordinator, Failure, Inbox, Mutation, Placement, Replicas, Written, alarm_at,
 };
@@ -54,8 +56,13 @@ impl<R: Replicas> Coordinator<R> {
         }
         let ranking = self.ranking(&placement);
         let (quorum, to) = WriteQuorum::start(level, &ranking, self.rules)?;
-        let version = Rc::clone(&self.replicas).version(heard).await;
-        let version = version.map_err(Failure::Here)?;
+        let version = Rc::clone(&self.replicas).version(heard);
+        let late = async {
+            alarm_at(deadline).await;
+            None
+        };
+        let version = future::or(async { Some(version.await) }, late).await;
+        let version = version.ok_or(Failure::Failed)?.map_err(Failure::Here)?;
         assert!(
             version > heard,
             "a version is above the clocks of a majority"

@@ -7,6 +7,7 @@
 
 mod files;
 mod host;
+mod keepalive;
 mod mail;
 mod net;
 mod stop;

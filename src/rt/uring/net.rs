@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use glommio::net::{TcpListener, TcpStream};
 
+use super::keepalive::keep_alive;
 use super::{host, into_io};
 use crate::error::{Error, Result};
 
@@ -44,6 +45,7 @@ impl Stream {
     fn new(stream: TcpStream) -> Stream {
         // It can fail only on a connection that is already gone, which the first read will tell.
         let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
         Stream(stream)
     }
 

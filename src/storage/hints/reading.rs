@@ -258,18 +258,26 @@ impl Hints {
                 let target = state.targets.get(&node);
                 target.and_then(|target| target.files.front().cloned())
             };
+            // One in which nothing is left, or ever was, must not stand before older ones.
+            let is_through =
+                |file: &HintFile| file.handed.get() >= file.end.get() && !file.takes_more();
             let is_old = |file: &HintFile| {
-                let is_quiet = file.is_known.get() && !file.is_busy.get();
-                is_quiet && file.hints.get() > 0 && self.is_too_old(file.kept_last.get(), now)
+                file.hints.get() > 0 && self.is_too_old(file.kept_last.get(), now)
             };
-            let Some(file) = oldest.filter(|file| is_old(file)) else {
+            let is_to_go = |file: &HintFile| {
+                let is_quiet = file.is_known.get() && !file.is_busy.get();
+                is_quiet && (is_through(file) || is_old(file))
+            };
+            let Some(file) = oldest.filter(|file| is_to_go(file)) else {
                 return;
             };
             let hints = file.hints.get();
-            log::warn!(
-                "{hints} hints for node {node} are older than `hint-max-age-s` allows: it is not told by them what it has \
-                 missed"
-            );
+            if hints > 0 {
+                log::warn!(
+                    "{hints} hints for node {node} are older than `hint-max-age-s` allows: it is not told by \
+                     them what it has missed"
+                );
+            }
             self.state.borrow_mut().stats.expired += hints;
             file.seal();
             self.remove(&file).await;

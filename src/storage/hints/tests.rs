@@ -257,6 +257,26 @@ fn hints_that_are_too_old_are_dropped_and_counted() {
     });
 }
 
+/// Else what a failed disk left behind would keep all hints behind it for as long as their node is
+/// away, and the room that they take.
+#[test]
+fn an_empty_file_keeps_no_hints_from_growing_too_old() {
+    let world = world(4, &[]);
+    let handle = world.handle();
+    world.run_on(NODE, async move {
+        let hints = open(0, 1, limits()).await;
+        let disk = handle.disk(NODE);
+        disk.change_faults(|faults| faults.eio_write = 1.0);
+        assert_ne!(hints.keep(2, record(1, 100)).await, Kept::Synced);
+        disk.change_faults(|faults| faults.eio_write = 0.0);
+        assert_eq!(hints.keep(2, record(2, 100)).await, Kept::Synced);
+        rt::sleep(Duration::from_millis(HOUR_MS)).await;
+        hints.expire(2, rt::wall_ms()).await;
+        assert_eq!(hints.stats().expired, 1);
+        assert_eq!(hints.backlog(), BTreeMap::new());
+    });
+}
+
 /// Else a full disk, or one that fails, would turn into acknowledged hints that are nowhere.
 #[test]
 fn a_disk_that_is_full_or_fails_refuses_hints_and_loses_none() {
